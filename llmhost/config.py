@@ -1,0 +1,234 @@
+"""llmhost.yaml: what an operator writes. Parsed, checked, frozen; nothing about this machine is known here.
+
+Every refusal is a ConfigError that names the key by its path (``services.chat.args``) and says what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from llmhost.errors import ConfigError
+from llmhost.facts import Kind
+
+SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None
+
+
+class _Section(BaseModel):
+    """A mapping in llmhost.yaml: frozen, unknown keys refused, numbers and strings not mixed up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_strings(value: object) -> object:
+    """YAML reads ``8`` and ``true`` as number and boolean; in an environment they are text."""
+    if not isinstance(value, Mapping):
+        return value
+    return {str(k): _environment_text(v) for k, v in value.items()}
+
+
+def _environment_text(value: object) -> object:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return str(value) if isinstance(value, int | float) else value
+
+
+class Engine(_Section):
+    """The environment that runs vLLM."""
+
+    name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=40)
+    """Directory of the engine below $LLMHOST_HOME/engines."""
+    kind: Literal["venv"] = "venv"
+    """How the environment is made: venv (with uv)."""
+    device: Literal["auto", "cpu"] = "auto"
+    """What the engine computes on; auto looks at this machine."""
+    vllm: str | None = None
+    """Version of vLLM to install instead of the tested one."""
+    python: str | None = None
+    """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""
+
+
+class Gateway(_Section):
+    """The one OpenAI-compatible port in front of all services."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+    max_body_mib: int = Field(default=50, ge=1, le=1024)
+    """Largest request body in MiB; a larger one is answered with 413."""
+
+
+class Service(_Section):
+    """One model served under one or more names."""
+
+    model: str = Field(min_length=1)
+    """A directory, demo:chat|embed|rerank, modelscope:owner/name or hf:owner/name."""
+    kind: Kind | None = None
+    """chat, embed or rerank; default: inferred from the model."""
+    served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Names that clients send as `model`; default: the name of the service."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Engine processes that share the requests."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Publishes this service alone on a port of its own, too."""
+    args: dict[str, ArgValue] = Field(default_factory=dict)
+    """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
+    env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
+    """Environment variables for the engine process."""
+    start_timeout: float = Field(default=1800, gt=0, strict=False)
+    """Seconds that the engine may take to become ready."""
+    stop_timeout: float = Field(default=30, ge=0, strict=False)
+    """Seconds that running requests get to finish when the service is stopped."""
+
+    @field_validator("served_as")
+    @classmethod
+    def _plain_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not name or not name.isprintable():
+                raise ValueError(f"{name!r} cannot be a model name: it is empty or holds characters that do not print")
+        return list(dict.fromkeys(names))
+
+    @field_validator("env")
+    @classmethod
+    def _environment_names(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not ENVIRONMENT_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot be the name of an environment variable")
+            if "\0" in value:
+                raise ValueError(f"the value of {name} holds a NUL character")
+        return env
+
+
+class Config(_Section):
+    """The whole of llmhost.yaml."""
+
+    engine: Engine = Engine()
+    models_dir: str | None = None
+    """Where models are kept; default: $LLMHOST_HOME/models."""
+    gateway: Gateway = Gateway()
+    services: dict[str, Service] = Field(default_factory=dict)
+    """The services by name."""
+
+    @field_validator("services", mode="before")
+    @classmethod
+    def _service_names(cls, services: object) -> object:
+        for name in services if isinstance(services, Mapping) else ():
+            if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
+                raise ValueError(
+                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, 40 characters at most"
+                )
+        return services
+
+    @model_validator(mode="after")
+    def _one_owner_each(self) -> Config:
+        names = ((n, s) for s, service in self.services.items() for n in served_names(s, service))
+        _refuse_double("served_as", names)
+        ports = ((p, s) for s, service in self.services.items() if (p := service.port))
+        _refuse_double("port", [(self.gateway.port, "gateway"), *ports])
+        return self
+
+
+def served_names(name: str, service: Service) -> tuple[str, ...]:
+    """The names that clients may send as ``model`` for this service."""
+    return tuple(service.served_as) or (name,)
+
+
+def _refuse_double(what: str, owners: Iterable[tuple[object, str]]) -> None:
+    seen: dict[object, str] = {}
+    for value, owner in owners:
+        if value in seen:
+            raise ValueError(f"{what} {value!r} is used by both {seen[value]} and {owner}")
+        seen[value] = owner
+
+
+def load(path: Path) -> Config:
+    """Read llmhost.yaml; raises ConfigError when it is missing, unreadable, not YAML or not a configuration."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of llmhost.yaml; raises ConfigError when it is missing or unreadable."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path} does not exist", "write one with `llmhost init` (or `llmhost init --demo`)") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"cannot read {path}: {e}", "it must be a readable file in UTF-8") from e
+
+
+def parse(text: str, source: str = "llmhost.yaml") -> Config:
+    """Check the text of an llmhost.yaml; raises ConfigError with the path of the first wrong key."""
+    data = _yaml(text, source)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} is not a mapping", "start from `llmhost init --demo`")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as e:
+        raise _explain(e, source) from None
+
+
+def _yaml(text: str, source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}" if mark else source
+        problem = str(getattr(e, "problem", None) or e).splitlines()[0]
+        raise ConfigError(f"{place}: {problem}", "YAML wants equal indentation by spaces, and each key once") from None
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    """The first problem as a sentence; the others are counted."""
+    problems = error.errors()
+    # An unknown key is the likeliest cause of the others, so it goes first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{source}: unknown key {path}{more}", _nearest(first["loc"]))
+    reason = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
+    where = f"{source}: {path}: " if path else f"{source}: "
+    return ConfigError(f"{where}{reason[:1].lower()}{reason[1:]}{given}{more}", "see `llmhost config schema` for every key")
+
+
+def _nearest(loc: tuple[str | int, ...]) -> str:
+    section = _section_at(loc[:-1])
+    known = sorted(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    if section is Service:
+        return f"known keys here: {', '.join(known)}; flags of vLLM go under args:"
+    return f"known keys here: {', '.join(known)}"
+
+
+def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
+    sections: Mapping[str, type[_Section]] = MappingProxyType({"engine": Engine, "gateway": Gateway})
+    if not loc:
+        return Config
+    return Service if loc[0] == "services" else sections.get(str(loc[0]))
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of llmhost.yaml, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "llmhost.yaml", **Config.model_json_schema()}

@@ -1,0 +1,80 @@
+"""Every error that a user can meet: a message, a hint and an exit status.
+
+Raised anywhere, caught once (``llmhost.__main__.main``), printed as one ``error:`` line and one ``hint:`` line.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LlmhostError(Exception):
+    """Base of all errors that are a message to the user rather than a bug.
+
+    ``message`` names the key, file, flag or package that is wrong; ``hint`` says what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(LlmhostError):
+    """llmhost.yaml is missing, cannot be parsed, or holds a wrong key or value."""
+
+
+class HomeError(LlmhostError):
+    """The home directory cannot be used (not ours, too long a path, not writable)."""
+
+
+class BusyError(LlmhostError):
+    """Another llmhost command is changing the same home."""
+
+    exit_code = 4
+
+
+class CommandError(LlmhostError):
+    """A program that llmhost ran ended with an error or could not be started."""
+
+
+class EngineError(LlmhostError):
+    """The engine environment cannot be built, is broken or is missing."""
+
+
+class ModelError(LlmhostError):
+    """A model directory is missing, incomplete or not what the service needs."""
+
+
+class PlanError(LlmhostError):
+    """The configuration does not fit this machine or the installed engine."""
+
+
+class RenderError(LlmhostError):
+    """A value cannot be written into a configuration file without changing it."""
+
+
+class GatewayError(LlmhostError):
+    """The gateway cannot start, or Envoy refuses its configuration."""
+
+
+class SupervisorError(LlmhostError):
+    """supervisord cannot be started, reached or told what to do."""
+
+
+class NotReadyError(LlmhostError):
+    """Services are not (all) ready."""
+
+    exit_code = 3
+
+
+class CheckError(LlmhostError):
+    """A running service answered wrongly."""
+
+
+class Interrupted(LlmhostError):
+    """The user pressed Ctrl-C; what was done so far stays understandable for the next command."""
+
+    exit_code = 130

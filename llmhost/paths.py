@@ -1,0 +1,130 @@
+"""Every path on disk: the home of an installation, and the templates that are shipped with the package."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmhost.errors import HomeError
+
+HOME_ENV = "LLMHOST_HOME"
+MARKER = ".llmhost"
+SOCKET_PATH_LIMIT = 107
+"""Longest usable unix socket path in bytes: ``sun_path`` is 108 with its closing NUL (unix(7))."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The one directory that holds everything of an installation; ``root`` is absolute."""
+
+    root: Path
+
+    @classmethod
+    def resolve(cls, given: str | None = None) -> Home:
+        """The home named on the command line, else by ``$LLMHOST_HOME``, else ``~/.llmhost``."""
+        chosen = given or os.environ.get(HOME_ENV) or "~/.llmhost"
+        return cls(Path(os.path.abspath(os.path.expanduser(chosen))))
+
+    @property
+    def marker(self) -> Path:
+        """A file that says: this directory belongs to llmhost."""
+        return self.root / MARKER
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "llmhost.yaml"
+
+    @property
+    def engines(self) -> Path:
+        return self.root / "engines"
+
+    def engine_dir(self, name: str) -> Path:
+        return self.engines / name
+
+    @property
+    def models(self) -> Path:
+        """Where models are kept unless ``models_dir`` says otherwise."""
+        return self.root / "models"
+
+    @property
+    def cache(self) -> Path:
+        """Compile caches of the engines and facts read from them; safe to delete."""
+        return self.root / "cache"
+
+    @property
+    def conf(self) -> Path:
+        """Rendered files; only llmhost writes here."""
+        return self.root / "conf"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan that is in force, as JSON; `status` reads it instead of planning again."""
+        return self.conf / "plan.json"
+
+    @property
+    def supervisord_conf(self) -> Path:
+        return self.conf / "supervisord.conf"
+
+    @property
+    def gateway_conf(self) -> Path:
+        return self.conf / "gateway"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log_file(self, program: str) -> Path:
+        return self.logs / f"{program}.log"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, locks and state of what is running; mode 0700."""
+        return self.root / "run"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.run / "lock"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        return self.run / "supervisor.sock"
+
+    @property
+    def supervisord_pid_file(self) -> Path:
+        return self.run / "supervisord.pid"
+
+    def engine_socket(self, program: str) -> Path:
+        return self.run / f"{program}.sock"
+
+    def state_file(self, program: str) -> Path:
+        """Where the guard of a program writes its state."""
+        return self.run / f"{program}.state.json"
+
+    @property
+    def gateway_admin_socket(self) -> Path:
+        return self.run / "gateway-admin.sock"
+
+    def check_socket_paths(self, programs: tuple[str, ...] = ()) -> None:
+        """Raise HomeError when a unix socket below this home would not fit into ``sockaddr_un``.
+
+        supervisord binds ``<socket>.<pid>`` first and links it, so room for the longest pid is reckoned in.
+        """
+        sockets = [f"{self.supervisor_socket}.4194304", str(self.gateway_admin_socket)]
+        longest = max((*sockets, *(str(self.engine_socket(p)) for p in programs)), key=lambda s: len(os.fsencode(s)))
+        excess = len(os.fsencode(longest)) - SOCKET_PATH_LIMIT
+        if excess > 0:
+            raise HomeError(
+                f"home {self.root} is {excess} bytes too long: unix socket paths end at {SOCKET_PATH_LIMIT} bytes"
+                f" and {longest} would not fit",
+                f"use a shorter --home or {HOME_ENV}, or shorter service names",
+            )
+
+
+def templates_dir() -> Path:
+    """The directory of the jinja2 templates, in a wheel or beside the package in an editable install."""
+    package = Path(__file__).parent
+    for candidate in (package / "conf_templates", package.parent / "conf_templates"):
+        if candidate.is_dir():
+            return candidate
+    raise HomeError("the templates (conf_templates/) are missing from this installation", "install llmhost again")

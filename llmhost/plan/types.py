@@ -1,0 +1,114 @@
+"""The data of a plan. Plain frozen dataclasses, so that every flag, socket and share is an equality test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmhost.facts import Device, Kind
+
+
+@dataclass(frozen=True)
+class ProgramPlan:
+    """One engine process: a replica of a service, as supervisord and its guard will run it."""
+
+    name: str
+    """``<service>-<replica number>``, also the name of the supervisor program and group."""
+    argv: tuple[str, ...]
+    """The vLLM command, complete, so that it can be run by hand."""
+    env: Mapping[str, str]
+    """Variables added to the environment of the engine."""
+    socket: str
+    gpus: tuple[int, ...]
+    cores: tuple[int, ...]
+    """CPUs that the engine is bound to; empty: not bound."""
+    memory_bytes: int
+    """Host memory (CPU engines) that the plan reckons with for this process."""
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """One model served under one or more names by one or more replicas."""
+
+    name: str
+    kind: Kind
+    kind_reason: str
+    model: str
+    """As written in llmhost.yaml."""
+    model_path: str
+    served_as: tuple[str, ...]
+    port: int | None
+    """Publishes this service alone on the gateway's host, too."""
+    start_timeout: float
+    """Seconds until a starting engine counts as failed."""
+    stop_timeout: float
+    """Seconds that running requests get to finish when the service is stopped."""
+    replicas: tuple[ProgramPlan, ...]
+
+
+@dataclass(frozen=True)
+class GatewayPlan:
+    """The Envoy in front of all services; sizes in bytes."""
+
+    host: str
+    port: int
+    max_body_bytes: int
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the gateway."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine that the services run in."""
+
+    name: str
+    python: str
+    device: Device
+    vllm_version: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs where with which flags. Computed by `llmhost.plan.build`, never changed afterwards."""
+
+    home: str
+    engine: EnginePlan
+    gateway: GatewayPlan
+    services: tuple[ServicePlan, ...]
+
+    @property
+    def programs(self) -> tuple[ProgramPlan, ...]:
+        return tuple(replica for service in self.services for replica in service.replicas)
+
+    def service(self, name: str) -> ServicePlan | None:
+        return next((s for s in self.services if s.name == name), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict` after a trip through JSON; raises KeyError or TypeError on foreign data."""
+        return cls(
+            home=data["home"],
+            engine=EnginePlan(**data["engine"]),
+            gateway=GatewayPlan(**data["gateway"]),
+            services=tuple(_service(s) for s in data["services"]),
+        )
+
+
+def _service(data: Mapping[str, Any]) -> ServicePlan:
+    replicas = tuple(_program(p) for p in data["replicas"])
+    return ServicePlan(**{**data, "served_as": tuple(data["served_as"]), "replicas": replicas})
+
+
+def _program(data: Mapping[str, Any]) -> ProgramPlan:
+    lists = {key: tuple(data[key]) for key in ("argv", "gpus", "cores")}
+    return ProgramPlan(**{**data, **lists})
