@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["chat", "embed", "rerank"]
@@ -17,6 +17,17 @@ class HostFacts:
     cores: tuple[int, ...]
     memory_total: int
     memory_available: int
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The programs that run a home, as absolute paths."""
+
+    python: str
+    """The interpreter that runs llmhost, supervisord and the guards."""
+    guard: str
+    """The guard's script."""
+    envoy: str
 
 
 @dataclass(frozen=True)
@@ -58,4 +69,3 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Bytes of KV cache that one token takes over all layers; 0 for models without a cache."""
     context_length: int
-    tags: tuple[str, ...] = field(default=())

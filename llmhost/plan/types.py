@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmhost.facts import Device, Kind
+from llmhost.facts import Device, Kind, Tools
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Plan:
     """What runs where with which flags. Computed by `llmhost.plan.build`, never changed afterwards."""
 
     home: str
+    tools: Tools
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
@@ -98,6 +99,7 @@ class Plan:
         """The inverse of `to_dict` after a trip through JSON; raises KeyError or TypeError on foreign data."""
         return cls(
             home=data["home"],
+            tools=Tools(**data["tools"]),
             engine=EnginePlan(**data["engine"]),
             gateway=GatewayPlan(**data["gateway"]),
             services=tuple(_service(s) for s in data["services"]),
