@@ -2,13 +2,134 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from llmhost.files import RenderedFile
+from llmhost.gateway import gateway_argv, render_gateway
+from llmhost.paths import Home
+from llmhost.plan import Plan, ProgramPlan, ServicePlan
+from llmhost.supervisor_format import quote_command, quote_value
+from llmhost.templates import template_environment
+
+GATEWAY_PROGRAM = "gateway"
+GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
+
+SWEEP_SECONDS = 30
+"""What the guard may need after ``stop_timeout`` to kill and sweep, before supervisord kills the guard itself."""
+
+EXIT_FAILED = 78
+"""The guard's exit status for "do not try again" (EX_CONFIG of sysexits.h)."""
 
 
 @dataclass(frozen=True)
-class RenderedFile:
-    """One file below the home: ``path`` is relative to it, ``mode`` its permission bits."""
+class SupervisedProgram:
+    """What program.conf.j2 needs for one ``[program:…]`` section."""
 
-    path: str
-    text: str
-    mode: int = 0o600
+    name: str
+    comment: str
+    argv: tuple[str, ...]
+    fingerprint: str
+    autorestart: str
+    exitcodes: str
+    startsecs: int
+    startretries: int
+    stopwaitsecs: int
+    log_file: str
+
+
+def render(plan: Plan) -> tuple[RenderedFile, ...]:
+    """Every file of a plan, sorted by path.
+
+    Raises RenderError for what supervisord's or Envoy's files cannot hold.
+    """
+    home = Home(Path(plan.home))
+    gateway = render_gateway(plan)
+    specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
+    programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
+    programs.append(_gateway_program(home, plan, gateway))
+    files = (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
+    return tuple(sorted(files, key=lambda f: f.path))
+
+
+def _plan_file(plan: Plan) -> RenderedFile:
+    return RenderedFile("conf/plan.json", json.dumps(plan.to_dict(), ensure_ascii=False, indent=1) + "\n")
+
+
+def guard_spec_path(program: str) -> str:
+    """Where the guard of a program finds what it must know, relative to the home."""
+    return f"conf/guard/{program}.json"
+
+
+def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> RenderedFile:
+    """Read by the guard only: it may hold secrets (environment), so nothing of it is on a command line."""
+    spec = {
+        "program": program.name,
+        "kind": service.kind,
+        "model": service.served_as[0],
+        "socket": program.socket,
+        "state_file": str(home.state_file(program.name)),
+        "log_file": str(home.log_file(program.name)),
+        "env": dict(program.env),
+        "locks": [],
+        "start_timeout": service.start_timeout,
+        "stop_timeout": service.stop_timeout,
+    }
+    return RenderedFile(guard_spec_path(program.name), json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
+
+
+def _engine_program(home: Home, plan: Plan, service: ServicePlan, program: ProgramPlan) -> SupervisedProgram:
+    spec = _guard_spec(home, service, program)
+    guard = (plan.tools.python, "-I", "-S", plan.tools.guard, str(home.root / spec.path), "--")
+    return SupervisedProgram(
+        name=program.name,
+        comment="what follows -- is the vLLM command; it can be run by hand",
+        argv=(*guard, *program.argv),
+        fingerprint=_fingerprint(spec.text),
+        autorestart="unexpected",
+        exitcodes=f"0,{EXIT_FAILED}",
+        # The guard decides what counts as started, so no time is waited here.
+        startsecs=0,
+        startretries=3,
+        stopwaitsecs=int(service.stop_timeout) + SWEEP_SECONDS,
+        log_file=str(home.log_file(program.name)),
+    )
+
+
+def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> SupervisedProgram:
+    bootstrap = next(f for f in files if f.path == GATEWAY_BOOTSTRAP)
+    return SupervisedProgram(
+        name=GATEWAY_PROGRAM,
+        comment="",
+        # Envoy is not guarded: the guard only ties it to supervisord's life and becomes it.
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", "--", *gateway_argv(plan)),
+        # Services, names and ports are in files that Envoy watches: only its bootstrap needs a restart.
+        fingerprint=_fingerprint(bootstrap.text),
+        autorestart="true",
+        exitcodes="0",
+        startsecs=1,
+        startretries=10,
+        stopwaitsecs=20,
+        log_file=str(home.log_file(GATEWAY_PROGRAM)),
+    )
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _supervisord_conf(home: Home, programs: Sequence[SupervisedProgram]) -> RenderedFile:
+    environment = template_environment()
+    environment.filters.update(command=quote_command, ini=quote_value)
+    text = environment.get_template("supervisord.conf.j2").render(
+        home=str(home.root),
+        logs=str(home.logs),
+        programs=programs,
+        supervisor_socket=str(home.supervisor_socket),
+        supervisord_log=str(home.log_file("supervisord")),
+        supervisord_pid_file=str(home.supervisord_pid_file),
+    )
+    return RenderedFile("conf/supervisord.conf", text)
