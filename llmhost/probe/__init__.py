@@ -1,0 +1,1 @@
+"""Reads facts: this machine, a model directory, a running service."""

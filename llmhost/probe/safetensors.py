@@ -1,0 +1,64 @@
+"""Sizes and soundness of safetensors files, from their headers only (no weights are read).
+
+The format: 8 bytes little-endian header length, that many bytes of JSON (name -> dtype, shape, data_offsets), then the
+tensors back to back up to the end of the file (https://huggingface.co/docs/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmhost.errors import ModelError
+
+MAX_HEADER = 100_000_000
+"""The reference implementation refuses longer headers."""
+LFS_MAGIC = b"version https://git-lfs"
+AGAIN = "fetch this file again: the copy is incomplete or damaged"
+
+
+def tensor_bytes(file: Path) -> int:
+    """Bytes of all tensors in the file. Raises ModelError when it is cut short, damaged or a git-lfs pointer."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(len(LFS_MAGIC))
+            refuse_lfs_pointer(file, start)
+            length = int.from_bytes(start[:8], "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise _damaged(file, size, f"its header says {length} bytes")
+            stream.seek(8)
+            header = json.loads(stream.read(length))
+    except OSError as e:
+        raise ModelError(f"cannot read {file}: {e.strerror}", "llmhost must be able to read the model's files") from e
+    except ValueError as e:
+        raise ModelError(f"{file} is not a safetensors file: its header is not JSON", AGAIN) from e
+    return _checked_data(file, size - 8 - length, header)
+
+
+def _checked_data(file: Path, data: int, header: Any) -> int:
+    if not isinstance(header, dict):
+        raise ModelError(f"{file} is not a safetensors file: its header is not a mapping", AGAIN)
+    try:
+        ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
+    except (TypeError, KeyError, IndexError, ValueError) as e:
+        raise ModelError(f"{file} is not a safetensors file: its header lacks offsets", AGAIN) from e
+    expected = max(ends, default=0)
+    if expected != data:
+        raise _damaged(file, data, f"its header describes {expected}")
+    return expected
+
+
+def _damaged(file: Path, size: int, expectation: str) -> ModelError:
+    what = "is empty" if size == 0 else f"is cut short or damaged: it holds {size} bytes, but {expectation}"
+    return ModelError(f"{file} {what}", AGAIN)
+
+
+def refuse_lfs_pointer(file: Path, start: bytes) -> None:
+    """Raise ModelError when ``start`` begins a git-lfs pointer: a clone made without git-lfs has no weights."""
+    if start.startswith(LFS_MAGIC):
+        raise ModelError(
+            f"{file} is a git-lfs pointer, not the weights",
+            "run `git lfs pull` in the clone, or download the files from the hub",
+        )
