@@ -128,3 +128,8 @@ def templates_dir() -> Path:
         if candidate.is_dir():
             return candidate
     raise HomeError("the templates (conf_templates/) are missing from this installation", "install llmhost again")
+
+
+def guard_script() -> Path:
+    """The guard, which is started as a script by its path: it imports nothing of llmhost."""
+    return Path(__file__).parent / "supervise" / "guard.py"

@@ -56,7 +56,12 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
 
 
 def _plan_file(plan: Plan) -> RenderedFile:
-    return RenderedFile("conf/plan.json", json.dumps(plan.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    """What `status` and `check` read; without the environments, which may hold secrets and are in the guard's files."""
+    data = plan.to_dict()
+    for service in data["services"]:
+        for replica in service["replicas"]:
+            replica["env"] = {}
+    return RenderedFile("conf/plan.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
 def guard_spec_path(program: str) -> str:

@@ -1,0 +1,63 @@
+"""Entry point: runs the command line and turns every expected error into two lines and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from llmhost.errors import Interrupted, LlmhostError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `llmhost` and exit with its status."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `llmhost` and return its exit status; the one place where errors are caught."""
+    from click import ClickException
+    from click.exceptions import Abort
+
+    from llmhost.cli import cli
+
+    debug = "--debug" in argv
+    try:
+        # Not standalone: click would print errors in its own words and exit by itself.
+        result = cli.main(args=list(argv), prog_name="llmhost", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LlmhostError as e:
+        if debug:
+            raise
+        return _report(e.message, e.hint, e.exit_code)
+    except ClickException as e:
+        return _report(e.format_message(), _usage_hint(e), e.exit_code)
+    except (KeyboardInterrupt, Abort):
+        if debug:
+            raise
+        return _report("interrupted", "the same command again goes on from here", Interrupted.exit_code)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python must not complain about it again while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as e:
+        if debug:
+            raise
+        message = f"internal error: {type(e).__name__}: {e}"
+        return _report(message, "this is a bug in llmhost: run the command again with --debug and report what it prints", 70)
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context else "see `llmhost --help`"
+
+
+def _report(message: str, hint: str, exit_code: int) -> int:
+    from llmhost.cli.console import report_error
+
+    report_error(message, hint)
+    return exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The command line. Commands load when they are run, so that `llmhost --help` and `status` stay fast."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import click
+
+from llmhost import __version__
+from llmhost.paths import HOME_ENV, Home
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the global options say; every command gets it through ``click.pass_obj``."""
+
+    home: Home
+
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
+    "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
+    "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
+    "plan": ("llmhost.cli.plan", "Show what runs where with which flags."),
+    "render": ("llmhost.cli.plan", "Show or write the files of supervisord and the gateway."),
+    "up": ("llmhost.cli.lifecycle", "Make this machine serve what llmhost.yaml says."),
+    "down": ("llmhost.cli.lifecycle", "Stop everything, supervisord and the gateway too."),
+    "start": ("llmhost.cli.lifecycle", "Start services and wait until they are ready."),
+    "stop": ("llmhost.cli.lifecycle", "Stop services."),
+    "restart": ("llmhost.cli.lifecycle", "Restart services and wait until they are ready."),
+    "status": ("llmhost.cli.status", "Show the state of every service."),
+    "logs": ("llmhost.cli.logs", "Show or follow the logs of services."),
+    "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
+    "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),
+}
+"""Name -> module that defines it and the line that `--help` shows, so that help imports none of them."""
+
+EPILOG = """\b
+A first run, without a GPU or a model hub:
+  llmhost up --demo      three tiny models behind http://127.0.0.1:8000/v1
+  llmhost check          asks each of them something
+  llmhost down           stops everything
+
+\b
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 not ready, 4 another command is at work, 130 interrupted.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported when the command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            ctx.fail(f"no such command: {name}" + (f" (did you mean {close[0]}?)" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home", metavar="DIR", help=f"Everything of an installation is below it. [default: ${HOME_ENV} or ~/.llmhost]"
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(__version__, prog_name="llmhost")
+@click.pass_context
+def cli(ctx: click.Context, home: str | None, debug: bool) -> None:  # noqa: ARG001  (read from argv by __main__)
+    """vLLM services on bare metal: chat, embedding and rerank behind one OpenAI-compatible port.
+
+    One llmhost.yaml names the services; `llmhost up` builds the engine, starts everything and waits until it is ready.
+    """
+    ctx.obj = Session(Home.resolve(home))

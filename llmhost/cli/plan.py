@@ -1,0 +1,107 @@
+"""`llmhost plan` and `llmhost render`: what would run, and what would change on disk."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from llmhost.cli import Session, console
+
+if TYPE_CHECKING:
+    from llmhost.plan import Plan, ServicePlan
+
+GIB = 2**30
+
+
+@click.command("plan")
+@click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON; values of env: are left out.")
+@click.option("--commands", is_flag=True, help="The vLLM command of every replica, too.")
+@click.pass_obj
+def plan_command(session: Session, as_json: bool, commands: bool) -> None:
+    """Show what runs where with which flags. Nothing is started or written."""
+    from llmhost.workflow import make_home_plan
+
+    plan = make_home_plan(session.home)
+    if as_json:
+        console.json_result(_without_secrets(plan))
+        return
+    console.result(f"engine   {plan.engine.name}: vLLM {plan.engine.vllm_version} on {plan.engine.device}")
+    console.result(f"gateway  {plan.gateway.url}")
+    console.result()
+    console.table(
+        ("SERVICE", "KIND", "NAMES", "REPLICAS", "CORES", "MEMORY", "KV CACHE", "MODEL"), map(_row, plan.services)
+    )
+    console.result()
+    for service in plan.services:
+        console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
+    if commands:
+        for program in plan.programs:
+            console.result(f"\n{program.name}:\n  {shlex.join(program.argv)}")
+
+
+def _row(service: ServicePlan) -> tuple[str, ...]:
+    replicas = service.replicas
+    cores = {len(r.cores) for r in replicas} - {0}
+    return (
+        service.name,
+        service.kind,
+        ", ".join(service.served_as),
+        str(len(replicas)),
+        "/".join(map(str, sorted(cores))) or "shared",
+        f"{sum(r.memory_bytes for r in replicas) / GIB:.1f} GiB",
+        f"{sum(r.kv_cache_bytes for r in replicas) / GIB:.1f} GiB",
+        service.model,
+    )
+
+
+def _without_secrets(plan: Plan) -> dict[str, object]:
+    data = plan.to_dict()
+    for service in data["services"]:
+        for replica in service["replicas"]:
+            replica["env"] = sorted(replica["env"])
+    return data
+
+
+@click.command("render")
+@click.option("--diff", "as_diff", is_flag=True, help="What would change on disk, as a diff; nothing is written.")
+@click.option("-o", "--output", type=click.Path(file_okay=False), help="Write the files below this directory instead.")
+@click.pass_obj
+def render_command(session: Session, as_diff: bool, output: str | None) -> None:
+    """List the files that `llmhost up` would write; with --diff their changes, with -o the files themselves.
+
+    Files that hold the environment of an engine (conf/guard/…) are named in a diff, their lines are not shown.
+    """
+    from pathlib import Path
+
+    from llmhost import writer
+    from llmhost.paths import Home
+    from llmhost.render import render
+    from llmhost.workflow import make_home_plan
+
+    files = render(make_home_plan(session.home))
+    if output is not None:
+        target = Home(Path(output).absolute())
+        writer.apply(target, [writer.FileChange(f.path, None, f.text, f.mode) for f in files])
+        console.result(f"wrote {len(files)} files below {output}")
+        return
+    changes = writer.changes(session.home, files)
+    for change in changes:
+        if as_diff:
+            console.result(f"{_verb(change)} {change.path}" if _may_hold_secrets(change.path) else change.diff().rstrip())
+        else:
+            console.result(f"{_verb(change):8} {change.path}")
+    if not changes:
+        console.remark("nothing would change")
+
+
+def _verb(change: object) -> str:
+    old, new = getattr(change, "old", None), getattr(change, "new", None)
+    if new is None:
+        return "removed"
+    return "new" if old is None else "changed"
+
+
+def _may_hold_secrets(path: str) -> bool:
+    return path.startswith("conf/guard/")

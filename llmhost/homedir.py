@@ -1,0 +1,45 @@
+"""Claiming the home directory: it is created, or found to be ours, or refused."""
+
+from __future__ import annotations
+
+import os
+
+from llmhost.errors import HomeError
+from llmhost.paths import HOME_ENV, Home
+
+
+def claim(home: Home) -> None:
+    """Make sure that the home exists, belongs to llmhost and is private where it must be.
+
+    Raises HomeError for a directory that holds something else, is not writable, or has too long a path for sockets.
+    """
+    home.check_socket_paths()
+    root = home.root
+    try:
+        if root.exists() and not is_ours(home):
+            _refuse_foreign(home)
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for private in (home.conf, home.run, home.logs):
+            private.mkdir(mode=0o700, exist_ok=True)
+            os.chmod(private, 0o700)
+        if not home.marker.exists():
+            home.marker.write_text("This directory belongs to llmhost.\n", encoding="utf-8")
+    except OSError as e:
+        raise HomeError(f"cannot use {root} as home: {e.strerror}", f"choose another with --home or {HOME_ENV}") from e
+
+
+def is_ours(home: Home) -> bool:
+    """Whether llmhost has used this directory before, or somebody put an llmhost.yaml there for it."""
+    return home.marker.is_file() or home.config_file.is_file()
+
+
+def _refuse_foreign(home: Home) -> None:
+    if not home.root.is_dir():
+        raise HomeError(f"{home.root} is a file, not a directory", f"choose another with --home or {HOME_ENV}")
+    found = sorted(entry.name for entry in home.root.iterdir())
+    if found:
+        listed = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise HomeError(
+            f"{home.root} is not a home of llmhost and not empty (it holds {listed})",
+            f"choose an empty or new directory with --home or {HOME_ENV}",
+        )
