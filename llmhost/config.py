@@ -98,8 +98,8 @@ class Service(_Section):
     @classmethod
     def _plain_names(cls, names: list[str]) -> list[str]:
         for name in names:
-            if not name or not name.isprintable():
-                raise ValueError(f"{name!r} cannot be a model name: it is empty or holds characters that do not print")
+            if not name.strip() or not name.isprintable() or name.startswith("-"):
+                raise ValueError(f"{name!r} cannot be a model name: use printable characters, and no '-' in front")
         return list(dict.fromkeys(names))
 
     @field_validator("env")
@@ -215,11 +215,9 @@ def _nearest(loc: tuple[str | int, ...]) -> str:
     section = _section_at(loc[:-1])
     known = sorted(section.model_fields) if section else []
     close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    if section is Service:
-        return f"known keys here: {', '.join(known)}; flags of vLLM go under args:"
-    return f"known keys here: {', '.join(known)}"
+    hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
+    # The likeliest mistake of somebody who knows vLLM: a flag written beside `model:`.
+    return f"{hint} (flags of vLLM go under args:)" if section is Service else hint
 
 
 def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:

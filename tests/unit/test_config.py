@@ -1,0 +1,109 @@
+"""llmhost.yaml: what is accepted, and how each mistake is explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmhost import config
+from llmhost.errors import ConfigError
+
+FULL = """
+engine: {name: main, device: cpu, vllm: 0.32.0, python: "3.12"}
+models_dir: /data/models
+gateway: {host: 0.0.0.0, port: 9000, max_body_mib: 10}
+services:
+  chat:
+    model: /data/models/chat
+    served_as: [gpt-4, 通义]
+    replicas: 2
+    args: {max_model_len: 8192, enforce_eager: true, rope-scaling: {type: yarn}}
+    env: {A: 1, B: true, C: "x y"}
+    start_timeout: 60
+  embedding: {model: "hf:BAAI/bge-m3", kind: embed, served_as: bge-m3, port: 9001}
+"""
+
+
+def test_everything_that_can_be_written_is_read() -> None:
+    read = config.parse(FULL)
+    chat, embedding = read.services["chat"], read.services["embedding"]
+    assert read.engine.name == "main"
+    assert read.gateway.max_body_mib == 10
+    assert config.served_names("chat", chat) == ("gpt-4", "通义")
+    assert config.served_names("embedding", embedding) == ("bge-m3",)
+    assert chat.env == {"A": "1", "B": "1", "C": "x y"}
+    assert chat.args["rope-scaling"] == {"type": "yarn"}
+    assert chat.start_timeout == 60
+
+
+def test_a_service_without_names_is_served_under_its_own() -> None:
+    read = config.parse("services: {chat: {model: /m}}")
+    assert config.served_names("chat", read.services["chat"]) == ("chat",)
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        config.parse("").gateway.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("gatway: {}", "unknown key gatway", "did you mean gateway?"),
+        ("services: {chat: {model: /m, servedas: x}}", "unknown key services.chat.servedas", "did you mean served_as?"),
+        ("services: {chat: {model: /m, max_model_len: 1}}", "unknown key services.chat.max_model_len", "under args:"),
+        ("gateway: {port: eighty}", "gateway.port: input should be a valid integer, not 'eighty'", "schema"),
+        ("gateway: {port: 70000}", "gateway.port: input should be less than or equal to 65535", "schema"),
+        ("services: {chat: {model: 3}}", "services.chat.model: input should be a valid string, not 3", "schema"),
+        ("services: {chat: {}}", "services.chat.model: field required", "schema"),
+        ("services: {chat: {model: /m, replicas: 0}}", "services.chat.replicas", "schema"),
+        ("services: [chat]", "services: input should be a valid dictionary", "schema"),
+        ("services: {Chat_1: {model: /m}}", "'Chat_1' cannot be the name of a service", "schema"),
+        ("services: {-a: {model: /m}}", "'-a' cannot be the name of a service", "schema"),
+        ("services: {1: {model: /m}}", "1 cannot be the name of a service", "schema"),
+        ("services: {a: {model: /m, served_as: x}, b: {model: /m, served_as: [y, x]}}", "'x' is used by both a and b", ""),
+        ("services: {a: {model: /m, served_as: b}, b: {model: /m}}", "'b' is used by both a and b", ""),
+        ("services: {a: {model: /m, port: 8000}}", "port 8000 is used by both gateway and a", ""),
+        ("services: {a: {model: /m, served_as: ''}}", "cannot be a model name", ""),
+        ('services: {a: {model: /m, served_as: "x\\ny"}}', "cannot be a model name", ""),
+        ("services: {a: {model: /m, served_as: -x}}", "cannot be a model name", ""),
+        ("services: {a: {model: /m, env: {A-B: x}}}", "'A-B' cannot be the name of an environment variable", ""),
+        ("services: {a: {model: /m, env: {A: [x]}}}", "services.a.env.A: input should be a valid string", ""),
+        ("services: {a: {model: /m}, a: {model: /n}}", 'found duplicate key "a"', "each key once"),
+        ("a: [", "llmhost.yaml:1: ", "indentation"),
+        ("- a", "is not a mapping", "llmhost init"),
+        ("engine: {kind: docker}", "engine.kind: input should be 'venv'", "schema"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(text: str, message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_several_mistakes_are_counted() -> None:
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)"):
+        config.parse("services: {a: {}, b: {}}")
+
+
+def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        config.load(tmp_path / "llmhost.yaml")
+    assert "llmhost init" in caught.value.hint
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "llmhost.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot read"):
+        config.load(path)
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = config.schema()
+    service = schema["$defs"]["Service"]["properties"]
+    assert set(service) == set(config.Service.model_fields)
+    assert all("description" in key for key in service.values())
+    assert schema["additionalProperties"] is False
