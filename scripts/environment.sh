@@ -14,20 +14,26 @@ find_python() {
   return 1
 }
 
-# ensure_venv EXTRAS: an editable install of this checkout with the named extras (for example "[dev]").
+# Debian and Ubuntu split the venv module off Python; root can mend that here.
+make_venv() {
+  "$1" -m venv .venv 2>/dev/null && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv
+    "$1" -m venv --clear .venv && return
+  fi
+  echo "error: $1 cannot make virtual environments" >&2
+  echo "hint: install its venv module (Debian and Ubuntu: apt-get install python3-venv)" >&2
+  return 1
+}
+
+# ensure_venv EXTRA: an editable install of this checkout with an extra of pyproject.toml (examples, dev).
 ensure_venv() {
-  local extras=${1:-} python wanted stamp=.venv/.llmhost-installed
+  local python wanted stamp=".venv/.llmhost-$1"
   python=$(find_python)
-  wanted="$python $extras $(cat pyproject.toml llmhost/__init__.py | cksum)"
-  if [ -x .venv/bin/llmhost ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-    return
-  fi
+  wanted="$PWD $python $(cat pyproject.toml llmhost/__init__.py | cksum)"
+  [ -x .venv/bin/llmhost ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "==> installing llmhost into .venv"
-  if ! "$python" -m venv --clear .venv; then
-    echo "error: $python cannot make virtual environments" >&2
-    echo "hint: install its venv module (Debian and Ubuntu: apt-get install python3-venv)" >&2
-    return 1
-  fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+  [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv "$python"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
   echo "$wanted" >"$stamp"
 }
