@@ -1,0 +1,22 @@
+"""The guard: the small parent of every engine process.
+
+supervisord runs it as ``<python> -I -S guard.py <spec.json> -- <engine command…>``. It takes the start locks, starts
+the engine, waits until a real request works, and leaves nothing behind when the engine ends. The spec is described at
+`llmhost.supervise.guarding.spec.Spec`, the state file at `llmhost.supervise.guarding.state`.
+
+Exit status: 0 after a wanted stop (SIGTERM, SIGINT); 75 when the engine ended after it was ready, whatever its status,
+so that supervisord starts it again; 78 when trying again is pointless. Hence in supervisord ``autorestart=unexpected``,
+``exitcodes=0,78``, ``startsecs=0``, ``stopasgroup=false``, ``killasgroup=false`` and a ``stopwaitsecs`` of at least
+``stop_timeout`` plus `llmhost.supervise.guarding.life.SWEEP_SECONDS`.
+
+This file only finds its modules: ``-I -S`` keeps site-packages, and with them memory and surprises, out.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+    from llmhost.supervise.guarding.life import main
+
+    sys.exit(main(sys.argv[1:]))

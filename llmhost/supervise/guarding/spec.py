@@ -1,0 +1,70 @@
+"""What a guard is told: the JSON file of its program, and the command behind ``--``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from llmhost.supervise.guarding.probe import REQUESTS
+
+TYPE_CHECKING = False  # typing itself is not imported: it would cost memory in every guard
+if TYPE_CHECKING:
+    from typing import Any
+
+MARK = "LLMHOST_PROGRAM"
+"""Environment variable that every process of an engine carries; its value is unique to a home and a program."""
+
+
+class BadSpec(Exception):
+    """The spec cannot be read or is none; the message says why."""
+
+
+class Spec:
+    """A JSON object of mode 0600.
+
+    ``program``; ``kind`` (chat, embed, rerank); ``model``, a served name; ``socket``; ``state_file``; ``log_file`` (may
+    be missing or null); ``env``, added to the environment of the engine, with a unique `MARK`; ``locks``, paths that
+    are taken in this order; ``start_timeout`` and ``stop_timeout`` in seconds.
+    """
+
+    def __init__(self, data: dict[str, Any], command: list[str]) -> None:
+        self.program = str(data["program"])
+        self.kind = str(data["kind"])
+        self.model = str(data["model"])
+        self.socket = as_bytes(data["socket"])
+        self.state_file = as_bytes(data["state_file"])
+        self.log_file = as_bytes(data["log_file"]) if data.get("log_file") else None
+        self.env = {as_bytes(key): as_bytes(value) for key, value in data["env"].items()}
+        self.locks = [as_bytes(path) for path in data["locks"]]
+        self.start_timeout = float(data["start_timeout"])
+        self.stop_timeout = float(data["stop_timeout"])
+        self.command = [os.fsencode(word) for word in command]
+        if self.kind not in REQUESTS:
+            raise ValueError(f"unknown kind {self.kind}")
+        if MARK.encode() not in self.env:
+            raise ValueError(f"no {MARK} in env")
+
+    @property
+    def mark(self) -> bytes:
+        """``NAME=value`` as it stands in /proc/PID/environ."""
+        return MARK.encode() + b"=" + self.env[MARK.encode()]
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8 whatever the locale says, so that names arrive as they were written."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def read_spec(argv: list[str]) -> Spec:
+    """The spec for ``SPEC.json -- COMMAND…``; raises BadSpec."""
+    if len(argv) < 3 or argv[1] != "--":
+        raise BadSpec("usage: guard.py SPEC.json -- COMMAND…")
+    try:
+        with open(argv[0], "rb") as file:
+            return Spec(json.load(file), argv[2:])
+    except OSError as e:
+        raise BadSpec(f"cannot read {argv[0]}: {e.strerror}") from e
+    except KeyError as e:
+        raise BadSpec(f"{argv[0]}: {e} is missing") from e
+    except (ValueError, TypeError, AttributeError) as e:
+        raise BadSpec(f"{argv[0]} is not the spec of a guard: {e}") from e

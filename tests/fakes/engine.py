@@ -1,0 +1,172 @@
+"""A stand-in for vLLM's API server: standard library only, on a unix socket, with the faults that a test asks for.
+
+Flags of vLLM that it does not know are accepted and ignored, so it can take the place of a real command. Faults come
+from its own flags, in ``$FAKE_ENGINE`` (shell words) or on the command line. ``POST /fake/exit {"code": 0}`` ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--uds", required=True)
+    parser.add_argument("--served-model-name", nargs="+", default=["fake"])
+    parser.add_argument("--start-delay", type=float, default=0, help="seconds before it listens")
+    parser.add_argument("--wait-for", help="a file that must exist before it listens")
+    parser.add_argument("--say", action="append", default=[], help="print this line to stderr first")
+    parser.add_argument("--say-bytes", help="print these bytes (hex) first")
+    parser.add_argument("--exit-early", type=int, help="exit with this status instead of listening")
+    parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--children", type=int, default=0, help="processes that called setsid and lost their parent")
+    parser.add_argument("--stubborn-children", action="store_true", help="they ignore SIGTERM")
+    parser.add_argument("--no-chat-template", action="store_true", help="chat is refused with 400, as by vLLM")
+    parser.add_argument("--status", type=int, default=200, help="answer every request of a kind with this status")
+    parser.add_argument("--dump", help="write argv, environment and process id to this file as JSON")
+    known, _ = parser.parse_known_args([*shlex.split(os.environ.get("FAKE_ENGINE", "")), *argv])
+    return known
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    given: argparse.Namespace
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            names = self.given.served_model_name
+            self.answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+        else:
+            self.answer({}, 200 if self.path == "/health" else 404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        if self.path == "/fake/exit":
+            self.answer({})
+            os._exit(int(body.get("code", 0)))
+        make = ANSWERS.get(self.path)
+        if make is None:
+            self.answer({"error": {"message": "not found"}}, 404)
+        elif self.given.status != 200:
+            self.answer({"error": {"message": "as the test wants it"}}, self.given.status)
+        elif self.given.no_chat_template and self.path == "/v1/chat/completions":
+            self.answer({"error": {"message": "you must provide a chat template"}}, 400)
+        elif body.get("stream"):
+            self.stream(body)
+        else:
+            self.answer({"model": body.get("model"), **make(body)})
+
+    def answer(self, data: dict[str, Any], status: int = 200) -> None:
+        text = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def stream(self, body: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for word in ("one ", "two ", "three"):
+            chunk = {"model": body.get("model"), "choices": [{"index": 0, "delta": {"content": word}}]}
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+def chat(body: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "fake"}
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+def completion(body: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "text_completion", "choices": [{"index": 0, "text": "fake", "finish_reason": "stop"}]}
+
+
+def embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    vectors = [{"object": "embedding", "index": n, "embedding": [0.6, 0.8]} for n in range(len(texts))]
+    return {"object": "list", "data": vectors}
+
+
+def rerank(body: dict[str, Any]) -> dict[str, Any]:
+    count = len(body["documents"])
+    return {"results": [{"index": n, "relevance_score": 1 - n / (count + 1)} for n in range(count)]}
+
+
+ANSWERS = {
+    "/v1/chat/completions": chat,
+    "/v1/completions": completion,
+    "/v1/embeddings": embeddings,
+    "/v1/rerank": rerank,
+    "/v2/rerank": rerank,
+    "/rerank": rerank,
+}
+
+
+class Server(ThreadingMixIn, HTTPServer):
+    address_family = socket.AF_UNIX
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+
+
+def leave_children(count: int, stubborn: bool) -> None:
+    """Processes in sessions of their own whose parent is gone: what a kill of the process group misses."""
+    for _ in range(count):
+        between = os.fork()
+        if between == 0:
+            os.setsid()
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else signal.SIG_DFL)
+                while True:
+                    time.sleep(60)
+            os._exit(0)
+        os.waitpid(between, 0)
+
+
+def main(argv: list[str]) -> int:
+    given = options(argv)
+    if given.ignore_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if given.dump:
+        environ = {os.fsdecode(k): os.fsdecode(v) for k, v in os.environb.items()}
+        Path(given.dump).write_text(json.dumps({"argv": sys.argv, "env": environ, "pid": os.getpid()}))
+    leave_children(given.children, given.stubborn_children)
+    for line in given.say:
+        print(line, file=sys.stderr, flush=True)
+    if given.say_bytes:
+        os.write(2, bytes.fromhex(given.say_bytes))
+    while given.wait_for and not Path(given.wait_for).exists():
+        time.sleep(0.02)
+    time.sleep(given.start_delay)
+    if given.exit_early is not None:
+        return int(given.exit_early)
+    Handler.given = given
+    with Server(given.uds, Handler) as server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
