@@ -40,6 +40,10 @@ class VllmFlag:
     negatable: bool = False
     multiple: bool = False
     """Takes several values after the flag."""
+    repeated: bool = False
+    """May be given several times, with one value each."""
+    optional_value: bool = False
+    """May stand alone or take a value."""
 
 
 @dataclass(frozen=True)

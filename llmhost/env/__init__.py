@@ -1,0 +1,1 @@
+"""Builds, verifies and reads engine environments."""
