@@ -1,0 +1,88 @@
+"""How Envoy is started: its bootstrap file and its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmhost.files import RenderedFile
+from llmhost.gateway.clusters import clusters
+from llmhost.gateway.envoy import Data
+from llmhost.gateway.listeners import gateway_dir, listeners, resource_source
+from llmhost.gateway.routes import route_configurations
+from llmhost.paths import Home
+from llmhost.plan.types import Plan
+from llmhost.templates import template_environment
+
+FOLDER = "conf/gateway"
+
+WORKERS = 2
+"""Threads that serve requests. One carries thousands of requests a second, far more than engines answer; the second is
+there so that a body of many megabytes that is being read does not hold up every stream."""
+
+RUNTIME: Data = {
+    # Envoy refuses regular expressions above 100 instructions, for the sake of foreign ones; ours are lists of paths.
+    "layers": [{"name": "llmhost", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
+}
+
+LOG_FORMAT = "%Y-%m-%d %H:%M:%S.%e %l gateway: %v"
+"""spdlog's: one line with its time for each message (line breaks are escaped)."""
+
+
+def gateway_argv(plan: Plan) -> tuple[str, ...]:
+    """The command line of the gateway."""
+    return (
+        plan.tools.envoy,
+        "--config-path",
+        f"{gateway_dir(plan)}/envoy.yaml",
+        "--concurrency",
+        str(WORKERS),
+        # A new configuration comes through the watched files, so there is no second process to hand over to.
+        "--disable-hot-restart",
+        "--log-level",
+        "warn",
+        "--log-format",
+        LOG_FORMAT,
+        "--log-format-escaped",
+    )
+
+
+def render_bootstrap(plan: Plan) -> RenderedFile:
+    """envoy.yaml: it changes with the home only, so the gateway is not restarted for anything else."""
+    environment = template_environment()
+    environment.filters["json"] = _json
+    text = environment.get_template("envoy.yaml.j2").render(
+        admin_socket=str(Home(Path(plan.home)).gateway_admin_socket),
+        runtime=RUNTIME,
+        lds=resource_source(plan, "lds"),
+        cds=resource_source(plan, "cds"),
+    )
+    return RenderedFile(f"{FOLDER}/envoy.yaml", text)
+
+
+def render_static(plan: Plan) -> str:
+    """The whole configuration as one static bootstrap, for ``envoy --mode validate``.
+
+    Envoy does not read the files that it watches when it validates; this way it sees every listener, route and cluster.
+    """
+    routes = {r["name"]: _plain(r) for r in route_configurations(plan)}
+    static = [_with_routes(_plain(listener), routes) for listener in listeners(plan)]
+    resources = {"listeners": static, "clusters": [_plain(c) for c in clusters(plan)]}
+    return _json({"layered_runtime": RUNTIME, "static_resources": resources}) + "\n"
+
+
+def _plain(resource: Data) -> Data:
+    """A copy of a resource as a field of a bootstrap, where its type is known by its place."""
+    copy: Data = json.loads(_json(resource))
+    del copy["@type"]
+    return copy
+
+
+def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["route_config"] = routes[manager.pop("rds")["route_config_name"]]
+    return listener
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,165 @@
+"""Where the gateway listens, what it reads of a request, and the shape of the errors that Envoy itself answers with."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from llmhost.errors import GatewayError
+from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.gateway.routes import MAIN, own_port_name, routes_file
+from llmhost.paths import Home
+from llmhost.plan.types import Plan
+
+STREAM_IDLE = "3600s"
+"""A stream on which nothing moves for an hour is given up; one that moves is never cut."""
+
+RETRY_AFTER = "5"
+"""Seconds after which a client should ask a service again that is not ready."""
+
+BUFFER = 1024 * 1024
+"""Bytes that one connection may hold back in either direction; bodies have a limit of their own."""
+
+ERROR_TYPES: tuple[tuple[int, str], ...] = (
+    (400, "BadRequestError"),
+    (404, "NotFoundError"),
+    (405, "MethodNotAllowedError"),
+    (408, "RequestTimeoutError"),
+    (413, "RequestTooLargeError"),
+    (426, "UpgradeRequiredError"),
+    (431, "RequestHeadersTooLargeError"),
+    (502, "BadGatewayError"),
+    (503, "ServiceUnavailableError"),
+    (504, "GatewayTimeoutError"),
+)
+"""``type`` of an error by its status, in vLLM's manner."""
+
+SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
+PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
+
+
+def listeners(plan: Plan) -> tuple[Data, ...]:
+    """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
+    own = (_listener(plan, own_port_name(s), s.port) for s in plan.services if s.port)
+    return (_listener(plan, MAIN, plan.gateway.port), *own)
+
+
+def resource_source(plan: Plan, name: str) -> Data:
+    """Where Envoy finds a resource file; it looks again whenever something is renamed into the directory."""
+    folder = gateway_dir(plan)
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": f"{folder}/{name}.json", "watched_directory": {"path": folder}},
+    }
+
+
+def gateway_dir(plan: Plan) -> str:
+    """The directory of the rendered gateway files."""
+    return str(Home(Path(plan.home)).gateway_conf)
+
+
+def _listener(plan: Plan, name: str, port: int) -> Data:
+    manager = extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        **_manager(plan, name),
+    )
+    return typed(
+        "config.listener.v3.Listener",
+        name=name,
+        address=_address(plan.gateway.host, port),
+        # With SO_REUSEPORT a second gateway could bind the same port, and half of the requests would go astray.
+        enable_reuse_port=False,
+        tcp_backlog_size=1024,
+        per_connection_buffer_limit_bytes=BUFFER,
+        filter_chains=[{"filters": [manager]}],
+    )
+
+
+def _address(host: str, port: int) -> Data:
+    try:
+        address = ipaddress.ip_address({"localhost": "127.0.0.1"}.get(host, host))
+    except ValueError:
+        raise GatewayError(
+            f"gateway.host: {host!r} is not an IP address", "use 127.0.0.1 for this machine only, 0.0.0.0 for all"
+        ) from None
+    both = {"ipv4_compat": True} if str(address) == "::" else {}
+    return {"socket_address": {"address": str(address), "port_value": port, **both}}
+
+
+def _manager(plan: Plan, name: str) -> Data:
+    return {
+        "stat_prefix": name,
+        "rds": {"route_config_name": name, "config_source": resource_source(plan, routes_file(name))},
+        "stream_idle_timeout": STREAM_IDLE,
+        "request_timeout": "0s",
+        "server_name": "llmhost",
+        # The client is whoever connects: its x-envoy-* headers, which could change timeouts and retries, are dropped.
+        "use_remote_address": True,
+        "preserve_external_request_id": True,
+        "http_protocol_options": {"accept_http_10": True},
+        "http_filters": _filters(plan),
+        "local_reply_config": {"mappers": _mappers(plan)},
+    }
+
+
+def _filters(plan: Plan) -> list[Data]:
+    limit = extension(
+        "envoy.filters.http.body_size_limit",
+        "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+        max_request_bytes=plan.gateway.max_body_bytes,
+    )
+    rule = {
+        "selectors": [{"key": "model"}],
+        "on_present": {"metadata_namespace": METADATA, "key": "model", "type": "STRING"},
+        "on_error": {"metadata_namespace": METADATA, "key": "malformed", "value": True},
+    }
+    read = extension(
+        "envoy.filters.http.json_to_metadata",
+        "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
+        # Whatever a client calls its body, it is routed by what is in it; vLLM then judges the content type.
+        request_rules={
+            "rules": [rule],
+            "allow_content_types_regex": {"regex": ".*"},
+            "allow_empty_content_type": True,
+        },
+    )
+    forward = extension(
+        "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+    )
+    return [limit, read, forward]
+
+
+def _mappers(plan: Plan) -> list[Data]:
+    """Local replies by cause, then by status. Answers with status 200 match none and stay as they are."""
+    mebibytes = plan.gateway.max_body_bytes / 2**20
+    return [
+        _by_cause(("UH", "UF", "UO", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
+        _by_cause(("UC", "UR", "LR", "UPE"), 502, f"The engine of the service '{SERVICE}' broke off its answer"),
+        _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
+        _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
+        *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
+        _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
+        _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),
+    ]
+
+
+def _by_cause(flags: tuple[str, ...], status: int, message: str, *, retry: bool = False) -> Data:
+    found = {"response_flag_filter": {"flags": list(flags)}}
+    mapper = _mapper(found, _error(message, dict(ERROR_TYPES)[status])) | {"status_code": status}
+    if retry:
+        mapper["headers_to_add"] = [{"header": {"key": "retry-after", "value": RETRY_AFTER}}]
+    return mapper
+
+
+def _status(op: str, value: int) -> Data:
+    comparison = {"op": op, "value": {"default_value": value, "runtime_key": f"llmhost.status.{op}.{value}".lower()}}
+    return {"status_code_filter": {"comparison": comparison}}
+
+
+def _mapper(found: Data, body: Data) -> Data:
+    return {"filter": found, "body_format_override": {"json_format": body}}
+
+
+def _error(message: str, kind: str) -> Data:
+    return {"error": {"message": message, "type": kind, "param": PARAM, "code": "%RESPONSE_CODE%"}}

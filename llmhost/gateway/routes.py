@@ -1,0 +1,198 @@
+"""Which request goes where: one route configuration for the gateway's port and one for each service's own port.
+
+The first route that matches wins, so the order below is the behaviour: our own paths; a model of a service that answers
+the path; a body that is not JSON; a model that cannot answer the path; a model that does not exist; no model at all;
+a wrong method; a path that is not on the list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
+
+from llmhost.gateway import answers
+from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
+from llmhost.gateway.envoy import (
+    METADATA,
+    MODEL,
+    Data,
+    literal,
+    match,
+    metadata_is,
+    metadata_present,
+    paths_regex,
+    typed,
+)
+from llmhost.plan.types import Plan, ServicePlan
+
+MAIN = "gateway"
+RETRY = {
+    # Only what never reached an engine is sent again: a request that was begun may have had effects, and costs.
+    "retry_on": "connect-failure,refused-stream,reset-before-request",
+    "num_retries": 3,
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+        }
+    ],
+    "host_selection_retry_max_attempts": 3,
+}
+
+
+def own_port_name(service: ServicePlan) -> str:
+    """Name of the listener and route configuration of a service's own port."""
+    return f"port-{service.name}"
+
+
+def routes_file(name: str) -> str:
+    """The file of a route configuration, without its suffix; Envoy wants each in a file of its own."""
+    return "rds" if name == MAIN else f"rds-{name}"
+
+
+def route_configurations(plan: Plan) -> tuple[Data, ...]:
+    """One for the gateway's port and one for each service's own port."""
+    own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.services if s.port)
+    return (_configuration(plan, MAIN, plan.services), *own)
+
+
+def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:
+    routes = list(_routes(services, ready_of))
+    host = {
+        "name": name,
+        "domains": ["*"],
+        "routes": routes,
+        "request_body_buffer_limit": plan.gateway.max_body_bytes,
+        # A body without a content type can only be JSON here, and vLLM insists on the header.
+        "request_headers_to_add": [_header("content-type", "application/json", "ADD_IF_ABSENT")],
+    }
+    longest = max(len(json.dumps(r.get("direct_response", ""))) for r in routes)
+    return typed(
+        "config.route.v3.RouteConfiguration",
+        name=name,
+        virtual_hosts=[host],
+        max_direct_response_body_size_bytes=max(4096, longest),
+    )
+
+
+def _routes(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
+    yield from _own_answers(services, ready_of)
+    posted = [e for e in ENDPOINTS if e.method == "POST" and "{id}" not in e.path]
+    everything = paths_regex(posted)
+    yield from (_service_route(s) for s in services)
+    malformed = match(everything, "POST", metadata=[metadata_present("malformed")])
+    yield _error(malformed, 400, "The body of the request is not valid JSON")
+    for group in groups():
+        yield from _wrong_kind(services, group)
+    unknown = match(everything, "POST", metadata=[metadata_present("model")])
+    exist = literal(answers.names(services))
+    yield _error(unknown, 404, f"The model '{MODEL}' does not exist; models: {exist}", "model", formatted=True)
+    yield from (_without_model(services, group) for group in groups())
+    yield from _wrong_method()
+    yield _error(match(".*"), 404, "This path is not served here; GET /docs lists those that are")
+
+
+def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
+    read = ("GET", "HEAD")
+    if ready_of is None:
+        yield _reply(match("/health", *read), '{"status":"ok"}')
+    else:
+        yield _forward(match("/health", *read), ready_of)
+    yield _reply(match("/docs", *read), answers.docs_page(services), "text/html; charset=utf-8")
+    yield _reply(match("/v1/models", *read), answers.model_list(services))
+    for card in answers.model_cards(services):
+        path = f"/v1/models/{name_regex(card['id'])}"
+        yield _reply(match(path, *read), json.dumps(card, ensure_ascii=False))
+    missing = f"This model does not exist; models: {answers.names(services)}"
+    yield _error(match("/v1/models/.+", *read), 404, missing, "model")
+    yield _not_allowed("/v1/models(/.+)?|/health|/docs", "GET, HEAD")
+
+
+def name_regex(name: str) -> str:
+    """Matches a model's name as the end of a path, whichever of its characters a client percent-encodes."""
+    return "".join(_byte_regex(byte) for byte in name.encode())
+
+
+def _byte_regex(byte: int) -> str:
+    encoded = "%" + "".join(h if h.isdecimal() else f"[{h}{h.lower()}]" for h in f"{byte:02X}")
+    plain = chr(byte)
+    if byte >= 0x80 or quote(plain, safe="/!$&'()*+,;=:@") != plain:
+        return encoded
+    return f"(?:{plain if plain.isalnum() else f'[{plain}]'}|{encoded})"
+
+
+def _service_route(service: ServicePlan) -> Data:
+    served = [e for g in groups() if g.by_model and service.kind in g.served_by for e in g.endpoints]
+    named = metadata_is("model", service.served_as)
+    return _forward(match(paths_regex(served), "POST", metadata=[named]), service)
+
+
+def _wrong_kind(services: Sequence[ServicePlan], group: EndpointGroup) -> Iterator[Data]:
+    """Models that exist, on paths that their kind does not answer."""
+    if not group.by_model:
+        return
+    able = literal(answers.names(services, group.served_by))
+    for kind in dict.fromkeys(s.kind for s in services if s.kind not in group.served_by):
+        wrong = [name for s in services if s.kind == kind for name in s.served_as]
+        found = match(paths_regex(group.endpoints), "POST", metadata=[metadata_is("model", wrong)])
+        message = f"The model '{MODEL}' is of kind {kind}, which does not answer this path; models that do: {able}"
+        yield _error(found, 400, message, "model", formatted=True)
+
+
+def _without_model(services: Sequence[ServicePlan], group: EndpointGroup) -> Data:
+    found = match(paths_regex(group.endpoints), group.method)
+    only = _only_service(services, group)
+    if only is not None:
+        return _forward(found, only)
+    able = any(s.kind in group.served_by for s in services)
+    return _error(found, 400 if able else 404, answers.which_model(services, group), "model")
+
+
+def _only_service(services: Sequence[ServicePlan], group: EndpointGroup) -> ServicePlan | None:
+    """The one service that a request without `model` can mean; those of ``also`` only when no other is there."""
+    meant = [s for s in services if s.kind in group.kinds] or [s for s in services if s.kind in group.also]
+    return meant[0] if len(meant) == 1 else None
+
+
+def _wrong_method() -> Iterator[Data]:
+    for method in dict.fromkeys(e.method for e in ENDPOINTS):
+        yield _not_allowed(paths_regex(e for e in ENDPOINTS if e.method == method), method)
+
+
+def _not_allowed(regex: str, allow: str) -> Data:
+    route = _error(match(regex), 405, f"This path takes {allow.replace(', ', ' and ')} only")
+    return route | {"response_headers_to_add": [_header("allow", allow)]}
+
+
+def _forward(found: Data, service: ServicePlan) -> Data:
+    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
+    action = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
+    return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
+
+
+def _reply(found: Data, body: str, content_type: str = "application/json") -> Data:
+    return {
+        "match": found,
+        "direct_response": {"status": 200, "body": {"inline_string": body}},
+        "response_headers_to_add": [_header("content-type", content_type)],
+    }
+
+
+def _error(found: Data, status: int, message: str, param: str = "", *, formatted: bool = False) -> Data:
+    """Answers with a message, which the listener's local reply puts into the shape of OpenAI's errors.
+
+    ``formatted`` messages hold Envoy's format operators, and plain text as `literal`.
+    """
+    response: Data = {"status": status, "body": {"inline_string": message}}
+    if formatted:
+        response["body_format"] = {"text_format_source": {"inline_string": message}}
+    return {"match": found, "direct_response": response} | ({"metadata": _route_metadata(param=param)} if param else {})
+
+
+def _route_metadata(**values: str) -> Data:
+    return {"filter_metadata": {METADATA: values}}
+
+
+def _header(name: str, value: str, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> Data:
+    return {"header": {"key": name, "value": value}, "append_action": action}
