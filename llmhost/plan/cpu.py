@@ -42,15 +42,50 @@ def share_cpu(
     engines are running.
     """
     programs = [name for name, service in services.items() for _ in range(service.replicas)]
+    needs = {name: _need(service, models[name]) for name, service in services.items()}
+    room = int(host.memory_total * (1 - SYSTEM_RESERVE)) - sum(needs[name].smallest for name in programs)
+    if room < 0:
+        raise _does_not_fit(needs, -room)
     cores = _divide_cores(host.cores, len(programs))
-    fixed = {name: ENGINE_BASE_BYTES + models[name].weight_bytes for name in services}
-    room = int(host.memory_total * (1 - SYSTEM_RESERVE)) - sum(fixed[name] for name in programs)
-    each = room // max(len(programs), 1)
     shares: dict[str, list[CpuShare]] = {name: [] for name in services}
     for name, own in zip(programs, cores, strict=True):
-        kv = _kv_cache(name, services[name], models[name], each)
-        shares[name].append(CpuShare(own, fixed[name] + kv, kv, _threads(own, len(host.cores), len(programs))))
+        need = needs[name]
+        kv = min(need.wanted_kv, need.smallest_kv + room // len(programs)) // MIB * MIB
+        shares[name].append(CpuShare(own, need.fixed + kv, kv, _threads(own, len(host.cores), len(programs))))
     return {name: tuple(list_) for name, list_ in shares.items()}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that one engine process takes: without its KV cache, and the least and the wanted size of that."""
+
+    fixed: int
+    smallest_kv: int
+    wanted_kv: int
+    context: int
+
+    @property
+    def smallest(self) -> int:
+        return self.fixed + self.smallest_kv
+
+
+def _need(service: Service, model: ModelFacts) -> _Need:
+    """A KV cache holds at least one sequence of full length, and several when memory allows."""
+    context = context_length(service, model)
+    one = -(-model.kv_bytes_per_token * context // MIB) * MIB
+    smallest = max(one, SMALLEST_KV_CACHE)
+    return _Need(
+        ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context
+    )
+
+
+def _does_not_fit(needs: Mapping[str, _Need], missing: int) -> PlanError:
+    name, need = max(needs.items(), key=lambda item: item[1].smallest)
+    return PlanError(
+        f"services.{name}: {missing / GIB:.1f} GiB of memory are missing: it takes {need.fixed / GIB:.1f} GiB and"
+        f" {need.smallest_kv / GIB:.1f} GiB of KV cache for one sequence of {need.context} tokens",
+        "write a smaller max_model_len under args:, use a smaller model, or serve fewer services here",
+    )
 
 
 def _divide_cores(cores: tuple[int, ...], programs: int) -> list[tuple[int, ...]]:
@@ -67,21 +102,6 @@ def _threads(own: tuple[int, ...], cores: int, programs: int) -> dict[str, str]:
     if own:
         return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, own))}
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // max(programs, 1)))}
-
-
-def _kv_cache(name: str, service: Service, model: ModelFacts, room: int) -> int:
-    """Bytes of KV cache: enough for some sequences of full length, at least for one, at most what there is room for."""
-    context = context_length(service, model)
-    one = model.kv_bytes_per_token * context
-    needed = max(one, SMALLEST_KV_CACHE)
-    if room < needed:
-        raise PlanError(
-            f"services.{name}: {(needed - room) / GIB:.1f} GiB of memory are missing for its weights and a KV cache"
-            f" of {needed / GIB:.1f} GiB ({context} tokens)",
-            "write a smaller max_model_len under args:, use a smaller model, or serve fewer services here",
-        )
-    wanted = max(needed, one * CONCURRENT_SEQUENCES)
-    return min(wanted, room) // MIB * MIB
 
 
 def context_length(service: Service, model: ModelFacts) -> int:

@@ -1,0 +1,126 @@
+"""The plan: every flag, variable and share is an equality test on data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmhost import config
+from llmhost.errors import HomeError, PlanError
+from llmhost.facts import HostFacts, ModelFacts
+from llmhost.plan import Plan
+from llmhost.plan.build import make_plan
+from llmhost.plan.cpu import ENGINE_BASE_BYTES, SMALLEST_KV_CACHE, share_cpu
+from tests.samples import GIB, machine, model
+
+THREE = """
+services:
+  chat: {model: /m, args: {max_model_len: 8192, enforce_eager: true}, env: {HF_TOKEN: secret}}
+  embedding: {model: /e, served_as: [bge, 向量]}
+  rerank: {model: /r}
+"""
+MODELS = {"chat": model(), "embedding": model("embed"), "rerank": model("rerank")}
+
+
+def three(**changes: int) -> Plan:
+    return make_plan(config.parse(THREE), machine(**changes), MODELS)
+
+
+def test_the_command_of_a_chat_service() -> None:
+    (program,) = three().services[0].replicas
+    kv = str(8 * 8192 * 65536)
+    assert program.argv == (
+        "/srv/llmhost/engines/default/bin/python", "-m", "vllm.entrypoints.openai.api_server",
+        "--model", "/data/models/m", "--served-model-name", "chat", "--uds", "/srv/llmhost/run/chat-0.sock",
+        "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30",
+        "--disable-access-log-for-endpoints", "/health,/metrics",
+        "--max-model-len", "8192", "--enforce-eager",
+    )  # fmt: skip
+
+
+def test_pooling_models_are_told_so_and_names_are_handed_on() -> None:
+    embedding = three().services[1]
+    argv = embedding.replicas[0].argv
+    assert argv[argv.index("--served-model-name") + 1 :][:2] == ("bge", "向量")
+    assert argv[argv.index("--runner") + 1] == "pooling"
+    assert embedding.kind_reason == "for the test"
+
+
+def test_what_the_user_writes_is_not_added_a_second_time() -> None:
+    text = "services: {e: {model: /m, kind: embed, args: {runner: auto, kv-cache-memory-bytes: 1000}}}"
+    (program,) = make_plan(config.parse(text), machine(), {"e": model()}).programs
+    assert program.argv.count("--runner") == 1
+    assert program.argv[-4:] == ("--runner", "auto", "--kv-cache-memory-bytes", "1000")
+
+
+def test_flags_that_this_vllm_does_not_have_are_not_added() -> None:
+    old = machine()
+    flags = {k: v for k, v in old.engine.flags.items() if k != "shutdown_timeout"}
+    older = replace(old, engine=replace(old.engine, flags=flags))
+    (program,) = make_plan(config.parse("services: {c: {model: /m}}"), older, {"c": model()}).programs
+    assert "--shutdown-timeout" not in program.argv
+
+
+def test_the_environment_of_an_engine() -> None:
+    env = three().services[0].replicas[0].env
+    assert env["HF_TOKEN"] == "secret"
+    assert env["LLMHOST_PROGRAM"] == "/srv/llmhost:chat-0"
+    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "0,1,2"
+    assert env["VLLM_CACHE_ROOT"] == "/srv/llmhost/cache/default/vllm"
+
+
+def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:
+    text = "services: {chat: {model: /m, args: {tool-call-parser: herms}}}"
+    with pytest.raises(PlanError, match="services.chat.args.tool_call_parser: vLLM 0.32.0 has no parser 'herms'") as e:
+        make_plan(config.parse(text), machine(), {"chat": model()})
+    assert "hermes" in e.value.hint
+
+
+def test_a_model_too_large_for_its_share_says_how_much_is_missing() -> None:
+    with pytest.raises(PlanError, match=r"services.chat: 5\d\.\d GiB of memory are missing"):
+        make_plan(config.parse(THREE), machine(memory_gib=16), {**MODELS, "chat": model(weights_gib=60)})
+
+
+def test_a_long_name_below_a_long_home_is_refused() -> None:
+    text = f"services: {{{'c' * 40}: {{model: /m}}}}"
+    with pytest.raises(HomeError, match="bytes too long"):
+        make_plan(config.parse(text), machine(root="/" + "h" * 70), {"c" * 40: model()})
+
+
+def test_a_plan_survives_json() -> None:
+    plan = three()
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_the_url_of_the_gateway_is_one_that_a_client_can_use() -> None:
+    plan = three()
+    hosts = {"0.0.0.0": "http://127.0.0.1:8000", "::": "http://[::1]:8000", "10.0.0.5": "http://10.0.0.5:8000"}
+    assert {host: replace(plan.gateway, host=host).url for host in hosts} == hosts
+
+
+@given(
+    cores=st.integers(1, 64),
+    memory=st.integers(4, 512),
+    replicas=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    weights=st.floats(0.01, 100),
+)
+def test_nothing_is_given_out_twice(cores: int, memory: int, replicas: list[int], weights: float) -> None:
+    text = json.dumps({"services": {f"s{i}": {"model": "/m", "replicas": n} for i, n in enumerate(replicas)}})
+    services = config.parse(text).services
+    models: dict[str, ModelFacts] = {name: model(weights_gib=weights) for name in services}
+    host = HostFacts(tuple(range(cores)), memory * GIB, 0)
+    try:
+        shares = [share for each in share_cpu(services, host, models).values() for share in each]
+    except PlanError:
+        smallest = ENGINE_BASE_BYTES + weights * GIB + SMALLEST_KV_CACHE
+        assert sum(replicas) * smallest > 0.89 * memory * GIB
+        return
+    assert sum(share.memory_bytes for share in shares) <= memory * GIB
+    bound = [core for share in shares for core in share.cores]
+    assert len(bound) == len(set(bound))
+    assert not bound or len(bound) == cores
+    assert all(share.kv_cache_bytes >= model().kv_bytes_per_token * model().context_length for share in shares)
