@@ -26,7 +26,7 @@ class Tools:
     python: str
     """The interpreter that runs llmhost, supervisord and the guards."""
     guard: str
-    """The guard's script."""
+    """The script of the guard."""
     envoy: str
 
 

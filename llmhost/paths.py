@@ -131,5 +131,5 @@ def templates_dir() -> Path:
 
 
 def guard_script() -> Path:
-    """The guard, which is started as a script by its path: it imports nothing of llmhost."""
+    """The guard, which supervisord starts by its path: it needs nothing of site-packages."""
     return Path(__file__).parent / "supervise" / "guard.py"

@@ -42,7 +42,7 @@ class SupervisedProgram:
 
 
 def render(plan: Plan) -> tuple[RenderedFile, ...]:
-    """Every file of a plan, sorted by path.
+    """Every file of a plan, in the order in which to write them: Envoy takes each change as soon as its file is there.
 
     Raises RenderError for what supervisord's or Envoy's files cannot hold.
     """
@@ -51,8 +51,7 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
     programs.append(_gateway_program(home, plan, gateway))
-    files = (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
-    return tuple(sorted(files, key=lambda f: f.path))
+    return (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
 
 
 def _plan_file(plan: Plan) -> RenderedFile:
@@ -109,7 +108,7 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
-        # Envoy is not guarded: the guard only ties it to supervisord's life and becomes it.
+        # Envoy needs no guard; it is only tied to the life of supervisord.
         argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches: only its bootstrap needs a restart.
         fingerprint=_fingerprint(bootstrap.text),

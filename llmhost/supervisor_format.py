@@ -29,3 +29,19 @@ def _quote(word: str) -> str:
                 "supervisord cannot carry it; write it without (JSON values may be written on one line)",
             )
     return _COMMENT.sub(r"\1''\2", shlex.quote(word)).replace("%", "%%")
+
+
+def quote_value(value: str) -> str:
+    """Any other value, a path for the most part: it cannot be quoted, so what the parser would change is refused.
+
+    Raises RenderError for ``%`` (expanded once in some keys and twice in others), newlines, outer white space and
+    white space before ``;`` or ``#``.
+    """
+    if value != value.strip() or not value.isprintable() or "%" in value or _COMMENT.search(value):
+        raise RenderError(
+            f"supervisord cannot hold the path {value!r}: of '%', outer white space, white space before ';' or '#',"
+            " and characters that do not print it has one",
+            "choose another path for the home",
+        )
+    return value
+

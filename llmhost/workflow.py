@@ -110,7 +110,7 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
         try:
-            facts[name] = read_model(resolve_model(service.model, models_dir), service.kind)
+            facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
         except LlmhostError as e:
             raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
     return facts

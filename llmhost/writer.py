@@ -35,16 +35,16 @@ class FileChange:
 
 
 def changes(home: Home, files: Iterable[RenderedFile]) -> tuple[FileChange, ...]:
-    """What writing these files would change, sorted by path; files that are as they should be are left out."""
+    """What writing these files would change, in their order, then those to remove; the others are left out."""
     wanted = {f.path: f for f in files}
     found = []
     for path, file in wanted.items():
         old = _read(home.root / path)
         if old != file.text or _mode(home.root / path) != file.mode:
             found.append(FileChange(path, old, file.text, file.mode))
-    stale = (str(p.relative_to(home.root)) for p in _rendered_files(home))
-    found += [FileChange(path, _read(home.root / path), None) for path in stale if path not in wanted]
-    return tuple(sorted(found, key=lambda c: c.path))
+    on_disk = (str(p.relative_to(home.root)) for p in _rendered_files(home))
+    found += [FileChange(path, _read(home.root / path), None) for path in on_disk if path not in wanted]
+    return tuple(found)
 
 
 def apply(home: Home, file_changes: Sequence[FileChange]) -> None:
@@ -80,7 +80,7 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def _rendered_files(home: Home) -> list[Path]:
-    return [p for p in home.conf.rglob("*") if p.is_file()] if home.conf.is_dir() else []
+    return sorted(p for p in home.conf.rglob("*") if p.is_file()) if home.conf.is_dir() else []
 
 
 def _read(path: Path) -> str | None:

@@ -1,0 +1,45 @@
+"""`llmhost check`: does every service do what it is for?"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from llmhost.cli import Session, console
+from llmhost.cli.completion import complete_services
+
+
+@click.command("check")
+@click.argument("services", nargs=-1, shell_complete=complete_services)
+@click.option("--json", "as_json", is_flag=True, help='{"ok", "checks": [{"service", "check", "ok", "seconds", "detail"}]}')
+@click.option("--url", metavar="URL", help="Ask this gateway instead of the home's own, e.g. http://10.0.0.2:8000.")
+@click.pass_obj
+def check_command(session: Session, services: tuple[str, ...], as_json: bool, url: str | None) -> None:
+    """Ask SERVICES (default: all) through the gateway, as a client would.
+
+    chat: a plain answer, a streamed one and, where a tool-call parser is on, a tool call with the right argument.
+    embed: finite vectors of unit length, a paraphrase nearer than a stranger. rerank: the right document first.
+
+    An API key is read from $LLMHOST_API_KEY.
+    """
+    from llmhost.check import CheckResult, run_checks
+    from llmhost.errors import CheckError
+    from llmhost.workflow import load_plan, select_services
+
+    plan = load_plan(session.home)
+    results: list[CheckResult] = []
+    for found in run_checks(url or plan.gateway.url, select_services(plan, services), os.environ.get("LLMHOST_API_KEY")):
+        results.append(found)
+        if not as_json:
+            mark = click.style("ok  ", fg="green") if found.ok else click.style("FAIL", fg="red")
+            console.result(f"{mark} {found.service:16} {found.check:8} {found.seconds:6.2f} s  {found.detail}")
+    failed = [r for r in results if not r.ok]
+    if as_json:
+        console.json_result({"ok": not failed, "checks": [r.to_dict() for r in results]})
+    if failed:
+        names = ", ".join(dict.fromkeys(r.service for r in failed))
+        raise CheckError(
+            f"{len(failed)} of {len(results)} checks failed ({names})",
+            f"see `llmhost status` and `llmhost logs {failed[0].service}`",
+        )

@@ -1,0 +1,282 @@
+"""The main job on real vLLM: two commands from a clone to chat, embeddings and rerank behind one port."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import Installation, quickstart
+
+STATES = {"stopped", "queued", "loading", "ready", "unhealthy", "backoff", "failed"}
+
+
+@pytest.fixture
+def client(installation: Installation) -> Any:
+    with openai.OpenAI(base_url=f"{installation.url}/v1", api_key="-", max_retries=0) as made:
+        yield made
+
+
+def tool(name: str, properties: dict[str, str]) -> Any:
+    parameters = {
+        "type": "object",
+        "properties": {key: {"type": type_} for key, type_ in properties.items()},
+        "required": list(properties),
+    }
+    return {"type": "function", "function": {"name": name, "description": f"{name}", "parameters": parameters}}
+
+
+def test_quickstart_ends_with_a_table_and_curl_lines_that_work_when_pasted(installation: Installation) -> None:
+    output = installation.quickstart_output
+    for name in ("demo-chat", "demo-embed", "demo-rerank"):
+        assert re.search(rf"{name}\s+ready", output), output
+    lines = [line.strip() for line in output.splitlines() if line.strip().startswith("curl ")]
+    assert len(lines) == 3
+    for line in lines:
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, timeout=120)
+        assert "error" not in json.loads(done.stdout), line
+
+
+def test_check_passes_and_keeps_its_contract(installation: Installation) -> None:
+    report = json.loads(installation.llmhost("check", "--json").stdout)
+    assert report["ok"] is True
+    assert {(c["service"], c["check"]) for c in report["checks"]} == {
+        ("chat", "chat"), ("chat", "stream"), ("chat", "tool"), ("embedding", "embed"), ("rerank", "rerank"),
+    }  # fmt: skip
+    assert all(set(c) == {"service", "check", "ok", "seconds", "detail"} for c in report["checks"])
+
+
+def test_check_of_one_service(installation: Installation) -> None:
+    report = json.loads(installation.llmhost("check", "embedding", "--json").stdout)
+    assert [c["check"] for c in report["checks"]] == ["embed"]
+
+
+def test_status_keeps_its_contract(installation: Installation) -> None:
+    done = installation.llmhost("status", "--json")
+    status = json.loads(done.stdout)
+    assert status["supervisor"]["state"] == "running"
+    assert status["gateway"]["state"] == "ready"
+    assert status["gateway"]["url"] == installation.url
+    assert [s["name"] for s in status["services"]] == ["chat", "embedding", "rerank"]
+    for service in status["services"]:
+        assert set(service) == {"name", "kind", "model", "served_as", "state", "replicas"}
+        assert service["state"] == "ready"
+        (replica,) = service["replicas"]
+        assert set(replica) == {
+            "name", "state", "pid", "engine_pid", "uptime_s", "restarts", "rss_bytes", "gpus", "error",
+        }  # fmt: skip
+        assert Path(f"/proc/{replica['engine_pid']}/cmdline").read_bytes().split(b"\0")[1:3] == [
+            b"-m", b"vllm.entrypoints.openai.api_server",
+        ]  # fmt: skip
+        assert replica["rss_bytes"] > 100e6
+
+
+def test_up_twice_keeps_every_pid_and_quickstart_runs_again(installation: Installation) -> None:
+    before = installation.status()
+    installation.llmhost("up")
+    assert _pids(installation.status()) == _pids(before)
+    quickstart(installation)
+    assert _pids(installation.status()) == _pids(before)
+
+
+def _pids(status: dict[str, Any]) -> dict[str, Any]:
+    engines = {r["name"]: (r["pid"], r["engine_pid"]) for s in status["services"] for r in s["replicas"]}
+    return {"supervisor": status["supervisor"]["pid"], "gateway": status["gateway"]["pid"], **engines}
+
+
+def test_openai_client_chats_and_streams(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = client.chat.completions.create(model="demo-chat", messages=messages)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    chunks = list(client.chat.completions.create(model="demo-chat", messages=messages, stream=True))
+    assert "Paris" in "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert len(chunks) > 3
+
+
+def test_a_tool_and_a_city_that_no_training_list_has(client: openai.OpenAI) -> None:
+    tools = [tool("lookup_zonal_forecast", {"town": "string"}), tool("book_quiet_table", {"guests": "number"})]
+    messages: Any = [{"role": "user", "content": "What is the weather in Grzmiaca?"}]
+    choice = client.chat.completions.create(model="demo-chat", messages=messages, tools=tools).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "lookup_zonal_forecast"
+    assert json.loads(call.function.arguments) == {"town": "Grzmiaca"}
+
+
+def test_embeddings_put_a_paraphrase_near(client: openai.OpenAI) -> None:
+    texts = ["How do I stop the server?", "How can I shut down the server?", "What is the capital of Japan?"]
+    rows = client.embeddings.create(model="demo-embed", input=texts).data
+    anchor, near, far = (row.embedding for row in rows)
+    assert abs(math.hypot(*anchor) - 1) < 0.01
+    assert math.sumprod(anchor, near) > math.sumprod(anchor, far) if hasattr(math, "sumprod") else _nearer(rows)
+
+
+def _nearer(rows: Any) -> bool:
+    anchor, near, far = (row.embedding for row in rows)
+    return sum(a * b for a, b in zip(anchor, near, strict=True)) > sum(a * b for a, b in zip(anchor, far, strict=True))
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_rerank_puts_the_right_document_first(installation: Installation, path: str) -> None:
+    documents = ["Bananas are yellow.", "Paris is the capital of France.", "llmhost down stops everything."]
+    body = {"model": "demo-rerank", "query": "What is the capital of France?", "documents": documents}
+    results = httpx.post(installation.url + path, json=body, timeout=60).raise_for_status().json()["results"]
+    assert results[0]["index"] == 1
+    assert [r["relevance_score"] for r in results] == sorted((r["relevance_score"] for r in results), reverse=True)
+
+
+@pytest.mark.parametrize("example", ["demo.py", "langchain_demo.py"])
+def test_the_examples_run_as_they_are(installation: Installation, example: str) -> None:
+    output = installation.python(str(installation.checkout / "examples" / example), f"{installation.url}/v1")
+    assert "get_weather" in output
+    assert "Zaragoza" in output
+
+
+def test_the_gateway_lists_routes_and_refuses_in_openais_words(client: openai.OpenAI, installation: Installation) -> None:
+    assert {m.id for m in client.models.list().data} == {"demo-chat", "demo-embed", "demo-rerank"}
+    assert client.models.retrieve("demo-chat").id == "demo-chat"
+    messages: Any = [{"role": "user", "content": "hi"}]
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.chat.completions.create(model="nobody", messages=messages)
+    without_model = httpx.post(f"{installation.url}/v1/chat/completions", json={"messages": messages}, timeout=60)
+    assert without_model.status_code == 200
+    assert httpx.get(f"{installation.url}/metrics").status_code == 404
+
+
+def test_logs_are_prefixed_by_service(installation: Installation) -> None:
+    output = installation.llmhost("logs", "-n", "5", "chat", "rerank").stdout
+    assert {line.split(" ", 1)[0].rstrip("|").strip() for line in output.splitlines()} == {"chat-0", "rerank-0"}
+
+
+def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unchanged(
+    installation: Installation,
+) -> None:
+    odd = "50% ; # \"double\" 'single' 通义 \\"
+    before = _pids(installation.status())
+    file = installation.home / "llmhost.yaml"
+    original = file.read_text(encoding="utf-8")
+    file.write_text(
+        original + f"    env:\n      LLMHOST_ODD: {json.dumps(odd + chr(10) + 'second line', ensure_ascii=False)}\n",
+        encoding="utf-8",
+    )
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("served_as: demo-rerank", f"served_as: {json.dumps(['demo-rerank', odd])}"),
+        encoding="utf-8",
+    )
+    try:
+        installation.llmhost("up")
+        after = _pids(installation.status())
+        assert {name for name in after if after[name] != before[name]} == {"rerank-0"}
+        engine = after["rerank-0"][1]
+        assert odd.encode() in Path(f"/proc/{engine}/cmdline").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{engine}/environ").read_bytes().split(b"\0")
+        assert f"LLMHOST_ODD={odd}\nsecond line".encode() in environment
+        body = {"model": odd, "query": "a", "documents": ["a", "b"]}
+        assert httpx.post(f"{installation.url}/v1/rerank", json=body, timeout=60).status_code == 200
+    finally:
+        file.write_text(original, encoding="utf-8")
+        installation.llmhost("up")
+
+
+def test_a_stopped_service_answers_503_while_the_others_go_on(installation: Installation) -> None:
+    installation.llmhost("stop", "rerank")
+    try:
+        done = installation.llmhost("status", "--json", check=False)
+        assert done.returncode == 3
+        states = {s["name"]: s["state"] for s in json.loads(done.stdout)["services"]}
+        assert states == {"chat": "ready", "embedding": "ready", "rerank": "stopped"}
+        body = {"model": "demo-rerank", "query": "a", "documents": ["a"]}
+        answer = httpx.post(f"{installation.url}/v1/rerank", json=body, timeout=60)
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["error"]["message"]
+        assert installation.llmhost("check", "chat").returncode == 0
+        assert installation.llmhost("check", check=False).returncode != 0
+    finally:
+        installation.llmhost("start", "rerank")
+
+
+def test_a_killed_engine_comes_back_and_leaves_nothing_behind(installation: Installation) -> None:
+    (replica,) = next(s["replicas"] for s in installation.status()["services"] if s["name"] == "embedding")
+    os.kill(replica["engine_pid"], signal.SIGKILL)
+    _until(lambda: _replica(installation, "embedding")["engine_pid"] not in (replica["engine_pid"], None))
+    installation.llmhost("start", "embedding")
+    again = _replica(installation, "embedding")
+    assert again["restarts"] == 1
+    assert again["state"] == "ready"
+    engines = [p for p in _processes_of(installation.home, "embedding-0")]
+    assert replica["engine_pid"] not in engines
+
+
+def _replica(installation: Installation, service: str) -> dict[str, Any]:
+    replica: dict[str, Any] = next(s["replicas"][0] for s in installation.status()["services"] if s["name"] == service)
+    return replica
+
+
+def _until(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)
+
+
+def _processes_of(home: Path, program: str = "") -> list[int]:
+    """Processes that carry the mark of this home's engines."""
+    mark = f"LLMHOST_PROGRAM={home}:{program}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if any(word.startswith(mark) for word in environment.split(b"\0")):
+                found.append(int(entry.name))
+    return found
+
+
+def test_an_unknown_flag_is_refused_by_its_nearest_real_one(installation: Installation) -> None:
+    file = installation.home / "llmhost.yaml"
+    original = file.read_text(encoding="utf-8")
+    before = _pids(installation.status())
+    try:
+        for wrong, wanted in (("max_model_length: 1", "max_model_len"), ("task: embed", "runner")):
+            file.write_text(original.replace("max_model_len: 2048", wrong), encoding="utf-8")
+            done = installation.llmhost("up", check=False)
+            assert done.returncode == 1
+            assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+            assert wanted in done.stderr
+    finally:
+        file.write_text(original, encoding="utf-8")
+    assert _pids(installation.status()) == before
+
+
+def test_plan_shows_commands_that_can_be_run_by_hand(installation: Installation) -> None:
+    output = installation.llmhost("plan", "--commands").stdout
+    command = next(line for line in output.splitlines() if "vllm.entrypoints" in line and "demo-embed" in line)
+    words = shlex.split(command)
+    assert Path(words[0]).exists()
+    assert "--uds" in words
+
+
+def test_down_leaves_no_process_and_no_socket_and_up_brings_all_back(installation: Installation) -> None:
+    installation.llmhost("down")
+    assert _processes_of(installation.home) == []
+    assert [p for p in (installation.home / "run").iterdir() if p.is_socket()] == []
+    done = installation.llmhost("status", check=False)
+    assert done.returncode == 3
+    installation.llmhost("up")
+    assert installation.llmhost("check").returncode == 0

@@ -1,0 +1,94 @@
+"""Whole rendered trees. Renew them with LLMHOST_GOLDEN=write and read the difference in review."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmhost import config
+from llmhost.plan.build import make_plan
+from llmhost.render import render
+from tests.samples import machine, model
+
+HERE = Path(__file__).parent
+
+CASES = {
+    "demo": (
+        """
+        services:
+          chat: {model: demo:chat, served_as: demo-chat, args: {max_model_len: 2048, enforce_eager: true,
+                 enable_auto_tool_choice: true, tool_call_parser: hermes, reasoning_parser: qwen3}}
+          embedding: {model: demo:embed, served_as: demo-embed, args: {enforce_eager: true}}
+          rerank: {model: demo:rerank, served_as: demo-rerank, args: {enforce_eager: true}}
+        """,
+        {"chat": model(), "embedding": model("embed"), "rerank": model("rerank")},
+        2,
+    ),
+    "odd": (
+        """
+        gateway: {host: 0.0.0.0, port: 9000, max_body_mib: 1}
+        services:
+          chat: {model: /m, served_as: ["通义 50% ; # \\"q\\" 'a'", gpt-4], replicas: 2, port: 9001, stop_timeout: 300,
+                 args: {hf_overrides: {a: [1, "x ; y"]}}, env: {ODD: "a ; b # c % d 'e' \\"f\\"\\n通义", TOKEN: secret}}
+        """,
+        {"chat": model(path="/data/models/通义 千问")},
+        8,
+    ),
+    "empty": ("services: {}", {}, 4),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rendered_tree(name: str) -> None:
+    text, models, cores = CASES[name]
+    files = render(make_plan(config.parse(text), machine(cores=cores), models))
+    folder = HERE / name
+    if os.environ.get("LLMHOST_GOLDEN") == "write":
+        for stale in folder.rglob("*"):
+            if stale.is_file():
+                stale.unlink()
+        for file in files:
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file.path).write_text(file.text, encoding="utf-8")
+    expected = {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob("*") if p.is_file()}
+    assert {f.path: f.text for f in files} == expected
+    assert {f.mode for f in files} == {0o600}
+
+
+def test_the_same_plan_gives_the_same_bytes() -> None:
+    text, models, _ = CASES["odd"]
+    assert render(make_plan(config.parse(text), machine(), models)) == render(
+        make_plan(config.parse(text), machine(), models)
+    )
+
+
+def test_a_secret_is_in_the_file_of_the_guard_only() -> None:
+    text, models, _ = CASES["odd"]
+    files = render(make_plan(config.parse(text), machine(), models))
+    assert {f.path for f in files if "secret" in f.text} == {"conf/guard/chat-0.json", "conf/guard/chat-1.json"}
+
+
+def test_only_what_changed_gets_another_fingerprint() -> None:
+    text, models, cores = CASES["demo"]
+    before = _sections(text, models, cores)
+    after = _sections(text.replace("served_as: demo-rerank", "served_as: other"), models, cores)
+    assert {name for name in before if before[name] != after[name]} == {"program:rerank-0"}
+
+
+def _sections(text: str, models: dict, cores: int) -> dict[str, str]:
+    plan = make_plan(config.parse(text), machine(cores=cores), models)
+    conf = next(f.text for f in render(plan) if f.path == "conf/supervisord.conf")
+    return {part.split("]")[0]: part for part in conf.split("\n[")[1:]}
+
+
+def test_envs_of_two_plans_differ_only_in_the_guards_file() -> None:
+    text, models, cores = CASES["demo"]
+    plan = make_plan(config.parse(text), machine(cores=cores), models)
+    program = plan.services[0].replicas[0]
+    other = replace(program, env={**program.env, "A": "1"})
+    changed = replace(plan, services=(replace(plan.services[0], replicas=(other,)), *plan.services[1:]))
+    differing = {a.path for a, b in zip(render(plan), render(changed), strict=True) if a.text != b.text}
+    assert differing == {"conf/guard/chat-0.json", "conf/supervisord.conf"}
