@@ -21,6 +21,7 @@ from llmhost.supervise.guarding.processes import (
 )
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
 from llmhost.supervise.guarding.state import StateFile
+from llmhost.supervise.guarding.tether import tether
 from llmhost.supervise.guarding.words import last_words, outcome, plain, signal_name
 
 OK, TRANSIENT, DOOMED = 0, 75, 78  # EX_TEMPFAIL and EX_CONFIG of sysexits.h
@@ -378,7 +379,9 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``."""
+    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``, or ``--exec -- COMMAND…`` for a tether."""
+    if argv[:2] == ["--exec", "--"]:
+        return tether(argv[2:])
     try:
         spec = read_spec(argv)
     except BadSpec as e:

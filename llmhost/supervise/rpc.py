@@ -1,0 +1,225 @@
+"""The one seam to supervisord: its XML-RPC interface over its unix socket, typed, with our errors.
+
+`supervisor.xmlrpc` would do the same at twice the import time, which is most of what ``llmhost status`` takes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import xmlrpc.client
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.parsers.expat import ExpatError
+
+from llmhost.errors import SupervisorError
+
+TIMEOUT = 60.0
+"""Seconds for one call; supervisord answers all of ours at once, but it has one thread and disks can be slow."""
+RUNNING_STATES = frozenset({"STARTING", "RUNNING", "BACKOFF"})
+"""States that a stop ends, and in which a start is refused (supervisor.states)."""
+
+# supervisor.xmlrpc.Faults
+_SHUTDOWN_STATE, _BAD_NAME, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED, _CANT_REREAD = 6, 10, 60, 70, 90, 92
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """A program as supervisord sees it; RUNNING says nothing about ready."""
+
+    name: str
+    state: str
+    """STOPPED STARTING RUNNING BACKOFF STOPPING EXITED FATAL UNKNOWN."""
+    pid: int | None
+    started: int
+    """Unix time of the last start, 0 when there was none."""
+    exit_status: int
+    spawn_error: str
+
+    @property
+    def running(self) -> bool:
+        return self.state in RUNNING_STATES
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Groups whose configuration on disk differs from what supervisord runs."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """supervisord and its programs at one moment."""
+
+    pid: int
+    state: str
+    programs: tuple[ProgramInfo, ...]
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT)
+        self.sock.connect(self._path)
+
+
+class _Transport(xmlrpc.client.Transport):
+    accept_gzip_encoding = False
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 (of the base class)
+        return _Connection(self._path)
+
+
+class Supervisor:
+    """A client of one supervisord. Every method raises SupervisorError when it cannot do what it says.
+
+    One program is one group of the same name here.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+
+    def pid(self) -> int:
+        """Process id of supervisord."""
+        return int(self._call("getPID"))
+
+    def state(self) -> str:
+        """RUNNING, RESTARTING, SHUTDOWN or FATAL."""
+        try:
+            return str(self._call("getState")["statename"])
+        except _ShuttingDown:
+            return "SHUTDOWN"
+
+    def programs(self) -> list[ProgramInfo]:
+        """All programs that supervisord has, sorted by name."""
+        return [_program(info) for info in self._call("getAllProcessInfo")]
+
+    def snapshot(self) -> Snapshot:
+        """`pid`, `state` and `programs` in one request."""
+        calls = ("getPID", "getState", "getAllProcessInfo")
+        pid, state, programs = self._multicall([(name, ()) for name in calls])
+        return Snapshot(int(pid), str(state["statename"]), tuple(_program(info) for info in programs))
+
+    def stop_seconds(self) -> dict[str, int]:
+        """By program: after how many seconds supervisord kills it when it is told to stop."""
+        return {str(info["name"]): int(info["stopwaitsecs"]) for info in self._call("getAllConfigInfo")}
+
+    def start(self, name: str, wait: bool = False) -> bool:
+        """Start a program; with `wait`, until its process is there (not until it is ready). False: it ran already."""
+        return self._unless(_ALREADY_STARTED, "startProcess", name, wait)
+
+    def stop(self, name: str, wait: bool = False) -> bool:
+        """Stop a program; with `wait`, until it has stopped. False: it was not running."""
+        return self._unless(_NOT_RUNNING, "stopProcess", name, wait)
+
+    def reload(self) -> Changes:
+        """Read the configuration again, without acting on it."""
+        added, changed, removed = self._call("reloadConfig")[0]
+        return Changes(tuple(added), tuple(changed), tuple(removed))
+
+    def add(self, group: str) -> bool:
+        """Take a group over from the configuration that was read last. False: it was there already."""
+        return self._unless(_ALREADY_ADDED, "addProcessGroup", group)
+
+    def remove(self, group: str) -> bool:
+        """Forget a group whose programs have stopped. False: there was none."""
+        return self._unless(_BAD_NAME, "removeProcessGroup", group)
+
+    def shutdown(self) -> None:
+        """Tell supervisord to stop everything, one program after the other, and to end."""
+        try:
+            self._call("shutdown")
+        except _ShuttingDown:
+            return
+
+    def _unless(self, fault: int, method: str, *params: Any) -> bool:
+        try:
+            self._call(method, *params)
+        except _Refused as e:
+            if e.code == fault:
+                return False
+            raise
+        return True
+
+    def _call(self, method: str, *params: Any) -> Any:
+        with self._proxy() as proxy, _our_errors(self.path, method, *params):
+            return getattr(proxy.supervisor, method)(*params)
+
+    def _multicall(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        wanted = [{"methodName": f"supervisor.{name}", "params": list(params)} for name, params in calls]
+        with self._proxy() as proxy, _our_errors(self.path, calls[0][0]):
+            results: Any = proxy.system.multicall(wanted)
+            for result in results:
+                if "faultCode" in result:
+                    raise xmlrpc.client.Fault(result["faultCode"], result["faultString"])
+            return list(results)
+
+    @contextmanager
+    def _proxy(self) -> Iterator[xmlrpc.client.ServerProxy]:
+        """One connection per call: supervisord may be restarted between two."""
+        transport = _Transport(self.path)
+        try:
+            yield xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=transport)
+        finally:
+            transport.close()
+
+
+class _Refused(SupervisorError):
+    code = 0
+
+
+class _ShuttingDown(_Refused):
+    pass
+
+
+@contextmanager
+def _our_errors(path: str, method: str, *params: Any) -> Iterator[None]:
+    try:
+        yield
+    except xmlrpc.client.Fault as e:
+        raise _refusal(e, method, *params) from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise SupervisorError("supervisord is not running", "start it with `llmhost up`") from None
+    except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as e:
+        raise SupervisorError(
+            f"supervisord does not answer on {path}: {str(e) or type(e).__name__}",
+            "see logs/supervisord.log in the home",
+        ) from None
+
+
+def _refusal(fault: xmlrpc.client.Fault, method: str, *params: Any) -> _Refused:
+    name = str(params[0]) if params else ""
+    error = _Refused(f"supervisord refuses {method} {name}".rstrip() + f": {fault.faultString}", "see `llmhost logs`")
+    if fault.faultCode == _SHUTDOWN_STATE:
+        error = _ShuttingDown("supervisord is shutting down", "try again when `llmhost status` says stopped")
+    elif fault.faultCode == _CANT_REREAD:
+        error = _Refused(f"supervisord cannot read its configuration: {fault.faultString}", "run `llmhost up` again")
+    elif fault.faultCode == _BAD_NAME:
+        error = _Refused(f"supervisord knows no program {name}", "run `llmhost up` to bring it in")
+    error.code = fault.faultCode
+    return error
+
+
+def _program(info: dict[str, Any]) -> ProgramInfo:
+    return ProgramInfo(
+        name=str(info["name"]),
+        state=str(info["statename"]),
+        pid=int(info["pid"]) or None,
+        started=int(info["start"]),
+        exit_status=int(info["exitstatus"]),
+        spawn_error=str(info["spawnerr"]),
+    )
