@@ -93,6 +93,12 @@ class Supervisor:
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
 
+    def alive(self) -> bool:
+        """Whether somebody listens on the socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            return connection.connect_ex(self.path) == 0
+
     def pid(self) -> int:
         """Process id of supervisord."""
         return int(self._call("getPID"))

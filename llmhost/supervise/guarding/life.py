@@ -259,6 +259,8 @@ class Guard:
             say(f"{self.spec.program}: {ending.error}")
         self._stop_engine()
         self._sweep_tree()
+        if self.file.superseded():
+            return ending.status
         self._sweep_marked()
         self._remove_socket()
         if self.left_behind:

@@ -28,14 +28,25 @@ class StateFile:
 
     def _former_life(self) -> tuple[int, dict[str, Any] | None]:
         """A guard that ended neither as wanted nor for good is being restarted by us."""
+        former = self._read()
         try:
-            with open(self.path, "rb") as file:
-                former = json.load(file)
             if former["state"] in ("stopped", "failed"):
                 return 0, None
             return int(former["restarts"]) + 1, former["exit"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return 0, None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with open(self.path, "rb") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def superseded(self) -> bool:
+        """Whether another guard has taken over: ours was cut off from a supervisord that was killed."""
+        return bool(self._read().get("guard_pid", os.getpid()) != os.getpid())
 
     def write(self, state: str, engine_pid: int | None, error: str | None) -> None:
         """Atomically; raises OSError, and the old content stays then."""

@@ -1,0 +1,92 @@
+"""The state of a program: supervisord says whether it runs, its guard what it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmhost.paths import Home
+from llmhost.supervise.rpc import ProgramInfo
+
+State = Literal["stopped", "queued", "loading", "ready", "unhealthy", "backoff", "failed"]
+
+GATEWAY = "gateway"
+"""The program that has no guard; its own admin socket says whether it is ready."""
+_GUARD_STATES = frozenset({"queued", "loading", "ready", "unhealthy", "backoff"})
+_EXIT_FAILED = 78
+"""The guard's exit status for "do not try again"."""
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """One program at one moment; pids are None when there is no such process."""
+
+    name: str
+    state: State
+    pid: int | None = None
+    engine_pid: int | None = None
+    restarts: int = 0
+    error: str | None = None
+
+
+def read_states(home: Home, programs: Iterable[ProgramInfo], names: Iterable[str]) -> dict[str, ProgramState]:
+    """The states of these programs by name; what supervisord does not know is stopped."""
+    known = {p.name: p for p in programs}
+    return {name: _read(home, name, known.get(name)) for name in names}
+
+
+def _read(home: Home, name: str, info: ProgramInfo | None) -> ProgramState:
+    if info is None or info.state in ("STOPPED", "STOPPING"):
+        return ProgramState(name, "stopped", info.pid if info else None)
+    if name == GATEWAY:
+        return _gateway(home, info)
+    return _engine(info, _guard_says(home, name))
+
+
+def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
+    """A state file of a guard that does not run any more is believed only about how it ended."""
+    restarts = int(guard.get("restarts") or 0)
+    if info.state in ("RUNNING", "STARTING"):
+        if guard.get("guard_pid") != info.pid or guard.get("state") not in _GUARD_STATES:
+            return ProgramState(info.name, "queued", info.pid)  # the guard has not said anything yet
+        return ProgramState(info.name, guard["state"], info.pid, guard.get("engine_pid"), restarts, guard.get("error"))
+    error = guard.get("error") or None
+    if info.state == "EXITED" and info.exit_status == 0:
+        return ProgramState(info.name, "stopped", error=error)
+    if info.state == "BACKOFF" or (info.state == "EXITED" and info.exit_status != _EXIT_FAILED):
+        return ProgramState(info.name, "backoff", restarts=restarts, error=error or info.spawn_error or None)
+    told = error if guard.get("state") == "failed" else None
+    return ProgramState(info.name, "failed", restarts=restarts, error=told or info.spawn_error or None)
+
+
+def _guard_says(home: Home, name: str) -> dict[str, Any]:
+    try:
+        with open(home.state_file(name), "rb") as file:
+            said = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _gateway(home: Home, info: ProgramInfo) -> ProgramState:
+    if info.state == "RUNNING":
+        return ProgramState(GATEWAY, "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading", info.pid)
+    if info.state in ("STARTING", "BACKOFF"):
+        return ProgramState(GATEWAY, "loading", info.pid, error=info.spawn_error or None)
+    return ProgramState(GATEWAY, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
+
+
+def _answers(path: str) -> bool:
+    """Whether Envoy's admin interface says that it serves (``GET /ready``: 200, while it starts 503)."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2)
+        try:
+            connection.connect(path)
+            connection.sendall(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(64).split()[1:2] == [b"200"]
+        except OSError:
+            return False
