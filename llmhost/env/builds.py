@@ -1,0 +1,98 @@
+"""The builds of an engine: where they lie, who may make one, and when one can go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmhost.env.manifest import MANIFEST, read_manifest
+from llmhost.env.releases import Release
+from llmhost.errors import BusyError
+
+
+def new_build(directory: Path, release: Release) -> Path:
+    """A path that was never used: an installer that outlived a killed setup may still write into an old one."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S%f")
+    return directory / f"{release.vllm}-{release.device}-{stamp[:-3]}"
+
+
+@contextmanager
+def setup_lock(directory: Path) -> Iterator[None]:
+    """One setup of an engine at a time; the kernel lets go when the process dies. Raises BusyError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(directory, os.pread(fd, 32, 0).decode("ascii", "replace")) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _busy(directory: Path, pid: str) -> BusyError:
+    who = f"another llmhost command (pid {pid})" if pid else "another llmhost command"
+    return BusyError(f"{who} is building the engine {directory.name}", "wait until it is done, or end it")
+
+
+def clean_up(directory: Path, plan_file: Path) -> None:
+    """Remove former builds as soon as nothing needs them any more, unless somebody is building right now."""
+    if len(_builds(directory)) <= 1:
+        return
+    try:
+        with setup_lock(directory):
+            remove_unused(directory, plan_file)
+    except BusyError:
+        return
+
+
+def remove_unused(directory: Path, plan_file: Path) -> None:
+    """Remove builds that neither the manifest nor the plan in force names and that no process runs from.
+
+    To be called with the lock held.
+    """
+    manifest = read_manifest(directory)
+    stale = [path for path in _builds(directory) if manifest is None or path.name != manifest.build]
+    if stale:
+        needed = _running(directory) | _named(plan_file, stale)
+        for path in stale:
+            if path.name not in needed:
+                shutil.rmtree(path, ignore_errors=True)
+    for leftover in directory.glob(f".{MANIFEST}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _builds(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+
+
+def _named(plan_file: Path, builds: list[Path]) -> set[str]:
+    """Builds that a stopped service would be started from."""
+    text = _text(plan_file)
+    return {path.name for path in builds if path.name in text}
+
+
+def _running(directory: Path) -> set[str]:
+    """Builds that processes of this user run from: by command line and by mapped libraries (proc(5))."""
+    prefixes = {f"{directory}/", f"{os.path.realpath(directory)}/"}
+    used = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        text = _text(process / "cmdline") + _text(process / "maps")
+        used |= {part.partition("/")[0] for prefix in prefixes for part in text.split(prefix)[1:]}
+    return used
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # not there, ended meanwhile, or somebody else's
+        return ""

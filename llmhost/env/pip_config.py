@@ -1,0 +1,151 @@
+"""The user's pip configuration, handed on to uv, which does not read it.
+
+Everything goes through ``UV_*`` variables rather than arguments: an index URL may hold a password, and arguments are
+visible to every user of the machine. What the user has set for uv itself wins.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmhost.errors import CommandError
+from llmhost.run import capture
+
+SECTIONS = ("global", "install", ":env:")
+"""Sections that `pip install` reads, later ones win (pip's ``_get_ordered_configuration_items``)."""
+TRUE = ("1", "true", "yes", "on", "y", "t")
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+
+
+@dataclass(frozen=True)
+class UvSettings:
+    """What to add to uv's environment and arguments; ``notes`` tell the user what was left out."""
+
+    env: Mapping[str, str] = field(repr=False)
+    arguments: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def mask(text: str) -> str:
+    """The text with ``user:password`` in URLs replaced."""
+    return CREDENTIALS.sub("****", text)
+
+
+def read_pip_options() -> dict[str, str]:
+    """pip's options by long name (``index-url``) as `pip install` would see them; without pip only ``PIP_*``."""
+    for command in _pips():
+        try:
+            return parse_pip_config(capture([*command, "config", "list"]).stdout)
+        except CommandError:
+            continue
+    prefix = "PIP_"
+    return {k.removeprefix(prefix).lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith(prefix)}
+
+
+def _pips() -> list[list[str]]:
+    """Our interpreter's pip first: a virtual environment may have a configuration of its own."""
+    others = filter(None, (shutil.which("pip3"), shutil.which("pip")))
+    return [[sys.executable, "-m", "pip"], *([path] for path in others)]
+
+
+def parse_pip_config(listing: str) -> dict[str, str]:
+    """The output of `pip config list` (lines like ``global.index-url='https://…'``) as options."""
+    options: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}
+    for line in listing.splitlines():
+        key, equals, value = line.partition("=")
+        section, _, name = key.strip().rpartition(".")
+        if equals and section in options:
+            options[section][name.replace("_", "-")] = _unquoted(value)
+    return {name: value for section in SECTIONS for name, value in options[section].items()}
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(ast.literal_eval(value))
+    except (SyntaxError, ValueError):
+        return value
+
+
+def uv_settings(options: Mapping[str, str], environ: Mapping[str, str]) -> UvSettings:
+    """Translate pip's options; ``environ`` is what uv inherits anyway, and what stands there is not overridden."""
+    notes: list[str] = []
+    env: dict[str, str] = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    env |= _certificates(options, notes)
+    env |= _network(options)
+    env |= {"UV_FIND_LINKS": ",".join(links)} if (links := _find_links(options, notes)) else {}
+    no_index = options.get("no-index", "").lower() in TRUE
+    if not no_index:
+        env |= _indexes(options)
+    kept = {name: value for name, value in env.items() if not _already_set(name, environ)}
+    return UvSettings(kept, ("--no-index",) if no_index else (), tuple(mask(note) for note in notes))
+
+
+SYNONYMS: Mapping[str, Sequence[str]] = {
+    "UV_DEFAULT_INDEX": ("UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    "UV_INDEX": ("UV_INDEX", "UV_EXTRA_INDEX_URL"),
+    "HTTPS_PROXY": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
+    "HTTP_PROXY": ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"),
+    "UV_HTTP_TIMEOUT": ("UV_HTTP_TIMEOUT", "UV_REQUEST_TIMEOUT", "HTTP_TIMEOUT"),
+}
+
+
+def _already_set(name: str, environ: Mapping[str, str]) -> bool:
+    return any(environ.get(synonym) for synonym in SYNONYMS.get(name, (name,)))
+
+
+def _indexes(options: Mapping[str, str]) -> dict[str, str]:
+    env = {}
+    if default := options.get("index-url", "").strip():
+        env["UV_DEFAULT_INDEX"] = default
+    if extra := options.get("extra-index-url", "").split():
+        env["UV_INDEX"] = " ".join(extra)
+    return env
+
+
+def _find_links(options: Mapping[str, str], notes: list[str]) -> list[str]:
+    """Directories that exist, and URLs. uv fails on a missing directory where pip only warns."""
+    links = []
+    for link in options.get("find-links", "").split():
+        if "://" in link and not link.startswith("file://"):
+            links.append(link.replace(",", "%2C"))  # the variable is a list with commas
+            continue
+        path = Path(link.removeprefix("file://")).expanduser().absolute()
+        if path.exists():
+            links.append(path.as_uri() if "," in str(path) else str(path))
+        else:
+            notes.append(f"pip's find-links {link} does not exist and is left out")
+    return links
+
+
+def _certificates(options: Mapping[str, str], notes: list[str]) -> dict[str, str]:
+    env = {}
+    for option, variable in (("cert", "SSL_CERT_FILE"), ("client-cert", "SSL_CLIENT_CERT")):
+        if not (value := options.get(option, "").strip()):
+            continue
+        path = Path(value).expanduser()
+        if path.exists():
+            env["SSL_CERT_DIR" if path.is_dir() else variable] = str(path)
+        else:
+            notes.append(f"pip's {option} {value} does not exist and is left out")
+    return env
+
+
+def _network(options: Mapping[str, str]) -> dict[str, str]:
+    env = {}
+    if hosts := options.get("trusted-host", "").split():
+        env["UV_INSECURE_HOST"] = " ".join(hosts)
+    if proxy := options.get("proxy", "").strip():
+        url = proxy if "://" in proxy else f"http://{proxy}"
+        env |= {"HTTP_PROXY": url, "HTTPS_PROXY": url}
+    if timeout := options.get("timeout") or options.get("default-timeout"):
+        env["UV_HTTP_TIMEOUT"] = timeout.partition(".")[0]
+    if retries := options.get("retries"):
+        env["UV_HTTP_RETRIES"] = retries
+    return env
