@@ -1,6 +1,6 @@
 """LangChain on llmhost: a chat model that calls tools, and embeddings for a RAG chain.
 
-    python examples/langchain_demo.py [http://127.0.0.1:8000/v1]
+python examples/langchain_demo.py [http://127.0.0.1:8000/v1]
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from click import ClickException
+from click.exceptions import Abort
+
+from llmhost.cli import cli, console
 from llmhost.errors import Interrupted, LlmhostError
 
 
@@ -16,11 +20,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run `llmhost` and return its exit status; the one place where errors are caught."""
-    from click import ClickException
-    from click.exceptions import Abort
-
-    from llmhost.cli import cli
-
     debug = "--debug" in argv
     try:
         # Not standalone: click would print errors in its own words and exit by itself.
@@ -44,7 +43,9 @@ def run(argv: Sequence[str]) -> int:
         if debug:
             raise
         message = f"internal error: {type(e).__name__}: {e}"
-        return _report(message, "this is a bug in llmhost: run the command again with --debug and report what it prints", 70)
+        return _report(
+            message, "this is a bug in llmhost: run the command again with --debug and report what it prints", 70
+        )
 
 
 def _usage_hint(error: Exception) -> str:
@@ -53,9 +54,7 @@ def _usage_hint(error: Exception) -> str:
 
 
 def _report(message: str, hint: str, exit_code: int) -> int:
-    from llmhost.cli.console import report_error
-
-    report_error(message, hint)
+    console.report_error(message, hint)
     return exit_code
 
 

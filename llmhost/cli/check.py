@@ -12,7 +12,9 @@ from llmhost.cli.completion import complete_services
 
 @click.command("check")
 @click.argument("services", nargs=-1, shell_complete=complete_services)
-@click.option("--json", "as_json", is_flag=True, help='{"ok", "checks": [{"service", "check", "ok", "seconds", "detail"}]}')
+@click.option(
+    "--json", "as_json", is_flag=True, help='{"ok", "checks": [{"service", "check", "ok", "seconds", "detail"}]}'
+)
 @click.option("--url", metavar="URL", help="Ask this gateway instead of the home's own, e.g. http://10.0.0.2:8000.")
 @click.pass_obj
 def check_command(session: Session, services: tuple[str, ...], as_json: bool, url: str | None) -> None:
@@ -29,7 +31,9 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
 
     plan = load_plan(session.home)
     results: list[CheckResult] = []
-    for found in run_checks(url or plan.gateway.url, select_services(plan, services), os.environ.get("LLMHOST_API_KEY")):
+    for found in run_checks(
+        url or plan.gateway.url, select_services(plan, services), os.environ.get("LLMHOST_API_KEY")
+    ):
         results.append(found)
         if not as_json:
             mark = click.style("ok  ", fg="green") if found.ok else click.style("FAIL", fg="red")

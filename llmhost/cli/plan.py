@@ -89,7 +89,9 @@ def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     changes = writer.changes(session.home, files)
     for change in changes:
         if as_diff:
-            console.result(f"{_verb(change)} {change.path}" if _may_hold_secrets(change.path) else change.diff().rstrip())
+            console.result(
+                f"{_verb(change)} {change.path}" if _may_hold_secrets(change.path) else change.diff().rstrip()
+            )
         else:
             console.result(f"{_verb(change):8} {change.path}")
     if not changes:

@@ -100,9 +100,7 @@ def _program(
     )
 
 
-def _inferred_arguments(
-    service: Service, machine: Machine, model: ModelFacts, share: CpuShare
-) -> tuple[str, ...]:
+def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, share: CpuShare) -> tuple[str, ...]:
     """Flags that llmhost adds: only those that the installed vLLM has and that the user did not write."""
     wanted: dict[str, str | None] = {}
     if (service.kind or model.kind) != "chat":

@@ -74,9 +74,7 @@ def _need(service: Service, model: ModelFacts) -> _Need:
     context = context_length(service, model)
     one = -(-model.kv_bytes_per_token * context // MIB) * MIB
     smallest = max(one, SMALLEST_KV_CACHE)
-    return _Need(
-        ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context
-    )
+    return _Need(ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context)
 
 
 def _does_not_fit(needs: Mapping[str, _Need], missing: int) -> PlanError:

@@ -8,6 +8,9 @@ from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
 
+GATEWAY_PROGRAM = "gateway"
+"""Name of the gateway among the supervisor programs; those of engines end in a number."""
+
 
 @dataclass(frozen=True)
 class ProgramPlan:

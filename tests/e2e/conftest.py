@@ -1,4 +1,4 @@
-"""The newcomer's path, once: a copy of this checkout, an empty home, `scripts/quickstart`. All end-to-end tests use it."""
+"""The newcomer's path, once: a copy of this checkout, an empty home, `scripts/quickstart`; all tests here use it."""
 
 from __future__ import annotations
 
@@ -46,12 +46,16 @@ class Installation:
     def llmhost(self, *args: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run the installed `llmhost` as its user would."""
         command = [str(self.checkout / ".venv/bin/llmhost"), *args]
-        return subprocess.run(command, env=self.environment, text=True, capture_output=True, check=check, timeout=timeout)
+        return subprocess.run(
+            command, env=self.environment, text=True, capture_output=True, check=check, timeout=timeout
+        )
 
     def python(self, *args: str, timeout: float = 300) -> str:
         """Run a script with the interpreter of .venv; its output."""
         command = [str(self.checkout / ".venv/bin/python"), *args]
-        done = subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False, timeout=timeout)
+        done = subprocess.run(
+            command, env=self.environment, text=True, capture_output=True, check=False, timeout=timeout
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -96,7 +100,7 @@ def installation() -> Iterator[Installation]:
 
 
 def quickstart(made: Installation) -> str:
-    """Run scripts/quickstart; what it printed. pip's own configuration of this machine is kept, as a user's would be."""
+    """Run scripts/quickstart; what it printed. The user's configuration of pip is kept, as a newcomer would have it."""
     config = Path.home() / ".config/pip/pip.conf"
     environment = {**made.environment, **({"PIP_CONFIG_FILE": str(config)} if config.is_file() else {})}
     done = subprocess.run(

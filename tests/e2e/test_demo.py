@@ -145,7 +145,9 @@ def test_the_examples_run_as_they_are(installation: Installation, example: str) 
     assert "Zaragoza" in output
 
 
-def test_the_gateway_lists_routes_and_refuses_in_openais_words(client: openai.OpenAI, installation: Installation) -> None:
+def test_the_gateway_lists_routes_and_refuses_in_openais_words(
+    client: openai.OpenAI, installation: Installation
+) -> None:
     assert {m.id for m in client.models.list().data} == {"demo-chat", "demo-embed", "demo-rerank"}
     assert client.models.retrieve("demo-chat").id == "demo-chat"
     messages: Any = [{"role": "user", "content": "hi"}]
@@ -173,7 +175,9 @@ def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unc
         encoding="utf-8",
     )
     file.write_text(
-        file.read_text(encoding="utf-8").replace("served_as: demo-rerank", f"served_as: {json.dumps(['demo-rerank', odd])}"),
+        file.read_text(encoding="utf-8").replace(
+            "served_as: demo-rerank", f"served_as: {json.dumps(['demo-rerank', odd])}"
+        ),
         encoding="utf-8",
     )
     try:
@@ -217,7 +221,7 @@ def test_a_killed_engine_comes_back_and_leaves_nothing_behind(installation: Inst
     again = _replica(installation, "embedding")
     assert again["restarts"] == 1
     assert again["state"] == "ready"
-    engines = [p for p in _processes_of(installation.home, "embedding-0")]
+    engines = _processes_of(installation.home, "embedding-0")
     assert replica["engine_pid"] not in engines
 
 

@@ -62,7 +62,11 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("services: {Chat_1: {model: /m}}", "'Chat_1' cannot be the name of a service", "schema"),
         ("services: {-a: {model: /m}}", "'-a' cannot be the name of a service", "schema"),
         ("services: {1: {model: /m}}", "1 cannot be the name of a service", "schema"),
-        ("services: {a: {model: /m, served_as: x}, b: {model: /m, served_as: [y, x]}}", "'x' is used by both a and b", ""),
+        (
+            "services: {a: {model: /m, served_as: x}, b: {model: /m, served_as: [y, x]}}",
+            "'x' is used by both a and b",
+            "",
+        ),
         ("services: {a: {model: /m, served_as: b}, b: {model: /m}}", "'b' is used by both a and b", ""),
         ("services: {a: {model: /m, port: 8000}}", "port 8000 is used by both gateway and a", ""),
         ("services: {a: {model: /m, served_as: ''}}", "cannot be a model name", ""),

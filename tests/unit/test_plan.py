@@ -75,7 +75,7 @@ def test_the_environment_of_an_engine() -> None:
 
 def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:
     text = "services: {chat: {model: /m, args: {tool-call-parser: herms}}}"
-    with pytest.raises(PlanError, match="services.chat.args.tool_call_parser: vLLM 0.32.0 has no parser 'herms'") as e:
+    with pytest.raises(PlanError, match=r"services.chat.args.tool_call_parser: vLLM 0.32.0 has no parser 'herms'") as e:
         make_plan(config.parse(text), machine(), {"chat": model()})
     assert "hermes" in e.value.hint
 

@@ -1,0 +1,33 @@
+"""How a service is called: its address, and a `curl` line that works when pasted into a shell."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from llmhost.facts import Kind
+from llmhost.plan import Plan, ServicePlan
+
+PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
+
+BODIES: dict[Kind, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Who are you?"}]},
+    "embed": {"input": "How do I stop the server?"},
+    "rerank": {
+        "query": "What is the capital of France?",
+        "documents": ["Bananas are yellow.", "Paris is the capital of France."],
+    },
+}
+
+
+def endpoint_of(plan: Plan, service: ServicePlan) -> str:
+    """The address of a service's main call."""
+    return f"{plan.gateway.url}{PATHS[service.kind]}"
+
+
+def curl_line(plan: Plan, service: ServicePlan) -> str:
+    """A command that asks the service something."""
+    body = json.dumps({"model": service.served_as[0], **BODIES[service.kind]}, ensure_ascii=False)
+    words = ("curl", "-s", endpoint_of(plan, service), "-H", "Content-Type: application/json", "-d", body)
+    return " ".join(map(shlex.quote, words))

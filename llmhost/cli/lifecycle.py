@@ -1,0 +1,154 @@
+"""`llmhost up`, `down`, `start`, `stop`, `restart`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from llmhost.cli import Session, console
+from llmhost.cli.completion import complete_services
+
+if TYPE_CHECKING:
+    from llmhost.env.progress import Progress
+    from llmhost.supervise.states import ProgramState
+    from llmhost.workflow import Started
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _waiting(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of everything that starts something."""
+    command = click.option(
+        "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait at most this long until all is ready."
+    )(command)
+    return click.option("--wait/--no-wait", default=True, help="Wait until all is ready (the default).")(command)
+
+
+def _services(command: Callable[..., None]) -> Callable[..., None]:
+    return click.argument("services", nargs=-1, shell_complete=complete_services)(command)
+
+
+@click.command("up")
+@_services
+@click.option("--demo", is_flag=True, help="Write the demo's llmhost.yaml first when there is none.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, help="With --demo: port of the gateway.")
+@_waiting
+@click.pass_obj
+def up_command(
+    session: Session, services: tuple[str, ...], demo: bool, port: int, wait: bool, timeout: float | None
+) -> None:
+    """Make this machine serve what llmhost.yaml says, and wait until it does.
+
+    Builds the engine when it is not there, writes the files of supervisord and the gateway, starts what is not running
+    and restarts what changed; everything else keeps running. With SERVICES only these are started.
+    """
+    from llmhost import workflow
+    from llmhost.cli.progress import shown_progress
+
+    if demo:
+        workflow.require_demo_config(session.home, port)
+    with shown_progress() as progress:
+        started = workflow.up(session.home, services, progress)
+        if wait:
+            _await_ready(session, started, timeout, progress)
+    _show(session, started)
+
+
+@click.command("down")
+@click.pass_obj
+def down_command(session: Session) -> None:
+    """Stop all services, the gateway and supervisord; nothing of ours is left running."""
+    from llmhost import workflow
+
+    if workflow.down(session.home, _remark_waiting):
+        console.result("everything has stopped")
+    else:
+        console.result("nothing was running")
+
+
+@click.command("start")
+@_services
+@_waiting
+@click.pass_obj
+def start_command(session: Session, services: tuple[str, ...], wait: bool, timeout: float | None) -> None:
+    """Start SERVICES (default: all) as the last `llmhost up` left them, and wait until they are ready."""
+    from llmhost import workflow
+    from llmhost.cli.progress import shown_progress
+
+    with shown_progress() as progress:
+        started = workflow.start(session.home, services)
+        if wait:
+            _await_ready(session, started, timeout, progress)
+
+
+@click.command("stop")
+@_services
+@click.pass_obj
+def stop_command(session: Session, services: tuple[str, ...]) -> None:
+    """Stop SERVICES (default: all of them and the gateway); running requests get `stop_timeout` to finish."""
+    from llmhost import workflow
+
+    stopped = workflow.stop(session.home, services, _remark_waiting)
+    console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@click.command("restart")
+@_services
+@_waiting
+@click.pass_obj
+def restart_command(session: Session, services: tuple[str, ...], wait: bool, timeout: float | None) -> None:
+    """Stop SERVICES (default: all), start them again and wait until they are ready.
+
+    An edited llmhost.yaml is not read: that is what `llmhost up` is for.
+    """
+    from llmhost import workflow
+    from llmhost.cli.progress import shown_progress
+
+    with shown_progress() as progress:
+        started = workflow.restart(session.home, services, _remark_waiting)
+        if wait:
+            _await_ready(session, started, timeout, progress)
+
+
+def _remark_waiting(names: tuple[str, ...]) -> None:
+    if names:
+        console.remark(f"waiting for {', '.join(names)} to stop")
+
+
+def _await_ready(session: Session, started: Started, timeout: float | None, progress: Progress) -> None:
+    from llmhost import workflow
+
+    shown: dict[str, str] = {}
+
+    def on_change(state: ProgramState) -> None:
+        if shown.get(state.name) == state.state:
+            return
+        if state.name not in shown:
+            progress.started(f"start {state.name}")
+        shown[state.name] = state.state
+        if state.state in workflow.SETTLED:
+            progress.finished(f"start {state.name}", state.state)
+
+    workflow.await_ready(session.home, started, timeout, on_change)
+
+
+def _show(session: Session, started: Started) -> None:
+    """What runs now and how to call it."""
+    from llmhost.cli.calls import curl_line, endpoint_of
+    from llmhost.supervise.status import read_status
+
+    states = {s.name: s.state for s in read_status(session.home).services}
+    plan = started.plan
+    console.table(
+        ("SERVICE", "KIND", "NAMES", "STATE", "CALL"),
+        [
+            (s.name, s.kind, ", ".join(s.served_as), console.state(states[s.name]), f"POST {endpoint_of(plan, s)}")
+            for s in plan.services
+        ],
+    )
+    for kind in ("chat", "embed", "rerank"):
+        service = next((s for s in plan.services if s.kind == kind), None)
+        if service is not None:
+            console.result(f"\n{curl_line(plan, service)}")

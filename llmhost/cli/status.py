@@ -1,0 +1,75 @@
+"""`llmhost status`. Imports little: it is run most often, also by scripts."""
+
+from __future__ import annotations
+
+import click
+
+from llmhost.cli import Session, console
+from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
+
+MIB = 2**20
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; the keys are described in docs/operations.md.")
+@click.pass_obj
+def status_command(session: Session, as_json: bool) -> int:
+    """Show the state of every service; exit status 0 when all is ready, 3 when not.
+
+    States: stopped, queued (waits for its turn to start), loading, ready, unhealthy, backoff (will be restarted),
+    failed (will not: see the error).
+    """
+    status = read_status(session.home)
+    if as_json:
+        console.json_result(status.to_dict())
+        return 0 if status.ready else 3
+    supervisor, gateway = status.supervisor, status.gateway
+    console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
+    console.result(f"gateway     {console.state(gateway.state)}{_pid(gateway.pid)}  {gateway.url or ''}".rstrip())
+    if not status.services:
+        console.remark("no services: write some into llmhost.yaml and run `llmhost up`")
+    else:
+        console.result()
+        console.table(
+            ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY"),
+            [row for service in status.services for row in _rows(service)],
+        )
+        for replica in (r for service in status.services for r in service.replicas if r.error):
+            console.result(f"\n{replica.name}: {replica.error}")
+    return 0 if status.ready else 3
+
+
+def _pid(pid: int | None) -> str:
+    return f" (pid {pid})" if pid else ""
+
+
+def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:
+    names = ", ".join(service.served_as)
+    if len(service.replicas) == 1:
+        return [(service.name, service.kind, names, *_cells(service.replicas[0]))]
+    head = (service.name, service.kind, names, console.state(service.state), "", "", "", "")
+    return [head, *((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)]
+
+
+def _cells(replica: ReplicaStatus) -> tuple[str, ...]:
+    return (
+        console.state(replica.state),
+        str(replica.pid or "-"),
+        _duration(replica.uptime_s),
+        str(replica.restarts),
+        f"{replica.rss_bytes / MIB:.0f} MiB" if replica.rss_bytes else "-",
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    """The two largest units that matter: 3d4h, 2h05m, 1m30s, 12s."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
