@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmhost.files import RenderedFile
 from llmhost.gateway.bootstrap import FOLDER, gateway_argv, render_bootstrap, render_static
 from llmhost.gateway.clusters import clusters
@@ -11,7 +13,7 @@ from llmhost.gateway.listeners import listeners
 from llmhost.gateway.routes import route_configurations, routes_file
 from llmhost.plan.types import Plan
 
-__all__ = ["ENDPOINTS", "Endpoint", "gateway_argv", "render_gateway", "render_static", "version_of"]
+__all__ = ["ENDPOINTS", "Endpoint", "gateway_argv", "gateway_versions", "render_gateway", "render_static"]
 
 
 def render_gateway(plan: Plan) -> tuple[RenderedFile, ...]:
@@ -30,3 +32,9 @@ def render_gateway(plan: Plan) -> tuple[RenderedFile, ...]:
 
 def _resources(name: str, resources: tuple[Data, ...]) -> RenderedFile:
     return RenderedFile(f"{FOLDER}/{name}.json", resource_file(resources))
+
+
+def gateway_versions(files: Iterable[RenderedFile]) -> dict[str, str]:
+    """The version of each watched file among ``files``, by its name without suffix, as the gateway reports them."""
+    watched = (f for f in files if f.path.startswith(f"{FOLDER}/") and f.path.endswith(".json"))
+    return {f.path.removeprefix(f"{FOLDER}/").removesuffix(".json"): version_of(f.text) for f in watched}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmhost.files import RenderedFile
 from llmhost.gateway.clusters import clusters
-from llmhost.gateway.envoy import Data
+from llmhost.gateway.envoy import Data, extension
 from llmhost.gateway.listeners import gateway_dir, listeners, resource_source
 from llmhost.gateway.routes import route_configurations
 from llmhost.paths import Home
@@ -24,6 +24,12 @@ RUNTIME: Data = {
     # Envoy refuses regular expressions above 100 instructions, for the sake of foreign ones; ours are lists of paths.
     "layers": [{"name": "llmhost", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
 }
+
+MAX_CONNECTIONS = 10_000
+"""Clients that may be connected at once, idle ones included; beyond that new connections are closed."""
+
+RELEASE: Data = {"bytes_to_release": 256 * 1024 * 1024, "memory_release_interval": "1s"}
+"""Reading a body of many megabytes takes many times its size for a moment; Envoy by itself would keep that memory."""
 
 LOG_FORMAT = "%Y-%m-%d %H:%M:%S.%e %l gateway: %v"
 """spdlog's: one line with its time for each message (line breaks are escaped)."""
@@ -54,6 +60,8 @@ def render_bootstrap(plan: Plan) -> RenderedFile:
     text = environment.get_template("envoy.yaml.j2").render(
         admin_socket=str(Home(Path(plan.home)).gateway_admin_socket),
         runtime=RUNTIME,
+        overload=_overload(),
+        release=RELEASE,
         lds=resource_source(plan, "lds"),
         cds=resource_source(plan, "cds"),
     )
@@ -82,6 +90,15 @@ def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["route_config"] = routes[manager.pop("rds")["route_config_name"]]
     return listener
+
+
+def _overload() -> Data:
+    monitor = extension(
+        "envoy.resource_monitors.global_downstream_max_connections",
+        "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+        max_active_downstream_connections=MAX_CONNECTIONS,
+    )
+    return {"resource_monitors": [monitor]}
 
 
 def _json(value: object) -> str:

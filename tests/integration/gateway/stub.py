@@ -1,0 +1,152 @@
+"""A small stand-in for a vLLM server: HTTP/1.1 on a unix socket, which tells what it was asked.
+
+What it does is steered by the JSON body of a request: ``{"stub": {"stream": 3}}`` streams three chunks, each of which
+waits for a `Stub.release`; ``{"stub": "drop"}`` closes the connection without an answer; ``{"stub": "hold"}`` answers
+after a `Stub.release`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Stub:
+    """Runs in a thread with an event loop of its own; ``with Stub(path): …`` serves until the block ends."""
+
+    socket: Path
+    name: str = "stub"
+    healthy: bool = True
+    seen: list[Seen] = field(default_factory=list)
+
+    def __enter__(self) -> Stub:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen; returns when connections are accepted."""
+        self.socket.unlink(missing_ok=True)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=self.name, daemon=True)
+        self._thread.start()
+        assert self._started.wait(10)
+
+    def stop(self) -> None:
+        """Close every connection and the socket, which stays on disk as a killed server leaves it."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def release(self) -> None:
+        """Let one held answer, or one held chunk, go."""
+        self._loop.call_soon_threadsafe(self._gate.release)
+
+    @property
+    def asked(self) -> list[Seen]:
+        """What was seen besides health checks."""
+        return [s for s in list(self.seen) if s.target != "/health"]
+
+    async def _serve(self) -> None:
+        self._loop, self._ended, self._gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Semaphore(0)
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_unix_server(self._connection, self.socket, backlog=2048)
+        self._started.set()
+        await self._ended.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        request = await _read(reader)
+        if request.target == "/health":
+            await _answer(writer, 200 if self.healthy else 503, {})
+            return True
+        self.seen.append(request)
+        return await self._behave(request, writer)
+
+    async def _behave(self, request: Seen, writer: asyncio.StreamWriter) -> bool:
+        order = _order(request.body)
+        if order == "drop":
+            return False
+        if order == "hold":
+            await self._gate.acquire()
+        if isinstance(order, dict) and "stream" in order:
+            await self._stream(writer, order["stream"])
+        else:
+            await _answer(writer, 200, {"stub": self.name, "target": request.target, "bytes": len(request.body)})
+        return True
+
+    async def _stream(self, writer: asyncio.StreamWriter, chunks: int) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for index in range(chunks):
+            await self._gate.acquire()
+            data = b"data: %d\n\n" % index
+            writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader) -> Seen:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, target, _ = head[0].split(" ", 2)
+    headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
+    if headers.get("transfer-encoding") == "chunked":
+        return Seen(method, target, headers, await _chunked(reader))
+    return Seen(method, target, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+
+
+async def _chunked(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += await reader.readexactly(size)
+        await reader.readline()
+    await reader.readline()
+    return body
+
+
+def _order(body: bytes) -> Any:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return None
+    return data.get("stub") if isinstance(data, dict) else None
+
+
+async def _answer(writer: asyncio.StreamWriter, status: int, data: dict[str, Any]) -> None:
+    body = json.dumps(data).encode()
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()

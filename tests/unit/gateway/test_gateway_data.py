@@ -1,0 +1,226 @@
+"""The gateway's configuration as data: nothing is started here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from llmhost.errors import GatewayError
+from llmhost.gateway import ENDPOINTS, gateway_argv, gateway_versions, render_gateway, render_static
+from llmhost.gateway.answers import docs_page, model_list
+from llmhost.gateway.endpoints import groups
+from llmhost.gateway.envoy import paths_regex
+from llmhost.gateway.routes import name_regex
+from llmhost.plan.types import Plan
+from tests.unit.gateway.plans import make_plan, make_service
+
+HOME = Path("/srv/llmhost")
+CHAT = make_service(HOME, "chat", "chat", ("gpt-4", "qwen"), replicas=2)
+EMBED = make_service(HOME, "embedding", "embed", ("gte",), port=1283)
+RERANK = make_service(HOME, "rerank", "rerank", ("bge",))
+PLAN = make_plan(HOME, CHAT, EMBED, RERANK)
+
+
+def resources(plan: Plan, name: str) -> list[dict[str, Any]]:
+    text = next(f.text for f in render_gateway(plan) if f.path == f"conf/gateway/{name}.json")
+    found: list[dict[str, Any]] = json.loads(text)["resources"]
+    return found
+
+
+def routes(plan: Plan, name: str = "rds") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = resources(plan, name)[0]["virtual_hosts"][0]["routes"]
+    return found
+
+
+def test_files_of_a_plan() -> None:
+    assert [f.path for f in render_gateway(PLAN)] == [
+        "conf/gateway/envoy.yaml",
+        "conf/gateway/cds.json",
+        "conf/gateway/rds.json",
+        "conf/gateway/rds-port-embedding.json",
+        "conf/gateway/lds.json",
+    ]
+    assert {f.mode for f in render_gateway(PLAN)} == {0o600}
+
+
+def test_equal_plans_give_equal_bytes() -> None:
+    again = Plan.from_dict(json.loads(json.dumps(PLAN.to_dict())))
+    assert render_gateway(again) == render_gateway(PLAN)
+
+
+def test_version_follows_the_content_and_nothing_else() -> None:
+    before = gateway_versions(render_gateway(PLAN))
+    renamed = make_plan(HOME, replace(CHAT, served_as=("gpt-5",)), EMBED, RERANK)
+    after = gateway_versions(render_gateway(renamed))
+    assert {name for name in before if before[name] != after[name]} == {"rds"}
+
+
+def test_bootstrap_and_main_listener_do_not_depend_on_services() -> None:
+    """A listener that changes is drained, which ends long streams; services come and go without it."""
+    alone = make_plan(HOME, CHAT)
+    assert resources(alone, "lds")[0] == resources(PLAN, "lds")[0]
+    assert render_gateway(alone)[0] == render_gateway(PLAN)[0]
+
+
+@pytest.mark.parametrize("root", ["/srv/ä b", "/srv/x'y\"z", "/srv/{{ 7*7 }}", "/srv/a: b #c", "/srv/%s", "/srv/😀"])
+def test_bootstrap_holds_any_path(root: str) -> None:
+    text = render_gateway(make_plan(Path(root), CHAT))[0].text
+    data = YAML(typ="safe", pure=True).load(text)
+    assert data["admin"]["address"]["pipe"] == {"path": f"{root}/run/gateway-admin.sock", "mode": 0o600}
+    assert data["dynamic_resources"]["cds_config"]["path_config_source"] == {
+        "path": f"{root}/conf/gateway/cds.json",
+        "watched_directory": {"path": f"{root}/conf/gateway"},
+    }
+
+
+def test_command_line() -> None:
+    argv = gateway_argv(PLAN)
+    assert argv[:3] == ("/opt/envoy", "--config-path", "/srv/llmhost/conf/gateway/envoy.yaml")
+    assert argv[argv.index("--concurrency") + 1] == "2"
+    assert "--disable-hot-restart" in argv
+    assert argv[argv.index("--log-level") + 1] == "warn"
+    assert "--log-format-escaped" in argv
+
+
+def test_one_cluster_per_service_and_one_endpoint_per_replica() -> None:
+    found = {c["name"]: c for c in resources(PLAN, "cds")}
+    sockets = [e["endpoint"]["address"]["pipe"]["path"] for e in _members(found["chat"])]
+    assert list(found) == ["chat", "embedding", "rerank"]
+    assert sockets == ["/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock"]
+    assert all(c["lb_policy"] == "LEAST_REQUEST" for c in found.values())
+    assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in found.values())
+
+
+def _members(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    members: list[dict[str, Any]] = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    return members
+
+
+def test_listeners_share_no_port_with_a_second_gateway() -> None:
+    found = resources(PLAN, "lds")
+    addresses = {r["name"]: r["address"]["socket_address"] for r in found}
+    assert addresses == {
+        "gateway": {"address": "127.0.0.1", "port_value": 8000},
+        "port-embedding": {"address": "127.0.0.1", "port_value": 1283},
+    }
+    assert all(r["enable_reuse_port"] is False for r in found)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("localhost", {"address": "127.0.0.1", "port_value": 8000}),
+        ("0.0.0.0", {"address": "0.0.0.0", "port_value": 8000}),
+        ("::", {"address": "::", "port_value": 8000, "ipv4_compat": True}),
+        ("::1", {"address": "::1", "port_value": 8000}),
+    ],
+)
+def test_host_becomes_an_address(host: str, address: dict[str, Any]) -> None:
+    assert resources(make_plan(HOME, CHAT, host=host), "lds")[0]["address"]["socket_address"] == address
+
+
+def test_host_that_is_no_address_is_refused() -> None:
+    with pytest.raises(GatewayError, match=r"gateway\.host: 'my-server'") as caught:
+        render_gateway(make_plan(HOME, CHAT, host="my-server"))
+    assert "127.0.0.1" in caught.value.hint
+
+
+def test_static_bootstrap_has_every_listener_with_its_routes() -> None:
+    static = json.loads(render_static(PLAN))["static_resources"]
+    managers = [r["filter_chains"][0]["filters"][0]["typed_config"] for r in static["listeners"]]
+    assert [m["route_config"]["name"] for m in managers] == ["gateway", "port-embedding"]
+    assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank"]
+
+
+def test_allow_list() -> None:
+    paths = {(e.method, e.path) for e in ENDPOINTS}
+    assert len(paths) == len(ENDPOINTS)
+    named_in_the_design = (
+        "/v1/chat/completions /v1/completions /v1/responses /v1/messages /v1/embeddings"
+        " /v1/rerank /v2/rerank /rerank /v1/score /tokenize"
+    )
+    assert {("POST", path) for path in named_in_the_design.split()} <= paths
+    forbidden = "metrics|lora|sleep|wake|server_info|profile|load|version|invocations|ping|abort|cache|rpc|render"
+    assert not [e.path for e in ENDPOINTS if re.search(forbidden, e.path)]
+
+
+def test_every_endpoint_is_in_one_group() -> None:
+    assert sorted(e.path for g in groups() for e in g.endpoints) == sorted(e.path for e in ENDPOINTS)
+
+
+def test_paths_match_whole_and_literally() -> None:
+    pattern = re.compile(paths_regex(ENDPOINTS))
+    assert all(pattern.fullmatch(e.path.replace("{id}", "resp_1-a.b")) for e in ENDPOINTS)
+    others = ("/v1/chat/completionsX", "/x/v1/rerank", "/v1/responses/a/b/cancel", "/v1/responses/", "/v1/rerank/", "")
+    assert not [path for path in others if pattern.fullmatch(path)]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1))
+def test_name_is_found_however_it_is_encoded(name: str) -> None:
+    everything = "".join(f"%{byte:02X}" for byte in name.encode())
+    for path in (quote(name), quote(name, safe=""), everything, everything.lower()):
+        assert re.fullmatch(name_regex(name), path), path
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1), st.sampled_from("ab.%*+/"))
+def test_name_is_found_only_as_it_is(name: str, more: str) -> None:
+    assert not re.fullmatch(name_regex(name), quote(name + more, safe=""))
+    assert not re.fullmatch(name_regex(name), quote(more + name, safe=""))
+
+
+def test_text_in_format_strings_is_escaped() -> None:
+    plan = make_plan(HOME, make_service(HOME, "chat", "chat", ("100%REQ(x)%",)))
+    formatted = [
+        r["direct_response"]["body_format"]["text_format_source"]["inline_string"]
+        for r in routes(plan)
+        if "body_format" in r.get("direct_response", {})
+    ]
+    naming = [text for text in formatted if "REQ(x)" in text]
+    assert naming
+    assert all("100%%REQ(x)%%" in text for text in naming)
+
+
+def test_no_direct_response_is_longer_than_allowed() -> None:
+    many = make_service(HOME, "chat", "chat", tuple(f"name-{n}-" + "x" * 50 for n in range(500)))
+    configuration = resources(make_plan(HOME, many), "rds")[0]
+    bodies = [
+        r["direct_response"]["body"]["inline_string"] for r in routes(make_plan(HOME, many)) if "direct_response" in r
+    ]
+    assert max(len(b.encode()) for b in bodies) <= configuration["max_direct_response_body_size_bytes"]
+
+
+def test_model_list() -> None:
+    long = make_service(HOME, "chat", "chat", ("a", "b"), argv=("python", "--max-model-len", "8192", "--seed", "1"))
+    data = json.loads(model_list((long, EMBED)))
+    card = {"object": "model", "created": 0, "owned_by": "llmhost"}
+    chat = card | {"root": "demo:chat", "service": "chat", "kind": "chat", "max_model_len": 8192}
+    assert data == {
+        "object": "list",
+        "data": [
+            chat | {"id": "a"},
+            chat | {"id": "b"},
+            card | {"id": "gte", "root": "demo:embed", "service": "embedding", "kind": "embed"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("length", ["32k", "auto"])
+def test_model_list_leaves_out_a_length_that_is_no_number(length: str) -> None:
+    service = make_service(HOME, "chat", argv=("python", "--max-model-len", length))
+    assert "max_model_len" not in json.loads(model_list((service,)))["data"][0]
+
+
+def test_docs_page_escapes_names() -> None:
+    page = docs_page((make_service(HOME, "chat", "chat", ("<script>alert(1)</script>",)),))
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert all(e.path in page for e in ENDPOINTS)
