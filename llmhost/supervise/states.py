@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmhost.paths import Home
+from llmhost.plan.types import GATEWAY_PROGRAM
 from llmhost.supervise.rpc import ProgramInfo
 
 State = Literal["stopped", "queued", "loading", "ready", "unhealthy", "backoff", "failed"]
 
-GATEWAY = "gateway"
-"""The program that has no guard; its own admin socket says whether it is ready."""
 _GUARD_STATES = frozenset({"queued", "loading", "ready", "unhealthy", "backoff"})
 _EXIT_FAILED = 78
 """The guard's exit status for "do not try again"."""
@@ -42,7 +41,7 @@ def read_states(home: Home, programs: Iterable[ProgramInfo], names: Iterable[str
 def _read(home: Home, name: str, info: ProgramInfo | None) -> ProgramState:
     if info is None or info.state in ("STOPPED", "STOPPING"):
         return ProgramState(name, "stopped", info.pid if info else None)
-    if name == GATEWAY:
+    if name == GATEWAY_PROGRAM:
         return _gateway(home, info)
     return _engine(info, _guard_says(home, name))
 
@@ -74,10 +73,12 @@ def _guard_says(home: Home, name: str) -> dict[str, Any]:
 
 def _gateway(home: Home, info: ProgramInfo) -> ProgramState:
     if info.state == "RUNNING":
-        return ProgramState(GATEWAY, "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading", info.pid)
+        return ProgramState(
+            GATEWAY_PROGRAM, "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading", info.pid
+        )
     if info.state in ("STARTING", "BACKOFF"):
-        return ProgramState(GATEWAY, "loading", info.pid, error=info.spawn_error or None)
-    return ProgramState(GATEWAY, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
+        return ProgramState(GATEWAY_PROGRAM, "loading", info.pid, error=info.spawn_error or None)
+    return ProgramState(GATEWAY_PROGRAM, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
 
 
 def _answers(path: str) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 from llmhost.errors import SupervisorError
 from llmhost.paths import Home
-from llmhost.plan.types import Plan, ServicePlan
+from llmhost.plan.types import GATEWAY_PROGRAM, Plan, ServicePlan
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
-from llmhost.supervise.states import GATEWAY, ProgramState, State, read_states
+from llmhost.supervise.states import ProgramState, State, read_states
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
@@ -86,10 +86,10 @@ def read_status(home: Home) -> Status:
     """Never raises for what is stopped or missing: then states say so. SupervisorError when supervisord hangs."""
     plan = read_plan(home)
     seen = _snapshot(home)
-    names = [GATEWAY, *(p.name for p in plan.programs)] if plan else [GATEWAY]
+    names = [GATEWAY_PROGRAM, *(p.name for p in plan.programs)] if plan else [GATEWAY_PROGRAM]
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
-    gateway = states[GATEWAY]
+    gateway = states[GATEWAY_PROGRAM]
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, plan.gateway.url if plan else None, gateway.pid),

@@ -54,12 +54,11 @@ def test_what_no_quoting_carries_is_refused(word: str) -> None:
         quote_command(["/bin/x", word])
 
 
-@pytest.mark.parametrize("name", ["plain", "a b", "100%", "%(here)s", "中文", "it's", 'say "x"', "a;b", "a#b", "$HOME"])
+@pytest.mark.parametrize("name", ["plain", "a b", "中文", "it's", 'say "x"', "a;b", "a#b", "$HOME"])
 def test_paths_come_back_wherever_they_stand(tmp_path: Path, name: str) -> None:
     home = tmp_path / name
     home.mkdir()
     at = {key: quote_value(str(home / key)) for key in ("sock", "log", "pid", "out")}
-    at["out"] = at["out"].replace("%", "%%")  # this key is expanded twice: program.conf.j2 knows
     options = read_back(
         tmp_path,
         f"logfile={at['log']}\npidfile={at['pid']}\ndirectory={quote_value(str(home))}\nchildlogdir={quote_value(str(home))}\n"
@@ -72,7 +71,9 @@ def test_paths_come_back_wherever_they_stand(tmp_path: Path, name: str) -> None:
     assert options.process_group_configs[0].process_configs[0].stdout_logfile == str(home / "out")
 
 
-@pytest.mark.parametrize("text", ["/a ;b", "/a\t#b", " /a", "/a ", "/a\nb", "/a\rb", "/a\0b", "/a\x1bb"])
+@pytest.mark.parametrize(
+    "text", ["/100%", "/%(here)s", "/a ;b", "/a\t#b", " /a", "/a ", "/a\nb", "/a\rb", "/a\0b", "/a\x1bb"]
+)
 def test_a_value_that_would_be_cut_is_refused(text: str) -> None:
     with pytest.raises(RenderError):
         quote_value(text)

@@ -1,0 +1,162 @@
+"""The parts of the guard that only compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmhost.supervise.guarding.probe import http_body, http_request, http_status
+from llmhost.supervise.guarding.spec import BadSpec, read_spec
+from llmhost.supervise.guarding.state import StateFile
+from llmhost.supervise.guarding.words import last_words, outcome, plain
+
+VLLM_CORE_FAILED = """\
+(APIServer pid=4711) INFO 11-22 12:00:00 [api_server.py:1977] vLLM API server version 0.32.0
+(EngineCore_DP0 pid=4800) ERROR 11-22 12:00:09 [core.py:1100] EngineCore failed to start.
+(EngineCore_DP0 pid=4800) ERROR 11-22 12:00:09 [core.py:1100] Traceback (most recent call last):
+(EngineCore_DP0 pid=4800) ERROR 11-22 12:00:09 [core.py:1100]   File "core.py", line 1074, in run_engine_core
+(EngineCore_DP0 pid=4800) ERROR 11-22 12:00:09 [core.py:1100]     raise ValueError(
+(EngineCore_DP0 pid=4800) ERROR 11-22 12:00:09 [core.py:1100] ValueError: Free memory on device (3.1/24.0 GiB) is less
+(APIServer pid=4711) Traceback (most recent call last):
+(APIServer pid=4711)   File "<frozen runpy>", line 198, in _run_module_as_main
+(APIServer pid=4711) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+PYDANTIC = """\
+Traceback (most recent call last):
+  File "arg_utils.py", line 1000, in create_model_config
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, Invalid repository ID or local directory specified: '/nowhere'. [type=value_error, input_type=ArgsKwargs]
+    For further information visit https://errors.pydantic.dev/2.11/v/value_error
+"""
+ARGPARSE = """\
+usage: api_server.py [-h] [--headless]
+                     [--model MODEL]
+api_server.py: error: unrecognized arguments: --no-such-flag 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (VLLM_CORE_FAILED, "ValueError: Free memory on device (3.1/24.0 GiB) is less"),
+        (
+            PYDANTIC,
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig: Value error, Invalid"
+            " repository ID or local directory specified: '/nowhere'. [type=value_error, input_type=ArgsKwargs]",
+        ),
+        (ARGPARSE, "api_server.py: error: unrecognized arguments: --no-such-flag 1"),
+        ("RuntimeError: See root cause above.\n", "RuntimeError: See root cause above."),
+        ("loading\n\n  \nIllegal instruction (core dumped)\n\n", "Illegal instruction (core dumped)"),
+        ("torch.OutOfMemoryError: CUDA out of memory.\ncleaning up\n", "torch.OutOfMemoryError: CUDA out of memory."),
+        ("/bin/python: error while loading shared libraries\n", "/bin/python: error while loading shared libraries"),
+        ("\x1b[31mValueError: red\x1b[0m \x07中文\r\n", "ValueError: red 中文"),
+        ("ValueError: old\n[guard] chat-0: hello\n", "ValueError: old"),
+        ("", ""),
+        ("\n\n", ""),
+    ],
+)
+def test_the_line_that_says_why(log: str, words: str) -> None:
+    assert last_words(log) == words
+
+
+def test_words_are_bounded() -> None:
+    assert len(last_words("ValueError: " + "x" * 5000)) == 300
+    assert plain("a\x00b\nc\x1b[1md") == "a b c d"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(0, "exited with status 0"), (2 << 8, "exited with status 2"), (9, "was killed by SIGKILL")]
+)
+def test_outcomes(status: int, words: str) -> None:
+    assert outcome(status) == words
+
+
+def test_requests() -> None:
+    text = http_request("/v1/x", "模型", {"input": "hi"})
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert json.loads(body) == {"model": "模型", "input": "hi"}
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [(b"HTTP/1.1 200 OK\r\n\r\nhi", 200), (b"HTTP/1.0 503 x\r\n", 503), (b"", 0), (b"SSH-2.0", 0)]
+)
+def test_statuses(answer: bytes, status: int) -> None:
+    assert http_status(answer) == status
+
+
+def test_bodies() -> None:
+    assert http_body(b"HTTP/1.1 400 no\r\nA: b\r\n\r\nwhy \xff") == "why \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("former", "restarts"),
+    [
+        (None, 0),
+        ("not json", 0),
+        ("[1]", 0),
+        ("{}", 0),
+        (json.dumps({"state": "stopped", "restarts": 3, "exit": None}), 0),
+        (json.dumps({"state": "failed", "restarts": 3, "exit": None}), 0),
+        (json.dumps({"state": "backoff", "restarts": 3, "exit": {"code": 0}}), 4),
+        (json.dumps({"state": "ready", "restarts": 0, "exit": None}), 1),
+    ],
+)
+def test_restarts_are_counted_from_what_the_former_guard_left(
+    tmp_path: Path, former: str | None, restarts: int
+) -> None:
+    path = tmp_path / "state.json"
+    if former is not None:
+        path.write_text(former)
+    file = StateFile(bytes(path), "chat-0")
+    file.write("queued", None, None)
+    written = json.loads(path.read_text())
+    assert written["restarts"] == restarts
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+SPEC = {
+    "program": "chat-0", "kind": "chat", "model": "m", "socket": "/s", "state_file": "/t", "log_file": None,
+    "env": {"LLMHOST_PROGRAM": "x:chat-0", "A": "中\n"}, "locks": [], "start_timeout": 1, "stop_timeout": 2.5,
+}  # fmt: skip
+
+
+def write(directory: Path, **changes: object) -> str:
+    path = directory / "spec.json"
+    path.write_text(json.dumps({key: value for key, value in {**SPEC, **changes}.items() if value != "-"}))
+    return str(path)
+
+
+def test_a_spec(tmp_path: Path) -> None:
+    spec = read_spec([write(tmp_path), "--", "/bin/x", "a b"])
+    assert spec.command == [b"/bin/x", b"a b"]
+    assert spec.mark == b"LLMHOST_PROGRAM=x:chat-0"
+    assert spec.env[b"A"] == "中\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"socket": "-"}, "'socket' is missing"),
+        ({"kind": "paint"}, "unknown kind paint"),
+        ({"start_timeout": "soon"}, "could not convert"),
+        ({"env": {}}, "no LLMHOST_PROGRAM in env"),
+        ({"env": []}, "not the spec of a guard"),
+    ],
+)
+def test_a_bad_spec(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadSpec, match=message):
+        read_spec([write(tmp_path, **changes), "--", "/bin/x"])
+
+
+@pytest.mark.parametrize("argv", [[], ["x.json"], ["x.json", "--"], ["x.json", "/bin/x"]])
+def test_bad_usage(argv: list[str]) -> None:
+    with pytest.raises(BadSpec, match="usage"):
+        read_spec(argv)
+
+
+def test_no_spec(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match="No such file"):
+        read_spec([str(tmp_path / "none.json"), "--", "/bin/x"])
