@@ -170,7 +170,7 @@ class Supervisor:
         with self._proxy() as proxy, _our_errors(self.path, calls[0][0]):
             results: Any = proxy.system.multicall(wanted)
             for result in results:
-                if "faultCode" in result:
+                if isinstance(result, dict) and "faultCode" in result:
                     raise xmlrpc.client.Fault(result["faultCode"], result["faultString"])
             return list(results)
 
