@@ -42,7 +42,7 @@ def read_gateway(admin_socket: Path) -> GatewayState:
             versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
             listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
             errors=_errors(
-                json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=name,error_state.details"))
+                json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=error_state.details"))
             ),
             healthy=_healthy(json.loads(_get(admin_socket, "/clusters?format=json"))),
         )
@@ -98,8 +98,9 @@ def _listeners(answer: Any) -> tuple[str, ...]:
 
 
 def _errors(dump: Any) -> tuple[str, ...]:
-    failed = [e for e in dump.get("configs", ()) if e.get("error_state", {}).get("details")]
-    return tuple(dict.fromkeys(f"{e['name']}: {e['error_state']['details']}" for e in failed))
+    # Envoy may list a failed listener twice, once without its name.
+    details = (entry.get("error_state", {}).get("details") for entry in dump.get("configs", ()))
+    return tuple(dict.fromkeys(str(text) for text in details if text))
 
 
 def _healthy(answer: Any) -> dict[str, frozenset[str]]:

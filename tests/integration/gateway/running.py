@@ -45,6 +45,8 @@ class Gateway:
     root: Path
     port: int = field(default_factory=free_port)
     max_body_bytes: int = 2**20
+    edit: Callable[[str], str] = str
+    """Applied to every file that is written, for what a test cannot wait for."""
     process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Gateway:
@@ -83,21 +85,32 @@ class Gateway:
         """Put the files of a plan in place, each by rename and in their order; returns their versions."""
         files = render_gateway(plan)
         for file in files:
-            target = self.root / file.path
-            if target.exists() and target.read_text() == file.text:
+            target, text = self.root / file.path, self.edit(file.text)
+            if target.exists() and target.read_text() == text:
                 continue
             fresh = target.with_suffix(".tmp")
-            fresh.write_text(file.text)
+            fresh.write_text(text)
             fresh.rename(target)
         return gateway_versions(files)
 
     def start(self, *services: ServicePlan) -> None:
         """Start Envoy and wait until it serves the plan of these services."""
+        versions = self.launch(*services)
+        self.wait_for(versions)
+
+    def launch(self, *services: ServicePlan) -> dict[str, str]:
+        """Start Envoy; returns the versions that it should come to serve."""
         plan = self.plan(*services)
         versions = self.write(plan)
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(gateway_argv(plan), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        self.wait_for(versions)
+        return versions
+
+    def kill(self) -> None:
+        """End Envoy as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def change(self, *services: ServicePlan) -> None:
         """Replace the services and wait until Envoy has taken it up."""

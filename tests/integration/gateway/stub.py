@@ -33,6 +33,8 @@ class Stub:
     name: str = "stub"
     healthy: bool = True
     seen: list[Seen] = field(default_factory=list)
+    abandoned: int = 0
+    """Streams whose client went away."""
 
     def __enter__(self) -> Stub:
         self.start()
@@ -94,29 +96,41 @@ class Stub:
             await _answer(writer, 200 if self.healthy else 503, {})
             return True
         self.seen.append(request)
-        return await self._behave(request, writer)
+        return await self._behave(request, reader, writer)
 
-    async def _behave(self, request: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _behave(self, request: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         order = _order(request.body)
         if order == "drop":
             return False
         if order == "hold":
             await self._gate.acquire()
         if isinstance(order, dict) and "stream" in order:
-            await self._stream(writer, order["stream"])
+            await self._stream(reader, writer, order["stream"])
         else:
             await _answer(writer, 200, {"stub": self.name, "target": request.target, "bytes": len(request.body)})
         return True
 
-    async def _stream(self, writer: asyncio.StreamWriter, chunks: int) -> None:
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for index in range(chunks):
-            await self._gate.acquire()
+            await self._released_or_abandoned(reader)
             data = b"data: %d\n\n" % index
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+    async def _released_or_abandoned(self, reader: asyncio.StreamReader) -> None:
+        released, gone = asyncio.create_task(self._gate.acquire()), asyncio.create_task(reader.read(1))
+        try:
+            await asyncio.wait((released, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                self.abandoned += 1
+                raise ConnectionError
+        finally:
+            released.cancel()
+            gone.cancel()
+            await asyncio.gather(released, gone, return_exceptions=True)
 
 
 async def _read(reader: asyncio.StreamReader) -> Seen:
