@@ -47,6 +47,8 @@ class Gateway:
     max_body_bytes: int = 2**20
     edit: Callable[[str], str] = str
     """Applied to every file that is written, for what a test cannot wait for."""
+    backwards: bool = False
+    """Write the files in the opposite of the order that is asked for."""
     process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Gateway:
@@ -84,7 +86,7 @@ class Gateway:
     def write(self, plan: Plan) -> dict[str, str]:
         """Put the files of a plan in place, each by rename and in their order; returns their versions."""
         files = render_gateway(plan)
-        for file in files:
+        for file in reversed(files) if self.backwards else files:
             target, text = self.root / file.path, self.edit(file.text)
             if target.exists() and target.read_text() == text:
                 continue

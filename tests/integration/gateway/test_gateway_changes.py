@@ -244,7 +244,10 @@ def test_services_change_under_load_without_a_lost_request(gateway: Gateway) -> 
         assert status(client, "more") == 404
 
 
-def test_added_service_is_reachable_and_removed_one_is_not(gateway: Gateway) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_added_service_is_reachable_and_removed_one_is_not(gateway: Gateway, backwards: bool) -> None:
+    """Also when the files arrive in a bad order, as after a crash in the middle of writing."""
+    gateway.backwards = backwards
     chat = make_service(gateway.root, "chat")
     added = make_service(gateway.root, "added", "embed", port=free_port())
     assert added.port is not None
@@ -254,6 +257,7 @@ def test_added_service_is_reachable_and_removed_one_is_not(gateway: Gateway) -> 
         assert status(client, "added", "/v1/embeddings") == 404
         gateway.change(chat, added)
         gateway.wait_healthy(chat=1, added=1)
+        assert status(client, "chat") == 200
         assert status(client, "added", "/v1/embeddings") == 200
         assert own.post("/v1/embeddings", json={}).status_code == 200
         gateway.change(chat)
