@@ -126,6 +126,9 @@ def _await_ready(session: Session, started: Started, timeout: float | None, prog
         if shown.get(state.name) == state.state:
             return
         if state.name not in shown:
+            if state.state == "ready":  # it was running all the time
+                shown[state.name] = state.state
+                return
             progress.started(f"start {state.name}")
         shown[state.name] = state.state
         if state.state in workflow.SETTLED:

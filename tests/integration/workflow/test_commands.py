@@ -1,0 +1,306 @@
+"""up, down, start, stop, restart, status, logs, check as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.workflow.conftest import Installed, interrupt, leftovers, wait_for
+
+pytestmark = pytest.mark.integration
+
+ODD = "50% ; # \"double\" 'single' 通义 \\ %(here)s $HOME"
+
+
+def three(installed: Installed, chat: str = "", rerank: str = "") -> None:
+    installed.write(f"""
+        chat: {{model: {installed.model()}, served_as: [demo, gpt-4]{chat}}}
+        embedding: {{model: {installed.model("embed", "BertModel")}}}
+        rerank: {{model: {installed.model("rerank", "BertForSequenceClassification")}{rerank}}}
+    """)
+
+
+def test_from_nothing_to_ready_and_back(installed: Installed) -> None:
+    three(installed)
+    done = installed.run("up")
+    assert all(f"start {p}: ready" in done.stderr for p in ("chat-0", "embedding-0", "rerank-0", "gateway"))
+    assert done.stdout.count("\ncurl ") == 3
+    answer = httpx.post(
+        f"http://127.0.0.1:{installed.port}/v1/embeddings", json={"model": "embedding", "input": ["a"]}, timeout=10
+    )
+    assert answer.json()["data"][0]["embedding"] == [0.6, 0.8]
+    assert [s["state"] for s in installed.status()["services"]] == ["ready"] * 3
+    installed.run("status")
+    installed.run("down")
+    assert leftovers(installed.home) == []
+    assert "stopped" in installed.run("status", ok=3).stdout
+    assert "nothing was running" in installed.run("down").stdout
+
+
+def test_up_twice_changes_nothing_and_an_edit_restarts_one(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    before = installed.pids()
+    installed.run("up")
+    assert installed.pids() == before
+    assert "nothing would change" in installed.run("render", "--diff").stderr
+    three(installed, chat=", env: {A: b}")
+    assert "changed conf/guard/chat-0.json" in installed.run("render", "--diff").stdout
+    installed.run("up")
+    after = installed.pids()
+    assert {name for name in before if before[name] != after[name]} == {"chat-0"}
+
+
+def test_services_come_and_go_without_a_restart_of_the_others(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    before = installed.pids()
+    installed.write(f"""
+        chat: {{model: {installed.model()}, served_as: [demo, gpt-4]}}
+        embedding: {{model: {installed.model("embed", "BertModel")}}}
+        second: {{model: {installed.model()}, replicas: 2}}
+    """)
+    installed.run("up")
+    after = installed.pids()
+    assert set(after) == {"supervisor", "gateway", "chat-0", "embedding-0", "second-0", "second-1"}
+    # Another number of engines shares out the cores anew, which is in the environment of each.
+    assert (after["supervisor"], after["gateway"]) == (before["supervisor"], before["gateway"])
+    url = f"http://127.0.0.1:{installed.port}"
+    names = {m["id"] for m in httpx.get(f"{url}/v1/models", timeout=10).json()["data"]}
+    assert names == {"demo", "gpt-4", "embedding", "second"}
+    assert not (installed.home.conf / "guard/rerank-0.json").exists()
+
+
+def test_up_of_one_service_starts_that_one(installed: Installed) -> None:
+    three(installed)
+    installed.run("up", "embedding")
+    states = {s["name"]: s["state"] for s in installed.status()["services"]}
+    assert states == {"chat": "stopped", "embedding": "ready", "rerank": "stopped"}
+    error, hint = installed.refused("up", "nobody")
+    assert "there is no service nobody" in error
+    assert "chat, embedding, rerank" in hint
+
+
+def test_stop_start_and_restart_by_name(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    before = installed.pids()
+    assert "stopped rerank-0" in installed.run("stop", "rerank").stdout
+    assert {s["name"]: s["state"] for s in installed.status()["services"]}["rerank"] == "stopped"
+    installed.run("status", ok=3)
+    installed.run("start", "rerank")
+    installed.run("restart", "chat")
+    after = installed.pids()
+    assert {name for name in before if before[name] != after[name]} == {"rerank-0", "chat-0"}
+    assert all(r["restarts"] == 0 for s in installed.status()["services"] for r in s["replicas"])
+
+
+def test_stop_without_names_stops_all_but_supervisord_and_start_brings_all_back(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    supervisor = installed.pids()["supervisor"]
+    installed.run("stop")
+    assert installed.pids() == {
+        "supervisor": supervisor, "gateway": None,
+        "chat-0": (None, None), "embedding-0": (None, None), "rerank-0": (None, None),
+    }  # fmt: skip
+    installed.run("start")
+    installed.run("status")
+    installed.run("down")
+    installed.run("start", "chat")
+    assert {s["name"]: s["state"] for s in installed.status()["services"]}["chat"] == "ready"
+
+
+def test_odd_values_arrive_unchanged(installed: Installed) -> None:
+    installed.home.config_file.write_text(
+        json.dumps(
+            {
+                "gateway": {"port": installed.port},
+                "services": {
+                    "chat": {
+                        "model": installed.model("模型 ; # 1"),
+                        "served_as": [ODD],
+                        "args": {"hf_overrides": {"k": [ODD, 1.5, None]}, "tool_call_parser": "hermes"},
+                        "env": {"ODD": f"{ODD}\nsecond line", "FAKE_ENGINE": f"--dump {installed.home.root}/dump"},
+                    }
+                },
+            },
+            ensure_ascii=False,
+        ),
+        encoding="utf-8",
+    )
+    installed.run("up")
+    dump = json.loads((installed.home.root / "dump").read_text())
+    argv = dump["argv"]
+    assert argv[argv.index("--served-model-name") + 1] == ODD
+    assert json.loads(argv[argv.index("--hf-overrides") + 1]) == {"k": [ODD, 1.5, None]}
+    assert argv[argv.index("--model") + 1].endswith("模型 ; # 1")
+    assert dump["env"]["ODD"] == f"{ODD}\nsecond line"
+    answer = httpx.post(
+        f"http://127.0.0.1:{installed.port}/v1/chat/completions", json={"model": ODD, "messages": []}, timeout=10
+    )
+    assert answer.json()["model"] == ODD
+
+
+def test_secrets_are_in_no_command_line_and_no_file_that_others_can_read(installed: Installed) -> None:
+    three(installed, chat=", env: {HF_TOKEN: hf_verysecret}")
+    installed.run("up")
+    assert "hf_verysecret" not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    assert "hf_verysecret" not in installed.run("plan", "--json").stdout + installed.run("render", "--diff").stdout
+    for path in installed.home.root.rglob("*"):
+        if path.is_file() and path.suffix not in (".yaml",) and b"hf_verysecret" in path.read_bytes():
+            assert path.parent == installed.home.conf / "guard"
+            assert path.stat().st_mode & 0o077 == 0
+
+
+def test_an_engine_that_cannot_start_is_failed_with_its_last_words_and_the_others_are_ready(
+    installed: Installed,
+) -> None:
+    three(installed, chat=", env: {FAKE_ENGINE: '--say \"ValueError: no such thing\" --exit-early 1'}")
+    error, hint = installed.refused("up", ok=3)
+    assert "chat-0 is failed (ValueError: no such thing)" in error
+    assert "llmhost logs chat" in hint
+    states = {s["name"]: s["state"] for s in installed.status()["services"]}
+    assert states == {"chat": "failed", "embedding": "ready", "rerank": "ready"}
+    assert "chat-0: ValueError: no such thing" in installed.run("status", ok=3).stdout
+    three(installed)
+    installed.run("up")
+
+
+def test_waiting_ends_with_the_time_that_was_given(installed: Installed) -> None:
+    three(installed, chat=", env: {FAKE_ENGINE: '--start-delay 60'}")
+    error, _ = installed.refused("up", "--timeout", "2", ok=3)
+    assert "chat-0 is loading" in error
+    installed.run("up", "--no-wait")
+
+
+def test_a_port_that_somebody_has_is_named_with_its_owner(installed: Installed) -> None:
+    three(installed)
+    server = subprocess.Popen(
+        ["python3", "-m", "http.server", "--bind", "127.0.0.1", str(installed.port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: _listens(installed.port))
+        error, hint = installed.refused("up")
+    finally:
+        server.kill()
+        server.wait()
+    assert f"port {installed.port} on 127.0.0.1 is in use by" in error
+    assert f"(pid {server.pid})" in error
+    assert "gateway.port" in hint
+    assert not installed.home.conf.exists() or not installed.home.supervisord_conf.exists()
+    installed.run("up")
+
+
+def _listens(port: int) -> bool:
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_a_second_command_at_the_same_time_is_told_who_is_at_work(installed: Installed) -> None:
+    three(installed, chat=", stop_timeout: 8, env: {FAKE_ENGINE: --ignore-term}")
+    installed.run("up")
+    with installed.popen("stop", "chat") as first:
+        wait_for(lambda: installed.home.lock_file.read_text().endswith(" stop"))
+        error, _ = installed.refused("up", ok=4)
+        assert f"`llmhost stop` (pid {first.pid}) is changing" in error
+        first.communicate(timeout=60)
+    installed.run("up")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop", "start", "check", "restart"])
+def test_before_the_first_up(installed: Installed, command: str) -> None:
+    if command == "status":
+        assert "supervisor  stopped" in installed.run("status", ok=3).stdout
+        assert installed.status()["services"] == []
+    else:
+        error, hint = installed.refused(command, ok=3)
+        assert "nothing has been brought up" in error
+        assert "llmhost up" in hint
+
+
+def test_a_killed_supervisord_takes_all_along_and_up_brings_all_back(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    os.kill(installed.pids()["supervisor"], signal.SIGKILL)
+    wait_for(lambda: not [line for line in leftovers(installed.home) if "python" in line or "envoy" in line])
+    assert installed.status()["supervisor"] == {"state": "stopped", "pid": None}
+    installed.run("up")
+    installed.run("status")
+
+
+def test_ctrl_c_while_waiting_says_so_and_the_next_up_goes_on(installed: Installed) -> None:
+    three(installed, chat=f", env: {{FAKE_ENGINE: '--wait-for {installed.home.root}/go'}}")
+    with installed.popen("up") as process:
+        wait_for(lambda: {s["name"]: s["state"] for s in installed.status()["services"]}.get("chat") == "loading")
+        status, err = interrupt(process)
+    assert status == 130
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+    before = installed.pids()
+    (installed.home.root / "go").touch()
+    installed.run("up")
+    assert installed.pids() == before
+
+
+def test_logs_are_prefixed_and_ctrl_c_ends_following_quietly(installed: Installed) -> None:
+    three(installed, chat=", env: {FAKE_ENGINE: '--say-bytes ff1b5b41e4bda00a'}")
+    installed.run("up")
+    lines = installed.run("logs", "chat", "gateway", "-n", "50").stdout.splitlines()
+    assert any(line == "chat-0  | �你" for line in lines)
+    with installed.popen("logs", "-f", "-n", "0", "embedding") as process:
+        assert process.stdout is not None
+        installed.run("restart", "embedding")
+        assert process.stdout.readline().startswith("embedding-0 | ")
+        status, err = interrupt(process)
+    assert (status, err) == (0, "")
+
+
+def test_check_says_what_is_wrong_with_an_answer(installed: Installed) -> None:
+    """The fake embeds everything to one vector and says one word: a check that passed that would check nothing."""
+    three(installed)
+    installed.run("up")
+    report = json.loads(installed.run("check", "--json", ok=1).stdout)
+    assert report["ok"] is False
+    by_name = {c["check"]: c for c in report["checks"]}
+    assert "none of" in by_name["chat"]["detail"]
+    assert "is no nearer than a stranger" in by_name["embed"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: [p.unlink() for p in folder.iterdir()], "empty"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"), "safetensors"),
+    ],
+)
+def test_a_broken_model_is_refused_before_anything_starts(installed: Installed, damage: object, message: str) -> None:
+    three(installed)
+    installed.run("up")
+    before = installed.pids()
+    damage(Path(installed.model()))  # type: ignore[operator]
+    error, _ = installed.refused("up")
+    assert "services.chat.model" in error
+    assert message in error
+    assert installed.pids() == before
+
+
+def test_a_service_of_its_own_port(installed: Installed) -> None:
+    from tests.integration.workflow.conftest import free_port
+
+    own = free_port()
+    three(installed, rerank=f", port: {own}")
+    installed.run("up")
+    body = {"query": "a", "documents": ["b", "c"]}
+    answer = httpx.post(f"http://127.0.0.1:{own}/v1/rerank", json=body, timeout=10)
+    assert [r["index"] for r in answer.json()["results"]] == [0, 1]
