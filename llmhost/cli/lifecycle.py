@@ -120,19 +120,17 @@ def _remark_waiting(names: tuple[str, ...]) -> None:
 def _await_ready(session: Session, started: Started, timeout: float | None, progress: Progress) -> None:
     from llmhost import workflow
 
-    shown: dict[str, str] = {}
+    running: set[str] = set()
 
     def on_change(state: ProgramState) -> None:
-        if shown.get(state.name) == state.state:
-            return
-        if state.name not in shown:
-            if state.state == "ready":  # it was running all the time
-                shown[state.name] = state.state
-                return
-            progress.started(f"start {state.name}")
-        shown[state.name] = state.state
-        if state.state in workflow.SETTLED:
-            progress.finished(f"start {state.name}", state.state)
+        """A step for each program that was not ready when we looked first."""
+        step = f"start {state.name}"
+        if state.state not in workflow.SETTLED and step not in running:
+            running.add(step)
+            progress.started(step)
+        elif state.state in workflow.SETTLED and step in running:
+            running.remove(step)
+            progress.finished(step, state.state)
 
     workflow.await_ready(session.home, started, timeout, on_change)
 
