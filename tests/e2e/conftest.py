@@ -99,12 +99,16 @@ def installation() -> Iterator[Installation]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def quickstart(made: Installation) -> str:
-    """Run scripts/quickstart; what it printed. The user's configuration of pip is kept, as a newcomer would have it."""
+def pip_environment(made: Installation) -> dict[str, str]:
+    """An empty home, but the user's configuration of pip, as a newcomer behind a mirror would have it."""
     config = Path.home() / ".config/pip/pip.conf"
-    environment = {**made.environment, **({"PIP_CONFIG_FILE": str(config)} if config.is_file() else {})}
+    return {**made.environment, **({"PIP_CONFIG_FILE": str(config)} if config.is_file() else {})}
+
+
+def quickstart(made: Installation) -> str:
+    """Run scripts/quickstart; what it printed."""
     done = subprocess.run(
-        ["scripts/quickstart", "--port", str(made.port)], cwd=made.checkout, env=environment, text=True,
+        ["scripts/quickstart", "--port", str(made.port)], cwd=made.checkout, env=pip_environment(made), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=1400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + made.llmhost("logs", "-n", "30", check=False).stdout
