@@ -6,7 +6,9 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +42,17 @@ def capture(
     Raises CommandError when it cannot be started, takes too long, or (with ``check``) ends with an error.
     """
     words = tuple(os.fspath(a) for a in argv)
+    child = _start(words, env, cwd, stderr=subprocess.PIPE)
     try:
-        done = subprocess.run(
-            words, env=_environment(env), timeout=timeout, cwd=cwd, capture_output=True, stdin=subprocess.DEVNULL,
-            text=True, errors="replace", check=False,
-        )  # fmt: skip
-    except OSError as e:
-        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
+        stdout, stderr = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as e:
         raise CommandError(
             f"{words[0]} did not end within {timeout:.0f} s", f"run it by hand: {shlex.join(words)}"
         ) from e
-    result = Completed(words, done.returncode, done.stdout, done.stderr)
+    finally:
+        with child:  # closes its pipes
+            child.kill()  # does nothing when it has ended
+    result = Completed(words, child.returncode, stdout, stderr)
     if check and result.returncode != 0:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
         raise CommandError(f"{words[0]} failed ({result.returncode}): {last}", f"run it by hand: {shlex.join(words)}")
@@ -69,25 +70,58 @@ def follow(
 
     The program gets a process group of its own and is ended with it when we are interrupted.
     """
-    words = [os.fspath(a) for a in argv]
+    words = tuple(os.fspath(a) for a in argv)
+    child = _start(words, env, cwd, stderr=subprocess.STDOUT, own_group=True)
     try:
-        child = subprocess.Popen(
-            words, env=_environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
-    except OSError as e:
-        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
-    assert child.stdout is not None
-    try:
-        for line in child.stdout:
+        for line in child.stdout or ():
             on_line(line.rstrip("\n"))
         return child.wait()
     finally:
+        _end_group(child)
+
+
+def _start(
+    words: tuple[str, ...], env: Mapping[str, str] | None, cwd: Path | None, *, stderr: int, own_group: bool = False
+) -> subprocess.Popen[str]:
+    child = None
+    try:
+        with _interrupts_held():
+            child = subprocess.Popen(
+                words, env=_environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=stderr, text=True, errors="replace", start_new_session=own_group,
+            )  # fmt: skip
+    except OSError as e:
+        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
+    except KeyboardInterrupt:
+        if child is not None:
+            with child:
+                child.kill()
+        raise
+    return child
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """Make sure that the process group of a child is gone."""
+    with child:  # closes its pipes
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGTERM)
             try:
                 child.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        child.stdout.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a child that is just being made would be left to itself by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -21,7 +21,7 @@ from llmhost.run import capture
 SECTIONS = ("global", "install", ":env:")
 """Sections that `pip install` reads, later ones win (pip's ``_get_ordered_configuration_items``)."""
 TRUE = ("1", "true", "yes", "on", "y", "t")
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ FINISHED = (
     (RESOLVE, re.compile(r"Resolved (\d+ packages?) in ")),
     (DOWNLOAD, re.compile(r"Prepared (\d+ packages?) in ")),
     (INSTALL, re.compile(r"Installed (\d+ packages?) in ")),
-    ("compile bytecode", re.compile(r"Bytecode compiled (\d+ files) in ")),
+    ("compile bytecode", re.compile(r"Bytecode compiled (\d+ files?) in ")),
 )
 """What uv prints when a stage is over, in the order of the stages."""
 
@@ -132,13 +132,15 @@ class UvFailure:
 
     def as_error(self, doing: str, log: SetupLog) -> EngineError:
         """One sentence and a remedy."""
-        first, *causes = self.errors
-        # The first cause says what, the last one why; the links between them are noise.
-        parts = dict.fromkeys((first, *causes[:1], *causes[-1:]))
-        reason = re.sub(r"\{[^}]*\}", "", ": ".join(part.rstrip(".") for part in parts))
-        if len(reason) > 400:
-            reason = f"{reason[:400]}…"
+        reason = re.sub(r"\{[^}]*\}", "", self._chain())
         return EngineError(f"cannot {doing}: {reason}", f"{self._remedy()}; the log is {log.path}")
+
+    def _chain(self) -> str:
+        """The first cause says what, the last one why; the links between them are noise."""
+        first, *causes = self.errors
+        *context, root = dict.fromkeys((first, *causes[:1], *causes[-1:]))
+        shortened = (f"{part[:140]}…" if len(part) > 140 else part.rstrip(".") for part in context)
+        return ": ".join((*shortened, root[:400].rstrip(".")))
 
     def _remedy(self) -> str:
         text = " ".join((*self.errors, self.output))
@@ -147,6 +149,10 @@ class UvFailure:
 
 REMEDIES = (
     (r"no space left|os error 28|disk quota", "free some disk space, or set UV_CACHE_DIR and LLMHOST_HOME elsewhere"),
+    (
+        r"invalid package format|failed to (extract|unzip)|zip file|unexpected (eof|end)",
+        "a file of the index is damaged or cut short: run it again, or after `uv cache clean`",
+    ),
     (
         r"hash mismatch",
         "the index or a cache serves an altered or damaged file: ask its owner, or run `uv cache clean`",
@@ -171,16 +177,17 @@ REMEDIES = (
         " configuration",
     ),
     (
-        r"no version of|was not found|no solution found",
+        r"was not found in the package registry",
+        "none of the indexes has it, or one refuses its user and password: check pip's configuration (index-url,"
+        " extra-index-url)",
+    ),
+    (
+        r"no version of|no solution found",
         "no index has such a version: check engine.vllm in llmhost.yaml, and that the mirror is complete",
     ),
     (
         r"permission denied|os error 13",
         "this user must be able to write there: see the owner of the home and of uv's cache",
-    ),
-    (
-        r"failed to (extract|unzip|read)|invalid (zip|gzip)|unexpected (eof|end)",
-        "a download is damaged: run it again, or `uv cache clean`",
     ),
 )
 """Patterns of what uv says -> what to do; the first that matches counts."""
