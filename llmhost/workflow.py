@@ -16,12 +16,14 @@ from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, ModelFacts
+from llmhost.gateway import gateway_versions, render_gateway
 from llmhost.homedir import claim, is_ours
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.probe.gateway import read_gateway
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
@@ -34,6 +36,10 @@ from llmhost.templates import template_environment
 
 START_MARGIN = 60.0
 """Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
+
+GATEWAY_SECONDS = 20.0
+"""Seconds for Envoy to take up new files and to find new engines healthy."""
+GATEWAY_POLL_SECONDS = 0.1
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
@@ -91,6 +97,29 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
             break
         pending -= settled
     _require_ready(last)
+    _await_gateway(home, started)
+
+
+def _await_gateway(home: Home, started: Started) -> None:
+    """Wait until Envoy has taken up its files and sends requests to every engine that was started.
+
+    It checks the engines by itself, so it can be a second behind their guards; a client would get 503 in between.
+    """
+    versions = gateway_versions(render_gateway(started.plan))
+    sockets = {r.socket for r in started.plan.programs if r.name in started.programs}
+    deadline = time.monotonic() + GATEWAY_SECONDS
+    while True:
+        state = read_gateway(home.gateway_admin_socket)
+        served = frozenset[str]().union(*state.healthy.values())
+        if state.serves(versions) and sockets <= served:
+            return
+        if time.monotonic() > deadline:
+            raise GatewayError(
+                f"the gateway does not serve {', '.join(sorted(sockets - served)) or 'its new configuration'}"
+                + (f": {'; '.join(state.errors)}" if state.errors else ""),
+                "see `llmhost logs gateway`",
+            )
+        time.sleep(GATEWAY_POLL_SECONDS)
 
 
 def _require_ready(states: Mapping[str, ProgramState]) -> None:

@@ -33,6 +33,11 @@ class GatewayState:
     healthy: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The engine sockets that get requests, by service; a service without a ready engine has an empty set."""
 
+    def serves(self, versions: Mapping[str, str]) -> bool:
+        """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
+        current = all(self.versions.get(name) == version for name, version in versions.items())
+        return self.live and "gateway" in self.listeners and not self.errors and current
+
 
 def read_gateway(admin_socket: Path) -> GatewayState:
     """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
@@ -52,9 +57,7 @@ def read_gateway(admin_socket: Path) -> GatewayState:
 
 def gateway_ready(admin_socket: Path, versions: Mapping[str, str] = NOTHING) -> bool:
     """Whether the gateway serves, and serves these versions (`llmhost.gateway.gateway_versions`) if any are given."""
-    state = read_gateway(admin_socket)
-    current = all(state.versions.get(name) == version for name, version in versions.items())
-    return state.live and "gateway" in state.listeners and not state.errors and current
+    return read_gateway(admin_socket).serves(versions)
 
 
 class _UnixConnection(http.client.HTTPConnection):
