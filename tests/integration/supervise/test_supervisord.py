@@ -1,0 +1,427 @@
+"""Guards under a real supervisord: up, change, crash, kill, down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmhost.errors import BusyError, SupervisorError
+from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.lifecycle import Actions
+from llmhost.supervise.lock import home_lock
+from llmhost.supervise.logs import follow_logs
+from llmhost.supervise.rpc import Supervisor
+from llmhost.supervise.states import ProgramState
+from llmhost.supervise.status import read_status
+from tests.integration.supervise.conftest import PATIENCE, House, alive, by_name, marked, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def bring_up(house: House) -> dict[str, ProgramState]:
+    """All services, without the gateway; ready."""
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    states = lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    assert set(by_name(states).values()) == {"ready"}, states
+    return states
+
+
+def pids(house: House) -> dict[str, tuple[int, int]]:
+    return {name: (r["pid"], r["engine_pid"]) for name, r in house.replicas().items()}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_from_nothing_to_ready_to_nothing(house: House) -> None:
+    for name in ("chat", "embedding", "rerank"):
+        house.service(name)
+    house.write(port=free_port())
+    assert not daemon.is_running(house.home)
+    assert daemon.ensure_running(house.home)
+    assert not daemon.ensure_running(house.home)
+    programs = [*house.programs(), GATEWAY_PROGRAM]
+    changes: list[str] = []
+    lifecycle.converge(house.home, programs)
+    states = lifecycle.wait_ready(house.home, programs, PATIENCE, lambda s: changes.append(f"{s.name} {s.state}"))
+    assert set(by_name(states).values()) == {"ready"}
+    assert {f"{name} ready" for name in programs} <= set(changes)
+
+    status = read_status(house.home)
+    assert status.ready
+    data = json.loads(json.dumps(status.to_dict()))
+    assert data["supervisor"] == {"state": "running", "pid": Supervisor(house.home.supervisor_socket).pid()}
+    assert data["gateway"]["state"] == "ready"
+    assert alive(data["gateway"]["pid"])
+    assert data["gateway"]["url"].startswith("http://127.0.0.1:")
+    chat = data["services"][0]
+    assert {key: chat[key] for key in chat if key != "replicas"} == {
+        "name": "chat", "kind": "chat", "model": "/models/chat", "served_as": ["chat"], "state": "ready",
+    }  # fmt: skip
+    (replica,) = chat["replicas"]
+    assert set(replica) == {
+        "name", "state", "pid", "engine_pid", "uptime_s", "restarts", "rss_bytes", "gpus", "error",
+    }  # fmt: skip
+    assert (replica["name"], replica["state"], replica["restarts"]) == ("chat-0", "ready", 0)
+    assert (replica["gpus"], replica["error"]) == ([], None)
+    assert replica["uptime_s"] >= 0
+    assert replica["rss_bytes"] > 10 * 2**20  # two interpreters
+
+    asked: list[tuple[str, ...]] = []
+    assert daemon.shutdown(house.home, asked.append)
+    assert asked[-1] == ()
+    assert house.left() == []
+    assert [p.name for p in house.home.run.iterdir() if p.is_socket()] == []
+    status = read_status(house.home)
+    assert (status.supervisor.state, status.supervisor.pid, status.gateway.state) == ("stopped", None, "stopped")
+    assert [s.state for s in status.services] == ["stopped"] * 3
+    assert not status.ready
+    assert not daemon.shutdown(house.home)
+
+
+def test_supervisord_leaves_the_terminal_and_its_directory_is_private(house: House) -> None:
+    house.home.run.mkdir(mode=0o755)
+    house.write()
+    daemon.ensure_running(house.home)
+    pid = Supervisor(house.home.supervisor_socket).pid()
+    assert os.getsid(pid) != os.getsid(0)
+    assert os.readlink(f"/proc/{pid}/fd/0") == os.readlink(f"/proc/{pid}/fd/1") == "/dev/null"
+    assert house.home.run.stat().st_mode & 0o777 == 0o700
+    assert pid in daemon.descendants(house.home)
+
+
+def test_a_second_up_touches_nothing(house: House) -> None:
+    house.service("chat")
+    house.service("embedding")
+    bring_up(house)
+    before = pids(house)
+    house.write()
+    assert lifecycle.converge(house.home, house.programs()) == Actions()
+    assert pids(house) == before
+
+
+def test_only_the_changed_service_restarts(house: House) -> None:
+    for name in ("chat", "embedding", "rerank"):
+        house.service(name)
+    bring_up(house)
+    before = pids(house)
+    house.service("chat", "--served-model-name", "other")
+    house.service("rerank", NEW="only in the environment, which supervisord does not see")
+    house.service("embed2")
+    house.write()
+    actions = lifecycle.converge(house.home, house.programs())
+    assert actions == Actions(add=("embed2-0",), restart=("chat-0", "rerank-0"), start=("embed2-0",))
+    lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    after = pids(house)
+    assert after["embedding-0"] == before["embedding-0"]
+    assert set(after["chat-0"] + after["rerank-0"]).isdisjoint(before["chat-0"] + before["rerank-0"])
+    assert house.replicas()["chat-0"]["restarts"] == 0
+
+    del house.services["embed2"]
+    house.write()
+    assert lifecycle.converge(house.home, house.programs()) == Actions(remove=("embed2-0",))
+    del after["embed2-0"]
+    assert pids(house) == after
+    assert marked(f"{house.home.root}:embed2-0") == []
+    assert not house.home.state_file("embed2-0").exists()
+
+
+def test_stop_start_restart(house: House) -> None:
+    house.service("chat", replicas=2)
+    house.service("rerank")
+    bring_up(house)
+    before = pids(house)
+    assert lifecycle.stop(house.home, ["chat-0", "chat-1"]) == ("chat-0", "chat-1")
+    assert lifecycle.stop(house.home, ["chat-0"]) == ()
+    assert [r["state"] for r in house.replicas().values()] == ["stopped", "stopped", "ready"]
+    assert marked(f"{house.home.root}:chat") == []
+    assert lifecycle.start(house.home, house.programs()) == ("chat-0", "chat-1")
+    lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    assert pids(house)["rerank-0"] == before["rerank-0"]
+    lifecycle.restart(house.home, ["rerank-0"])
+    lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    assert pids(house)["rerank-0"] != before["rerank-0"]
+
+
+def test_a_name_that_supervisord_does_not_know(house: House) -> None:
+    house.service("chat")
+    bring_up(house)
+    with pytest.raises(SupervisorError, match="knows no program nobody-0"):
+        lifecycle.start(house.home, ["nobody-0"])
+
+
+def test_an_engine_that_ends_with_status_0_is_restarted(house: House) -> None:
+    house.service("chat")
+    before = bring_up(house)["chat-0"]
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(ConnectionError):
+        connection.connect(str(house.home.engine_socket("chat-0")))
+        connection.sendall(b'POST /fake/exit HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"code": 0}')
+        connection.recv(1024)
+    after = house.wait("chat-0", state="ready", restarts=1)
+    assert (after["pid"], after["engine_pid"]) != (before.pid, before.engine_pid)
+    lifecycle.restart(house.home, ["chat-0"])
+    assert house.wait("chat-0", state="ready")["restarts"] == 0
+
+
+def test_an_engine_that_never_gets_ready_fails_once(house: House) -> None:
+    house.service("chat", "--say", "chat: error: unrecognized arguments: --nonsense", "--exit-early", "2")
+    house.service("rerank")
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    states = lifecycle.wait_ready(house.home, ["chat-0"], PATIENCE)
+    assert (states["chat-0"].state, states["chat-0"].error) == (
+        "failed", "chat: error: unrecognized arguments: --nonsense",
+    )  # fmt: skip
+    house.wait("rerank-0", state="ready")
+    assert house.log("chat-0").count("starting the engine") == 1
+    replica = house.replicas()["chat-0"]
+    assert (replica["state"], replica["pid"], replica["engine_pid"]) == ("failed", None, None)
+    assert replica["error"] == "chat: error: unrecognized arguments: --nonsense"
+    # Mended, it is started by the next `up`.
+    house.service("chat")
+    house.write()
+    assert lifecycle.converge(house.home, house.programs()).restart == ("chat-0",)
+    assert house.wait("chat-0", state="ready")["error"] is None
+
+
+def test_waiting_ends_at_its_time(house: House, place: Path) -> None:
+    house.service("chat", "--wait-for", str(place / "go"))
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    house.wait("chat-0", state="loading")
+    assert by_name(lifecycle.wait_ready(house.home, ["chat-0"], 0)) == {"chat-0": "loading"}
+
+
+def test_a_killed_guard_is_replaced_and_leaves_nothing(house: House) -> None:
+    house.service("chat", "--children", "2", "--stubborn-children")
+    before = bring_up(house)["chat-0"]
+    old = marked(f"{house.home.root}:chat-0")
+    assert before.pid is not None
+    os.kill(before.pid, signal.SIGKILL)
+    after = house.wait("chat-0", state="ready", restarts=1)
+    assert after["pid"] != before.pid
+    assert not any(map(alive, old))
+
+
+def test_everything_follows_a_killed_supervisord_and_up_brings_it_back(house: House) -> None:
+    house.service("chat", "--children", "2", "--ignore-term", stop_timeout=0.5)
+    house.service("rerank")
+    house.write(port=free_port())
+    daemon.ensure_running(house.home)
+    programs = [*house.programs(), GATEWAY_PROGRAM]
+    lifecycle.converge(house.home, programs)
+    lifecycle.wait_ready(house.home, programs, PATIENCE)
+    os.kill(Supervisor(house.home.supervisor_socket).pid(), signal.SIGKILL)
+    wait_for(lambda: house.left() == [])
+    assert house.home.supervisor_socket.exists()  # stale, as is the pid file
+    status = read_status(house.home)
+    assert (status.supervisor.state, status.gateway.state) == ("stopped", "stopped")
+    assert {s.state for s in status.services} == {"stopped"}
+    assert daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, programs)
+    states = lifecycle.wait_ready(house.home, programs, PATIENCE)
+    assert set(by_name(states).values()) == {"ready"}
+    assert {s.restarts for s in states.values()} == {0}
+
+
+def test_up_at_once_after_a_killed_supervisord(house: House) -> None:
+    """The old guards are still ending their engines; they must not take the new ones for theirs."""
+    house.service("chat", "--ignore-term", stop_timeout=0.5)
+    bring_up(house)
+    os.kill(Supervisor(house.home.supervisor_socket).pid(), signal.SIGKILL)
+    bring_up(house)
+    assert len(marked(f"{house.home.root}:chat-0")) == 1
+    assert house.home.engine_socket("chat-0").is_socket()
+
+
+def test_leftovers_of_killed_guards_are_swept_by_down(house: House) -> None:
+    house.service("chat", "--children", "2", "--stubborn-children")
+    bring_up(house)
+    guard = house.replicas()["chat-0"]["pid"]
+    os.kill(Supervisor(house.home.supervisor_socket).pid(), signal.SIGKILL)
+    os.kill(guard, signal.SIGKILL)
+    wait_for(lambda: len(marked(f"{house.home.root}:")) == 2)
+    assert daemon.shutdown(house.home)
+    assert house.left() == []
+
+
+def test_down_while_loading_and_with_an_engine_that_ignores_sigterm(house: House, place: Path) -> None:
+    house.service("chat", "--wait-for", str(place / "never"))
+    house.service("rerank", "--ignore-term", "--children", "1", "--stubborn-children", stop_timeout=0.3)
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    house.wait("rerank-0", state="ready")
+    house.wait("chat-0", state="loading")
+    daemon.shutdown(house.home)
+    assert house.left() == []
+
+
+def test_a_guard_that_is_not_there_is_not_believed(house: House) -> None:
+    house.service("chat")
+    bring_up(house)
+    said = house.home.state_file("chat-0").read_text()
+    lifecycle.stop(house.home, ["chat-0"])
+    house.home.state_file("chat-0").write_text(said)
+    assert house.replicas()["chat-0"]["state"] == "stopped"
+
+
+def test_a_configuration_that_supervisord_refuses(house: House) -> None:
+    house.write()
+    house.home.supervisord_conf.write_text("[supervisord]\nlogfile=/no/such/directory/log\n")
+    with pytest.raises(SupervisorError, match=r"supervisord did not start: Error: .*/no/such/directory"):
+        daemon.ensure_running(house.home)
+
+
+def test_a_broken_change_leaves_what_runs_alone(house: House) -> None:
+    house.service("chat")
+    bring_up(house)
+    before = pids(house)
+    text = house.home.supervisord_conf.read_text()
+    house.home.supervisord_conf.write_text(text.replace("autostart=false", "autostart=perhaps"))
+    with pytest.raises(SupervisorError, match="cannot read its configuration"):
+        lifecycle.converge(house.home, house.programs())
+    assert pids(house) == before
+
+
+def test_a_supervisord_whose_socket_was_deleted_is_not_started_twice(house: House) -> None:
+    house.write()
+    daemon.ensure_running(house.home)
+    pid = Supervisor(house.home.supervisor_socket).pid()
+    house.home.supervisor_socket.unlink()
+    house.home.supervisord_pid_file.unlink()
+    with pytest.raises(SupervisorError, match=rf"\(pid {pid}\)"):
+        daemon.ensure_running(house.home)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not alive(pid))
+
+
+def test_a_supervisord_that_is_just_shutting_down(house: House) -> None:
+    house.service("chat", "--ignore-term", stop_timeout=0.5)
+    bring_up(house)
+    supervisor = Supervisor(house.home.supervisor_socket)
+    pid = supervisor.pid()
+    supervisor.shutdown()
+    assert supervisor.state() == "SHUTDOWN"
+    assert read_status(house.home).supervisor.state == "stopping"
+    bring_up(house)
+    assert supervisor.pid() != pid
+
+
+def test_a_client_without_supervisord(house: House) -> None:
+    with pytest.raises(SupervisorError, match="supervisord is not running"):
+        Supervisor(house.home.supervisor_socket).programs()
+    with socket.socket(socket.AF_UNIX) as stale:
+        house.home.run.mkdir()
+        stale.bind(str(house.home.supervisor_socket))
+    with pytest.raises(SupervisorError, match="supervisord is not running"):
+        Supervisor(house.home.supervisor_socket).pid()
+    assert read_status(house.home).supervisor.state == "stopped"
+
+
+def test_somebody_else_on_the_socket(house: House) -> None:
+    house.home.run.mkdir()
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)\n"
+        "while True: c, _ = s.accept(); c.recv(9); c.send(b'SSH-2.0\\r\\n'); c.close()"
+    )
+    path = house.home.supervisor_socket
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        try:
+            with pytest.raises(SupervisorError, match=r"supervisord does not answer on .*supervisor\.sock"):
+                Supervisor(path).programs()
+        finally:
+            other.kill()
+            path.unlink()
+
+
+def test_logs_of_odd_engines(house: House) -> None:
+    house.service("chat", "--say-bytes", b"\xff \x1b[2J\x1b[31mred\x1b[0m \xe4\xb8\xad\n".hex())
+    house.service("rerank", "--say", "50% ; 模型")
+    bring_up(house)
+    files = {name: house.home.log_file(name) for name in house.programs()}
+    lines = list(follow_logs(files, lines=None))
+    assert ("chat-0", "\ufffd red 中") in lines
+    assert ("rerank-0", "50% ; 模型") in lines
+
+
+def test_logs_across_a_rotation_by_supervisord(house: House) -> None:
+    house.service("chat")
+    house.write()
+    text = house.home.supervisord_conf.read_text()
+    house.home.supervisord_conf.write_text(text.replace("stdout_logfile_maxbytes=20MB", "stdout_logfile_maxbytes=2000"))
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    log = house.home.log_file("chat-0")
+    seen: list[str] = []
+    asked = 0
+
+    def ask() -> bool:
+        """One more request, whose line in the log says which."""
+        nonlocal asked
+        if asked == 100:
+            return bool(seen) and "/n100 " in seen[-1]
+        asked += 1
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(house.home.engine_socket("chat-0")))
+            connection.sendall(f"GET /n{asked} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            while connection.recv(4096):
+                pass
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmhost.supervise.logs.POLL_SECONDS", 0.01)
+        for _, line in follow_logs({"chat": log}, lines=0, follow=True, until=ask):
+            seen.append(line)
+    assert Path(f"{log}.1").exists()
+    requests = [line.split("/n")[1].split()[0] for line in seen if "GET /n" in line]
+    assert requests == [str(n) for n in range(1, 101)]
+
+
+def test_the_lock_of_a_home_dies_with_its_holder(house: House) -> None:
+    root = str(Path(__file__).parents[3])
+    code = (
+        f"import sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; from llmhost.paths import Home\n"
+        "from llmhost.supervise.lock import home_lock\n"
+        "with home_lock(Home(Path(sys.argv[1])), 'up'): print(flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(house.home.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            with pytest.raises(BusyError, match=rf"`llmhost up` \(pid {holder.pid}\)"), home_lock(house.home, "down"):
+                pass
+        finally:
+            holder.kill()
+    with home_lock(house.home, "down"):
+        pass
+
+
+def test_environment_through_the_whole_way(house: House, place: Path) -> None:
+    env = {"ODD": "100% ; # 'a' \"b\"\n模型"}
+    words = ("50% ;", "a # b", "'q' \"r\"", "模型 %(here)s")
+    house.service("chat", "--dump", str(place / "dump"), *words, **env)
+    bring_up(house)
+    seen = json.loads((place / "dump").read_text())
+    assert seen["argv"][-len(words) :] == list(words)
+    assert {key: seen["env"][key] for key in env} == env
