@@ -29,8 +29,13 @@ class UvSettings:
     """What to add to uv's environment and arguments; ``notes`` tell the user what was left out."""
 
     env: Mapping[str, str] = field(repr=False)
-    arguments: tuple[str, ...]
+    no_index: bool
     notes: tuple[str, ...]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What uv takes only as an argument."""
+        return ("--no-index",) if self.no_index else ()
 
 
 def mask(text: str) -> str:
@@ -84,7 +89,7 @@ def uv_settings(options: Mapping[str, str], environ: Mapping[str, str]) -> UvSet
     if not no_index:
         env |= _indexes(options)
     kept = {name: value for name, value in env.items() if not _already_set(name, environ)}
-    return UvSettings(kept, ("--no-index",) if no_index else (), tuple(mask(note) for note in notes))
+    return UvSettings(kept, no_index, tuple(mask(note) for note in notes))
 
 
 SYNONYMS: Mapping[str, Sequence[str]] = {

@@ -119,7 +119,7 @@ def _ensure_disk(directory: Path, release: Release) -> None:
 def _ensure_venv(build: Path, python: str | None, release: Release, uv: Uv) -> None:
     uv.progress.started(CREATE)
     ours = sys.executable if release.supports(sys.version_info[:2]) else release.python_range
-    asked = str(Path(python).expanduser()) if python else ours
+    asked = _interpreter(python) if python else ours
     if failure := uv.run(["venv", str(build), "--python", asked, "--no-project"]):
         raise failure.as_error(f"create a Python environment with {asked}", uv.log)
     version = _venv_version(build)
@@ -131,6 +131,11 @@ def _ensure_venv(build: Path, python: str | None, release: Release, uv: Uv) -> N
             "name such an interpreter as engine.python in llmhost.yaml, or leave the key out",
         )
     uv.progress.finished(CREATE, f"Python {'.'.join(map(str, version))}")
+
+
+def _interpreter(python: str) -> str:
+    """A version as it is; a path in full, because uv does not run where the user stands."""
+    return str(Path(python).expanduser().absolute()) if "/" in python else python
 
 
 def _venv_version(build: Path) -> tuple[int, ...]:
@@ -150,7 +155,7 @@ def _ensure_packages(build: Path, release: Release, uv: Uv) -> None:
         release.requirement,
     ]  # fmt: skip
     failure = uv.run(command, follow_stages=True)
-    if failure and failure.lacks("torch") and not os.environ.get("UV_TORCH_BACKEND") and not uv.settings.arguments:
+    if failure and failure.lacks("torch") and not uv.settings.no_index and not os.environ.get("UV_TORCH_BACKEND"):
         uv.log.write("the indexes have no such torch: asking its own")
         failure = uv.run([*command, "--torch-backend", release.torch_backend], follow_stages=True)
     if failure:

@@ -144,13 +144,19 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _weight_bytes(path: Path) -> int:
     """Bytes of the weights: of the safetensors files when there are any, else the size of the other files."""
     index = path / "model.safetensors.index.json"
-    files = _shards(index) if index.exists() else sorted(path.glob("*.safetensors"))
+    files = _shards(index) if index.exists() else _safetensors(path)
     if files:
         return sum(tensor_bytes(file) for file in files)
     others = next((found for pattern in OTHER_WEIGHTS if (found := sorted(path.glob(pattern)))), [])
     if not others:
         raise ModelError(f"{path} holds no weights (*.safetensors)", "put the model's weights beside config.json")
     return sum(_other_bytes(file) for file in others)
+
+
+def _safetensors(path: Path) -> list[Path]:
+    """Without the second copy that Mistral ships in a form of its own, where there is a first one."""
+    files = sorted(path.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("consolidated")] or files
 
 
 def _shards(index: Path) -> list[Path]:

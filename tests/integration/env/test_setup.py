@@ -214,6 +214,14 @@ def test_no_such_interpreter(home: Home, progress: Recorder, python: str) -> Non
     assert builds(home) == []
 
 
+def test_interpreter_by_a_relative_path(
+    home: Home, progress: Recorder, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "here").symlink_to(Path(sys.executable).parent)
+    monkeypatch.chdir(work)
+    assert setup(home, progress, python="./here/" + Path(sys.executable).name)
+
+
 def test_interpreter_that_vllm_does_not_support(home: Home, progress: Recorder) -> None:
     future = (replace(SMALL[0], python=((3, 98), (3, 99))),)
     with pytest.raises(EngineError, match=r"is Python 3\.\d+, but vLLM 0\.32\.0 runs on 3\.98 to 3\.99"):

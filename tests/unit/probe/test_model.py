@@ -122,6 +122,13 @@ def test_sharded_weights(path: Path) -> None:
         read_model(path)
 
 
+def test_two_copies_of_the_weights(path: Path) -> None:
+    copies = {"model.safetensors": safetensors({"w": 10}), "consolidated.safetensors": safetensors({"w": 10})}
+    assert read_model(model(path, QWEN, **copies)).weight_bytes == 10
+    (path / "model.safetensors").unlink()
+    assert read_model(path).weight_bytes == 10
+
+
 def test_weights_in_an_older_form(path: Path) -> None:
     assert read_model(model(path, QWEN, **{"pytorch_model.bin": b"x" * 77})).weight_bytes == 77
 
