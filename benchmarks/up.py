@@ -1,10 +1,10 @@
-"""`llmhost up` against the same three engines started by hand at the same moment, and the memory of all that is no engine.
+"""`llmhost up` against the same engines started by hand at the same moment, and the memory of all that is no engine.
 
     python benchmarks/up.py [--rounds 3]
 
 Uses the demo suite in a home of its own below /tmp. In each round, in turn: `llmhost up` from a stopped home until it
 returns, and the very commands of `llmhost plan --commands` started together by this script until each answers a real
-request. The first `up` of all, on an empty home, builds the engine, too; the second one after `down` shows what is kept.
+request. The very first `up`, on an empty home, builds the engine, too; one after `down` shows what is kept.
 """
 
 from __future__ import annotations
