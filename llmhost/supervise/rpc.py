@@ -1,21 +1,13 @@
-"""The one seam to supervisord: its XML-RPC interface over its unix socket, typed, with our errors.
+"""The one seam to supervisord: its XML-RPC interface over its unix socket, typed, with our errors."""
 
-`supervisor.xmlrpc` would do the same at twice the import time, which is most of what ``llmhost status`` takes.
-"""
-
-from __future__ import annotations
-
-import http.client
 import socket
-import xmlrpc.client
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.parsers.expat import ExpatError
+from typing import Any, NamedTuple
 
 from llmhost.errors import SupervisorError
+from llmhost.supervise.xml_rpc import Fault, ProtocolError, call
 
 TIMEOUT = 60.0
 """Seconds for one call; supervisord answers all of ours at once, but it has one thread and disks can be slow."""
@@ -26,8 +18,7 @@ RUNNING_STATES = frozenset({"STARTING", "RUNNING", "BACKOFF"})
 _SHUTDOWN_STATE, _BAD_NAME, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED, _CANT_REREAD = 6, 10, 60, 70, 90, 92
 
 
-@dataclass(frozen=True)
-class ProgramInfo:
+class ProgramInfo(NamedTuple):
     """A program as supervisord sees it; RUNNING says nothing about ready."""
 
     name: str
@@ -44,8 +35,7 @@ class ProgramInfo:
         return self.state in RUNNING_STATES
 
 
-@dataclass(frozen=True)
-class Changes:
+class Changes(NamedTuple):
     """Groups whose configuration on disk differs from what supervisord runs."""
 
     added: tuple[str, ...] = ()
@@ -53,42 +43,12 @@ class Changes:
     removed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """supervisord and its programs at one moment."""
 
     pid: int
     state: str
     programs: tuple[ProgramInfo, ...]
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
-        self._path = path
-
-    def connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.settimeout(TIMEOUT)
-            connection.connect(self._path)
-        except OSError:
-            connection.close()
-            raise
-        self.sock = connection
-
-
-class _Transport(xmlrpc.client.Transport):
-    accept_gzip_encoding = False
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _Connection(self._path)
-        self._connection = "localhost", connection  # where `close` of the base class looks for it
-        return connection
 
 
 class Supervisor:
@@ -123,8 +83,7 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         """`pid`, `state` and `programs` in one request."""
-        calls = ("getPID", "getState", "getAllProcessInfo")
-        pid, state, programs = self._multicall([(name, ()) for name in calls])
+        pid, state, programs = self._multicall("getPID", "getState", "getAllProcessInfo")
         return Snapshot(int(pid), str(state["statename"]), tuple(_program(info) for info in programs))
 
     def stop_seconds(self) -> dict[str, int]:
@@ -169,26 +128,18 @@ class Supervisor:
         return True
 
     def _call(self, method: str, *params: Any) -> Any:
-        with self._proxy() as proxy, _our_errors(self.path, method, *params):
-            return getattr(proxy.supervisor, method)(*params)
+        with _our_errors(self.path, method, *params):
+            return call(self.path, f"supervisor.{method}", params, TIMEOUT)
 
-    def _multicall(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        wanted = [{"methodName": f"supervisor.{name}", "params": list(params)} for name, params in calls]
-        with self._proxy() as proxy, _our_errors(self.path, calls[0][0]):
-            results: Any = proxy.system.multicall(wanted)
+    def _multicall(self, *methods: str) -> list[Any]:
+        """The results of methods without parameters, in one request."""
+        calls = [{"methodName": f"supervisor.{method}", "params": []} for method in methods]
+        with _our_errors(self.path, methods[0]):
+            results: list[Any] = call(self.path, "system.multicall", [calls], TIMEOUT)
             for result in results:
                 if isinstance(result, dict) and "faultCode" in result:
-                    raise xmlrpc.client.Fault(result["faultCode"], result["faultString"])
-            return list(results)
-
-    @contextmanager
-    def _proxy(self) -> Iterator[xmlrpc.client.ServerProxy]:
-        """One connection per call: supervisord may be restarted between two."""
-        transport = _Transport(self.path)
-        try:
-            yield xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=transport)
-        finally:
-            transport.close()
+                    raise Fault(int(result["faultCode"]), str(result["faultString"]))
+            return results
 
 
 class _Refused(SupervisorError):
@@ -203,27 +154,27 @@ class _ShuttingDown(_Refused):
 def _our_errors(path: str, method: str, *params: Any) -> Iterator[None]:
     try:
         yield
-    except xmlrpc.client.Fault as e:
+    except Fault as e:
         raise _refusal(e, method, *params) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise SupervisorError("supervisord is not running", "start it with `llmhost up`") from None
-    except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as e:
+    except (OSError, ProtocolError) as e:
         raise SupervisorError(
             f"supervisord does not answer on {path}: {str(e) or type(e).__name__}",
             "see logs/supervisord.log in the home",
         ) from None
 
 
-def _refusal(fault: xmlrpc.client.Fault, method: str, *params: Any) -> _Refused:
+def _refusal(fault: Fault, method: str, *params: Any) -> _Refused:
     name = str(params[0]) if params else ""
-    error = _Refused(f"supervisord refuses {method} {name}".rstrip() + f": {fault.faultString}", "see `llmhost logs`")
-    if fault.faultCode == _SHUTDOWN_STATE:
+    error = _Refused(f"supervisord refuses {method} {name}".rstrip() + f": {fault}", "see `llmhost logs`")
+    if fault.code == _SHUTDOWN_STATE:
         error = _ShuttingDown("supervisord is shutting down", "try again when `llmhost status` says stopped")
-    elif fault.faultCode == _CANT_REREAD:
-        error = _Refused(f"supervisord cannot read its configuration: {fault.faultString}", "run `llmhost up` again")
-    elif fault.faultCode == _BAD_NAME:
+    elif fault.code == _CANT_REREAD:
+        error = _Refused(f"supervisord cannot read its configuration: {fault}", "run `llmhost up` again")
+    elif fault.code == _BAD_NAME:
         error = _Refused(f"supervisord knows no program {name}", "run `llmhost up` to bring it in")
-    error.code = fault.faultCode
+    error.code = fault.code
     return error
 
 

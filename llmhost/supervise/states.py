@@ -1,13 +1,10 @@
 """The state of a program: supervisord says whether it runs, its guard what it does."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llmhost.paths import Home
 from llmhost.plan.types import GATEWAY_PROGRAM
@@ -20,8 +17,7 @@ _EXIT_FAILED = 78
 """The guard's exit status for "do not try again"."""
 
 
-@dataclass(frozen=True)
-class ProgramState:
+class ProgramState(NamedTuple):
     """One program at one moment; pids are None when there is no such process."""
 
     name: str

@@ -1,12 +1,12 @@
-"""What `llmhost status` shows: the plan in force, supervisord's view, the guards' words and what /proc counts."""
+"""What `llmhost status` shows: the plan in force, supervisord's view, the guards' words and what /proc counts.
 
-from __future__ import annotations
+Named tuples rather than dataclasses here and in what is imported: those take longer to define than to use.
+"""
 
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmhost.errors import SupervisorError
 from llmhost.paths import Home
@@ -19,16 +19,14 @@ _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "qu
 """A service is in the worst state of its replicas."""
 
 
-@dataclass(frozen=True)
-class SupervisorStatus:
+class SupervisorStatus(NamedTuple):
     """``state`` is running, stopping or stopped."""
 
     state: str
     pid: int | None
 
 
-@dataclass(frozen=True)
-class GatewayStatus:
+class GatewayStatus(NamedTuple):
     """``state`` is ready, loading, stopped or failed."""
 
     state: State
@@ -36,8 +34,7 @@ class GatewayStatus:
     pid: int | None
 
 
-@dataclass(frozen=True)
-class ReplicaStatus:
+class ReplicaStatus(NamedTuple):
     """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it."""
 
     name: str
@@ -51,8 +48,7 @@ class ReplicaStatus:
     error: str | None
 
 
-@dataclass(frozen=True)
-class ServiceStatus:
+class ServiceStatus(NamedTuple):
     """One service; ``state`` is the worst of its replicas."""
 
     name: str
@@ -63,8 +59,7 @@ class ServiceStatus:
     replicas: tuple[ReplicaStatus, ...]
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """A home at one moment."""
 
     supervisor: SupervisorStatus
@@ -79,7 +74,11 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """The contract of ``llmhost status --json``."""
-        return asdict(self)
+        services = []
+        for service in self.services:
+            replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
+            services.append({**service._asdict(), "served_as": list(service.served_as), "replicas": replicas})
+        return {"supervisor": self.supervisor._asdict(), "gateway": self.gateway._asdict(), "services": services}
 
 
 def read_status(home: Home) -> Status:
@@ -121,14 +120,14 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _service(service: ServicePlan, states: dict[str, ProgramState], trees: _Processes | None) -> ServiceStatus:
+def _service(service: ServicePlan, states: dict[str, ProgramState], trees: "_Processes | None") -> ServiceStatus:
     replicas = tuple(_replica(states[p.name], p.gpus, trees) for p in service.replicas)
     there = {r.state for r in replicas}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
     return ServiceStatus(service.name, service.kind, service.model, service.served_as, worst, replicas)
 
 
-def _replica(state: ProgramState, gpus: tuple[int, ...], trees: _Processes | None) -> ReplicaStatus:
+def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:
     uptime = rss = None
     if state.pid and trees is not None:
         uptime, rss = trees.uptime(state.pid), trees.rss(state.pid)

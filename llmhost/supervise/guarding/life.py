@@ -9,16 +9,9 @@ import signal
 import socket
 import time
 
+from llmhost.supervise.guarding.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from llmhost.supervise.guarding.probe import REQUESTS, http_body, http_request, http_status
-from llmhost.supervise.guarding.processes import (
-    PR_SET_CHILD_SUBREAPER,
-    PR_SET_PDEATHSIG,
-    descendants,
-    kill,
-    marked,
-    prctl,
-    say,
-)
+from llmhost.supervise.guarding.processes import descendants, kill, marked, say
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
 from llmhost.supervise.guarding.state import StateFile
 from llmhost.supervise.guarding.tether import tether

@@ -1,22 +1,10 @@
-"""Processes as /proc shows them, and the few system calls that tie an engine to its guard."""
+"""Processes as /proc shows them."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
-
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def prctl(option: int, value: int) -> None:
-    """prctl(2); raises OSError."""
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def descendants(root: int) -> list[int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 
-from llmhost.supervise.guarding.processes import PR_SET_PDEATHSIG, prctl, say
+from llmhost.supervise.guarding.kernel import PR_SET_PDEATHSIG, prctl
+from llmhost.supervise.guarding.processes import say
 
 
 def tether(command: list[str]) -> int:
