@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llmhost.files import RenderedFile
 from llmhost.gateway import gateway_argv, render_gateway
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
-from llmhost.plan.types import GATEWAY_PROGRAM
 from llmhost.supervisor_format import quote_command, quote_value
 from llmhost.templates import template_environment
 

@@ -17,12 +17,12 @@ from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, ModelFacts
 from llmhost.gateway import gateway_versions, render_gateway
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.homedir import claim, is_ours
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
-from llmhost.plan.types import GATEWAY_PROGRAM
 from llmhost.probe.gateway import read_gateway
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
@@ -30,8 +30,9 @@ from llmhost.probe.tools import find_tools
 from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
+from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
-from llmhost.supervise.status import read_plan, read_status
+from llmhost.supervise.status import read_status
 from llmhost.templates import template_environment
 
 START_MARGIN = 60.0

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
-
-GATEWAY_PROGRAM = "gateway"
-"""Name of the gateway among the supervisor programs; those of engines end in a number."""
+from llmhost.gateway_address import local_url
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class GatewayPlan:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return local_url(self.host, self.port)
 
 
 @dataclass(frozen=True)

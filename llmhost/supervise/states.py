@@ -6,8 +6,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
-from llmhost.plan.types import GATEWAY_PROGRAM
 from llmhost.supervise.rpc import ProgramInfo
 
 State = Literal["stopped", "queued", "loading", "ready", "unhealthy", "backoff", "failed"]

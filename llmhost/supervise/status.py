@@ -9,14 +9,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from llmhost.errors import SupervisorError
+from llmhost.gateway_address import GATEWAY_PROGRAM, local_url
 from llmhost.paths import Home
-from llmhost.plan.types import GATEWAY_PROGRAM, Plan, ServicePlan
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
+_SHOWN = ("name", "kind", "model", "served_as", "replicas")
+"""What is needed of a service in the plan."""
 
 
 class SupervisorStatus(NamedTuple):
@@ -83,25 +85,30 @@ class Status(NamedTuple):
 
 def read_status(home: Home) -> Status:
     """Never raises for what is stopped or missing: then states say so. SupervisorError when supervisord hangs."""
-    plan = read_plan(home)
+    url, planned = _plan(home)
     seen = _snapshot(home)
-    names = [GATEWAY_PROGRAM, *(p.name for p in plan.programs)] if plan else [GATEWAY_PROGRAM]
+    names = [GATEWAY_PROGRAM, *(replica["name"] for service in planned for replica in service["replicas"])]
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
-        GatewayStatus(gateway.state, plan.gateway.url if plan else None, gateway.pid),
-        tuple(_service(s, states, trees) for s in (plan.services if plan else ())),
+        GatewayStatus(gateway.state, url, gateway.pid),
+        tuple(_service(service, states, trees) for service in planned),
     )
 
 
-def read_plan(home: Home) -> Plan | None:
-    """The plan in force; None before the first `up`, or when the file is not (any more) of this version."""
+def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:
+    """Of the plan in force: the URL of the gateway, and the services. Nothing before the first `up`.
+
+    As plain JSON: the classes of a plan would be a tenth of the whole time.
+    """
     try:
-        return Plan.from_dict(json.loads(home.plan_file.read_bytes()))
+        plan = json.loads(home.plan_file.read_bytes())
+        services = [{key: service[key] for key in _SHOWN} for service in plan["services"]]
+        return local_url(plan["gateway"]["host"], plan["gateway"]["port"]), services
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None, []
 
 
 def _snapshot(home: Home) -> Snapshot:
@@ -120,11 +127,12 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _service(service: ServicePlan, states: dict[str, ProgramState], trees: "_Processes | None") -> ServiceStatus:
-    replicas = tuple(_replica(states[p.name], p.gpus, trees) for p in service.replicas)
+def _service(service: dict[str, Any], states: dict[str, ProgramState], trees: "_Processes | None") -> ServiceStatus:
+    replicas = tuple(_replica(states[p["name"]], tuple(p["gpus"]), trees) for p in service["replicas"])
     there = {r.state for r in replicas}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
-    return ServiceStatus(service.name, service.kind, service.model, service.served_as, worst, replicas)
+    served_as = tuple(service["served_as"])
+    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas)
 
 
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmhost.errors import BusyError, SupervisorError
-from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
 from llmhost.supervise.lock import home_lock

@@ -1,0 +1,10 @@
+"""How everything else knows the gateway. Imports nothing, because `llmhost status` must start fast."""
+
+GATEWAY_PROGRAM = "gateway"
+"""Name of the gateway among the supervisor programs; those of engines end in a number."""
+
+
+def local_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on this address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
