@@ -18,11 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from llmhost.config import Engine
-from llmhost.env import Silent, ensure_engine
-from llmhost.env.gate import SCRIPT
-from llmhost.env.uv import find_uv
-from llmhost.paths import Home
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from llmhost.config import Engine  # noqa: E402
+from llmhost.env import Silent, ensure_engine  # noqa: E402
+from llmhost.env.gate import SCRIPT  # noqa: E402
+from llmhost.env.uv import find_uv  # noqa: E402
+from llmhost.paths import Home  # noqa: E402
 
 
 class Steps(Silent):
