@@ -154,7 +154,7 @@ def _await_guards(home: Home) -> None:
     """Guards whose supervisord was killed are just ending their engines, and would take new ones for theirs."""
     specs = os.fsencode(home.conf) + b"/guard/"
     deadline = time.monotonic() + END_SECONDS
-    while any(_has_word(pid, lambda word: word.startswith(specs)) for pid in processes.pids()):
+    while any(_is_guard(pid, specs) for pid in processes.pids()):
         if time.monotonic() > deadline:
             raise SupervisorError("guards of a killed supervisord do not end", f"see `ps`: they name {home.conf}/guard")
         time.sleep(POLL_SECONDS)
@@ -213,8 +213,9 @@ def _supervisord_pid(home: Home) -> int | None:
     return None
 
 
-def _has_word(pid: int, fits: Callable[[bytes], bool]) -> bool:
-    return any(fits(word) for word in _command_line(pid)[1:]) and _alive(pid)
+def _is_guard(pid: int, specs: bytes) -> bool:
+    words = _command_line(pid)
+    return any(w.endswith(b"/guard.py") for w in words) and any(w.startswith(specs) for w in words) and _alive(pid)
 
 
 def _command_line(pid: int) -> list[bytes]:

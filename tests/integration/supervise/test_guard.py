@@ -294,6 +294,7 @@ def test_environment_and_arguments_arrive_unchanged(guard: LoneGuard, place: Pat
     seen = json.loads((place / "dump").read_text())
     assert seen["argv"][-len(words) :] == words
     assert {key: seen["env"].get(key) for key in env} == env
+    assert seen["env"]["SPT_NOENV"] == "1"  # else setproctitle would wipe out our mark in /proc/PID/environ
 
 
 def test_any_locale(guard: LoneGuard, place: Path) -> None:
