@@ -22,7 +22,7 @@ from llmhost import writer
 from llmhost.paths import Home, guard_script
 from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan
 from llmhost.render import render
-from llmhost.supervise import daemon
+from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.states import ProgramState
 from llmhost.supervise.status import read_status
@@ -203,3 +203,18 @@ def house(place: Path) -> Iterator[House]:
 
 def by_name(states: dict[str, ProgramState]) -> dict[str, str]:
     return {name: state.state for name, state in states.items()}
+
+
+def bring_up(house: House) -> dict[str, ProgramState]:
+    """All services, without the gateway; ready."""
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, house.programs())
+    states = lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
+    assert set(by_name(states).values()) == {"ready"}, states
+    return states
+
+
+def pairs(house: House) -> dict[str, tuple[int, int]]:
+    """The pids of guard and engine of every replica."""
+    return {name: (r["pid"], r["engine_pid"]) for name, r in house.replicas().items()}

@@ -7,38 +7,19 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from llmhost.errors import BusyError, SupervisorError
+from llmhost.errors import SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
-from llmhost.supervise.lock import home_lock
-from llmhost.supervise.logs import follow_logs
 from llmhost.supervise.rpc import Supervisor
-from llmhost.supervise.states import ProgramState
 from llmhost.supervise.status import read_status
-from tests.integration.supervise.conftest import PATIENCE, House, alive, by_name, marked, wait_for
+from tests.integration.supervise.conftest import PATIENCE, House, alive, bring_up, by_name, marked, pairs, wait_for
 
 pytestmark = pytest.mark.integration
-
-
-def bring_up(house: House) -> dict[str, ProgramState]:
-    """All services, without the gateway; ready."""
-    house.write()
-    daemon.ensure_running(house.home)
-    lifecycle.converge(house.home, house.programs())
-    states = lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
-    assert set(by_name(states).values()) == {"ready"}, states
-    return states
-
-
-def pids(house: House) -> dict[str, tuple[int, int]]:
-    return {name: (r["pid"], r["engine_pid"]) for name, r in house.replicas().items()}
 
 
 def free_port() -> int:
@@ -108,17 +89,17 @@ def test_a_second_up_touches_nothing(house: House) -> None:
     house.service("chat")
     house.service("embedding")
     bring_up(house)
-    before = pids(house)
+    before = pairs(house)
     house.write()
     assert lifecycle.converge(house.home, house.programs()) == Actions()
-    assert pids(house) == before
+    assert pairs(house) == before
 
 
 def test_only_the_changed_service_restarts(house: House) -> None:
     for name in ("chat", "embedding", "rerank"):
         house.service(name)
     bring_up(house)
-    before = pids(house)
+    before = pairs(house)
     house.service("chat", "--served-model-name", "other")
     house.service("rerank", NEW="only in the environment, which supervisord does not see")
     house.service("embed2")
@@ -126,7 +107,7 @@ def test_only_the_changed_service_restarts(house: House) -> None:
     actions = lifecycle.converge(house.home, house.programs())
     assert actions == Actions(add=("embed2-0",), restart=("chat-0", "rerank-0"), start=("embed2-0",))
     lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
-    after = pids(house)
+    after = pairs(house)
     assert after["embedding-0"] == before["embedding-0"]
     assert set(after["chat-0"] + after["rerank-0"]).isdisjoint(before["chat-0"] + before["rerank-0"])
     assert house.replicas()["chat-0"]["restarts"] == 0
@@ -135,7 +116,7 @@ def test_only_the_changed_service_restarts(house: House) -> None:
     house.write()
     assert lifecycle.converge(house.home, house.programs()) == Actions(remove=("embed2-0",))
     del after["embed2-0"]
-    assert pids(house) == after
+    assert pairs(house) == after
     assert marked(f"{house.home.root}:embed2-0") == []
     assert not house.home.state_file("embed2-0").exists()
 
@@ -144,17 +125,17 @@ def test_stop_start_restart(house: House) -> None:
     house.service("chat", replicas=2)
     house.service("rerank")
     bring_up(house)
-    before = pids(house)
+    before = pairs(house)
     assert lifecycle.stop(house.home, ["chat-0", "chat-1"]) == ("chat-0", "chat-1")
     assert lifecycle.stop(house.home, ["chat-0"]) == ()
     assert [r["state"] for r in house.replicas().values()] == ["stopped", "stopped", "ready"]
     assert marked(f"{house.home.root}:chat") == []
     assert lifecycle.start(house.home, house.programs()) == ("chat-0", "chat-1")
     lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
-    assert pids(house)["rerank-0"] == before["rerank-0"]
+    assert pairs(house)["rerank-0"] == before["rerank-0"]
     lifecycle.restart(house.home, ["rerank-0"])
     lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
-    assert pids(house)["rerank-0"] != before["rerank-0"]
+    assert pairs(house)["rerank-0"] != before["rerank-0"]
 
 
 def test_a_name_that_supervisord_does_not_know(house: House) -> None:
@@ -292,12 +273,12 @@ def test_a_configuration_that_supervisord_refuses(house: House) -> None:
 def test_a_broken_change_leaves_what_runs_alone(house: House) -> None:
     house.service("chat")
     bring_up(house)
-    before = pids(house)
+    before = pairs(house)
     text = house.home.supervisord_conf.read_text()
     house.home.supervisord_conf.write_text(text.replace("autostart=false", "autostart=perhaps"))
     with pytest.raises(SupervisorError, match="cannot read its configuration"):
         lifecycle.converge(house.home, house.programs())
-    assert pids(house) == before
+    assert pairs(house) == before
 
 
 def test_a_supervisord_whose_socket_was_deleted_is_not_started_twice(house: House) -> None:
@@ -322,106 +303,3 @@ def test_a_supervisord_that_is_just_shutting_down(house: House) -> None:
     assert read_status(house.home).supervisor.state == "stopping"
     bring_up(house)
     assert supervisor.pid() != pid
-
-
-def test_a_client_without_supervisord(house: House) -> None:
-    with pytest.raises(SupervisorError, match="supervisord is not running"):
-        Supervisor(house.home.supervisor_socket).programs()
-    with socket.socket(socket.AF_UNIX) as stale:
-        house.home.run.mkdir()
-        stale.bind(str(house.home.supervisor_socket))
-    with pytest.raises(SupervisorError, match="supervisord is not running"):
-        Supervisor(house.home.supervisor_socket).pid()
-    assert read_status(house.home).supervisor.state == "stopped"
-
-
-def test_somebody_else_on_the_socket(house: House) -> None:
-    house.home.run.mkdir()
-    code = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)\n"
-        "while True: c, _ = s.accept(); c.recv(9); c.send(b'SSH-2.0\\r\\n'); c.close()"
-    )
-    path = house.home.supervisor_socket
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        try:
-            with pytest.raises(SupervisorError, match=r"supervisord does not answer on .*supervisor\.sock"):
-                Supervisor(path).programs()
-        finally:
-            other.kill()
-            path.unlink()
-
-
-def test_logs_of_odd_engines(house: House) -> None:
-    house.service("chat", "--say-bytes", b"\xff \x1b[2J\x1b[31mred\x1b[0m \xe4\xb8\xad\n".hex())
-    house.service("rerank", "--say", "50% ; 模型")
-    bring_up(house)
-    files = {name: house.home.log_file(name) for name in house.programs()}
-    lines = list(follow_logs(files, lines=None))
-    assert ("chat-0", "\ufffd red 中") in lines
-    assert ("rerank-0", "50% ; 模型") in lines
-
-
-def test_logs_across_a_rotation_by_supervisord(house: House) -> None:
-    house.service("chat")
-    house.write()
-    text = house.home.supervisord_conf.read_text()
-    house.home.supervisord_conf.write_text(text.replace("stdout_logfile_maxbytes=20MB", "stdout_logfile_maxbytes=2000"))
-    daemon.ensure_running(house.home)
-    lifecycle.converge(house.home, house.programs())
-    lifecycle.wait_ready(house.home, house.programs(), PATIENCE)
-    log = house.home.log_file("chat-0")
-    seen: list[str] = []
-    asked = 0
-
-    def ask() -> bool:
-        """One more request, whose line in the log says which."""
-        nonlocal asked
-        if asked == 100:
-            return bool(seen) and "/n100 " in seen[-1]
-        asked += 1
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(house.home.engine_socket("chat-0")))
-            connection.sendall(f"GET /n{asked} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            while connection.recv(4096):
-                pass
-        return False
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmhost.supervise.logs.POLL_SECONDS", 0.01)
-        for _, line in follow_logs({"chat": log}, lines=0, follow=True, until=ask):
-            seen.append(line)
-    assert Path(f"{log}.1").exists()
-    requests = [line.split("/n")[1].split()[0] for line in seen if "GET /n" in line]
-    assert requests == [str(n) for n in range(1, 101)]
-
-
-def test_the_lock_of_a_home_dies_with_its_holder(house: House) -> None:
-    root = str(Path(__file__).parents[3])
-    code = (
-        f"import sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; from llmhost.paths import Home\n"
-        "from llmhost.supervise.lock import home_lock\n"
-        "with home_lock(Home(Path(sys.argv[1])), 'up'): print(flush=True); time.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(house.home.root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        try:
-            with pytest.raises(BusyError, match=rf"`llmhost up` \(pid {holder.pid}\)"), home_lock(house.home, "down"):
-                pass
-        finally:
-            holder.kill()
-    with home_lock(house.home, "down"):
-        pass
-
-
-def test_environment_through_the_whole_way(house: House, place: Path) -> None:
-    env = {"ODD": "100% ; # 'a' \"b\"\n模型"}
-    words = ("50% ;", "a # b", "'q' \"r\"", "模型 %(here)s")
-    house.service("chat", "--dump", str(place / "dump"), *words, **env)
-    bring_up(house)
-    seen = json.loads((place / "dump").read_text())
-    assert seen["argv"][-len(words) :] == list(words)
-    assert {key: seen["env"][key] for key in env} == env
