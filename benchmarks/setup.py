@@ -2,7 +2,7 @@
 
     python benchmarks/setup.py [--keep] [--json]
 
-Both make a virtual environment, install the pinned set (bytecode compiled) and import vLLM once. pip gets the list
+Both make a virtual environment, install the pinned set and import vLLM once (the same script). pip gets the list
 that uv resolved and `--no-deps`, so it is spared the resolution.
 """
 
@@ -52,12 +52,13 @@ def with_pip(work: Path, packages: str) -> float:
     requirements = work / "requirements.txt"
     requirements.write_text(packages)
     environment = {**os.environ, "PIP_CACHE_DIR": str(work / "pip-cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     python = str(work / "pip/bin/python")
     start = time.monotonic()
     for command in (
         [sys.executable, "-m", "venv", str(work / "pip")],
         [python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(requirements)],
-        [python, "-c", SCRIPT],
+        [python, "-P", str(SCRIPT)],
     ):
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - start

@@ -15,22 +15,11 @@ from llmhost.errors import CommandError, EngineError
 from llmhost.run import Completed, capture
 
 TIMEOUT = 600
-"""Seconds; seen: 7 s with compiled bytecode, 16 s more without, several times that on a slow disk."""
+"""Seconds; seen: 9 s with compiled bytecode, 30 s without on one core, several times that on a slow disk."""
 
-SCRIPT = """
-import json, platform, sysconfig
-import torch, transformers, vllm
-import vllm.engine.arg_utils
-from vllm.platforms import current_platform
-current_platform.import_kernels()
-print("\\n" + json.dumps({
-    "python": platform.python_version(),
-    "site_packages": sysconfig.get_path("purelib"),
-    "device": current_platform.device_type,
-    "packages": {m.__name__: m.__version__ for m in (torch, transformers, vllm)},
-}))
-"""
-"""Loads the compiled kernels too, which is where a processor that is too old shows."""
+SCRIPT = Path(__file__).with_name("engine_check.py")
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
+"""What is imported here for the first time must stay compiled, whatever the user's shell says."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,8 @@ def import_gate(build: Path, log: SetupLog) -> GateReport:
     """Import torch, transformers and vLLM in the environment; raises EngineError with the reason when that fails."""
     log.write("importing torch, transformers and vllm")
     try:
-        # cwd: a directory called vllm where the user stands must not be imported instead.
-        done = capture([python_of(build), "-c", SCRIPT], timeout=TIMEOUT, check=False, cwd=build)
+        # -P: the directory of the script does not belong to the engine.
+        done = capture([python_of(build), "-P", SCRIPT], env=ENVIRONMENT, timeout=TIMEOUT, check=False, cwd=build)
     except CommandError as e:
         raise EngineError(f"the new engine's interpreter cannot be used: {e.message}", e.hint) from e
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):

@@ -95,7 +95,7 @@ def _uv(home: Home, directory: Path, log: SetupLog, progress: Progress) -> Uv:
     settings = uv_settings(read_pip_options(), os.environ)
     for note in settings.notes:
         progress.note(note)
-    env = {"UV_COMPILE_BYTECODE_TIMEOUT": os.environ.get("UV_COMPILE_BYTECODE_TIMEOUT", "600")}
+    env = {}
     if _device(default_cache_dir(binary)) != _device(directory) and not os.environ.get("UV_CACHE_DIR"):
         env["UV_CACHE_DIR"] = str(home.cache / "uv")
     return Uv(binary, settings, directory, log, progress, env)
@@ -150,10 +150,7 @@ def _ensure_packages(build: Path, release: Release, uv: Uv) -> None:
     """Install the pinned set. The CPU build of torch comes from the user's own index when that has it."""
     excludes = build / "excludes.txt"
     excludes.write_text("".join(f"{name}\n" for name in release.exclude))
-    command = [
-        "pip", "install", "--python", str(python_of(build)), "--excludes", str(excludes), "--compile-bytecode",
-        release.requirement,
-    ]  # fmt: skip
+    command = ["pip", "install", "--python", str(python_of(build)), "--excludes", str(excludes), release.requirement]
     failure = uv.run(command, follow_stages=True)
     if failure and failure.lacks("torch") and not uv.settings.no_index and not os.environ.get("UV_TORCH_BACKEND"):
         uv.log.write("the indexes have no such torch: asking its own")

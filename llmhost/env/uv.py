@@ -24,7 +24,6 @@ FINISHED = (
     (RESOLVE, re.compile(r"Resolved (\d+ packages?) in ")),
     (DOWNLOAD, re.compile(r"Prepared (\d+ packages?) in ")),
     (INSTALL, re.compile(r"Installed (\d+ packages?) in ")),
-    ("compile bytecode", re.compile(r"Bytecode compiled (\d+ files?) in ")),
 )
 """What uv prints when a stage is over, in the order of the stages."""
 
