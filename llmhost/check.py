@@ -12,14 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 
+from llmhost.demo import probes
 from llmhost.plan import ServicePlan
 
-PROBES = Path(__file__).parent / "demo" / "probes.json"
 REQUEST_TIMEOUT = 120.0
 """Seconds for one answer: a first request may still compile something."""
 
@@ -48,12 +47,12 @@ Probe = Callable[[httpx.Client, str, dict[str, Any]], str]
 
 def run_checks(url: str, services: Sequence[ServicePlan], api_key: str | None = None) -> Iterator[CheckResult]:
     """Every check of every service, one after another, each as soon as it is done; ``url`` is the gateway's."""
-    probes = json.loads(PROBES.read_text(encoding="utf-8"))
+    data = probes()
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT, headers=headers, trust_env=False) as client:
         for service in services:
             for name, probe in checks_of(service):
-                yield _run(client, service, name, probe, probes[service.kind])
+                yield _run(client, service, name, probe, data[service.kind])
 
 
 def checks_of(service: ServicePlan) -> tuple[tuple[str, Probe], ...]:
@@ -100,10 +99,12 @@ def _expect(condition: bool, otherwise: str) -> None:
 
 
 def _chat(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
-    body = {"model": model, "messages": data["plain"]["messages"], "max_tokens": 200, "temperature": 0}
-    choice = _post(client, "/v1/chat/completions", body)["choices"][0]
-    text = choice["message"]["content"] or choice["message"].get("reasoning") or ""
-    _expect(bool(text.strip()), "an empty answer")
+    # No max_tokens: a model that thinks first may need many before it answers.
+    body = {"model": model, "messages": data["plain"]["messages"], "temperature": 0}
+    message = _post(client, "/v1/chat/completions", body)["choices"][0]["message"]
+    text = message["content"] or ""
+    thought = message.get("reasoning") or ""
+    _expect(bool(text.strip()), f"no answer, only a thought: {_short(thought)!r}" if thought else "an empty answer")
     _expect_any(text, data["plain"]["expect_any"])
     return _short(text)
 
@@ -114,9 +115,7 @@ def _expect_any(text: str, wanted: Sequence[str]) -> None:
 
 
 def _stream(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
-    body = {
-        "model": model, "messages": data["plain"]["messages"], "max_tokens": 200, "temperature": 0, "stream": True,
-    }  # fmt: skip
+    body = {"model": model, "messages": data["plain"]["messages"], "temperature": 0, "stream": True}
     pieces: list[str] = []
     done = False
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -129,21 +128,20 @@ def _stream(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
             if line.startswith("data: {"):
                 pieces += _deltas(json.loads(line.removeprefix("data: ")))
     _expect(done, "the stream ended without [DONE]")
-    _expect(bool("".join(pieces).strip()), "an empty stream")
+    _expect(bool("".join(pieces).strip()), "a stream without an answer")
     _expect_any("".join(pieces), data["plain"]["expect_any"])
     return f"{len(pieces)} chunks"
 
 
 def _deltas(chunk: dict[str, Any]) -> list[str]:
     deltas = (choice["delta"] for choice in chunk.get("choices", ()))
-    return [text for delta in deltas if (text := delta.get("content") or delta.get("reasoning"))]
+    return [text for delta in deltas if (text := delta.get("content"))]
 
 
 def _tool(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
     probe = data["tool"]
     body = {
-        "model": model, "messages": probe["messages"], "tools": probe["tools"], "tool_choice": "auto",
-        "max_tokens": 500, "temperature": 0,
+        "model": model, "messages": probe["messages"], "tools": probe["tools"], "tool_choice": "auto", "temperature": 0,
     }  # fmt: skip
     message = _post(client, "/v1/chat/completions", body)["choices"][0]["message"]
     calls = message.get("tool_calls") or []
