@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from llmhost.errors import Interrupted, LlmhostError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `llmhost` and exit with its status."""
+    # As Ctrl-C: programs that run for us end with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
