@@ -182,7 +182,7 @@ def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unc
     file = installation.home / "llmhost.yaml"
     original = file.read_text(encoding="utf-8")
     file.write_text(
-        original + f"    env:\n      LLMHOST_ODD: {json.dumps(odd + chr(10) + 'second line', ensure_ascii=False)}\n",
+        original + f"    env:\n      ODD_VALUE: {json.dumps(odd + chr(10) + 'second line', ensure_ascii=False)}\n",
         encoding="utf-8",
     )
     file.write_text(
@@ -198,7 +198,7 @@ def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unc
         engine = after["rerank-0"][1]
         assert odd.encode() in Path(f"/proc/{engine}/cmdline").read_bytes().split(b"\0")
         environment = Path(f"/proc/{engine}/environ").read_bytes().split(b"\0")
-        assert f"LLMHOST_ODD={odd}\nsecond line".encode() in environment
+        assert f"ODD_VALUE={odd}\nsecond line".encode() in environment
         body = {"model": odd, "query": "a", "documents": ["a", "b"]}
         assert httpx.post(f"{installation.url}/v1/rerank", json=body, timeout=60).status_code == 200
     finally:
