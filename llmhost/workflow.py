@@ -21,7 +21,7 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
-from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
@@ -71,7 +71,7 @@ def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
         _check_ports(home, plan)
         writer.apply(home, writer.changes(home, files))
         daemon.ensure_running(home)
-        lifecycle.converge(home, wanted)
+        lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
 
 
@@ -115,7 +115,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
         daemon.ensure_running(home)
-        lifecycle.start(home, wanted)
+        lifecycle.start(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
 
 
@@ -126,7 +126,7 @@ def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress)
     with home_lock(home, "stop"):
         if not daemon.is_running(home):
             return ()
-        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM), on_progress)
+        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM, METRICS_PROGRAM), on_progress)
 
 
 def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> Started:
@@ -136,7 +136,7 @@ def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progre
     with home_lock(home, "restart"):
         daemon.ensure_running(home)
         lifecycle.restart(home, names, on_progress)
-        lifecycle.start(home, (GATEWAY_PROGRAM,))
+        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM))
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
@@ -157,7 +157,7 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     """The log file of each program, of all services and the gateway when none is named."""
     plan = load_plan(home)
-    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
+    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, "supervisord")}
     engines = select_services(plan, tuple(n for n in names if n not in own))
     if names and not set(names) - set(own):
         engines = ()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llmhost.gateway.envoy import Data, typed
+from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
 UPSTREAM_IDLE = "3s"
@@ -24,9 +27,13 @@ NO_LIMIT: Data = {"max_connections": 1_000_000, "max_pending_requests": 1_000_00
 """Envoy stops at 1,024 requests by default; vLLM queues by itself, so the limit is its to set."""
 
 
+METRICS_CLUSTER = "llmhost_metrics"
+"""No service can be called so. `llmhost.metrics.page.OWN_CLUSTER` is the same."""
+
+
 def clusters(plan: Plan) -> tuple[Data, ...]:
     """The resources of cds.json."""
-    return tuple(_cluster(service) for service in plan.services)
+    return (*(_cluster(service) for service in plan.services), _metrics_cluster(plan))
 
 
 def _cluster(service: ServicePlan) -> Data:
@@ -43,6 +50,21 @@ def _cluster(service: ServicePlan) -> Data:
         health_checks=[HEALTH_CHECK],
         typed_extension_protocol_options=_protocol(),
         load_assignment={"cluster_name": service.name, "endpoints": [{"lb_endpoints": members}]},
+    )
+
+
+def _metrics_cluster(plan: Plan) -> Data:
+    """The exporter; without health checks, it is asked a few times a minute."""
+    address = {"pipe": {"path": str(Home(Path(plan.home)).metrics_socket)}}
+    return typed(
+        "config.cluster.v3.Cluster",
+        name=METRICS_CLUSTER,
+        type="STATIC",
+        connect_timeout="1s",
+        load_assignment={
+            "cluster_name": METRICS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
     )
 
 
