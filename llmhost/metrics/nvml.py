@@ -26,6 +26,18 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Memory2(ctypes.Structure):
+    """nvmlMemory_v2_t: here ``used`` does not count what the driver keeps for itself, as in nvidia-smi."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("total", ctypes.c_ulonglong),
+        ("reserved", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
 class _Utilization(ctypes.Structure):
     """nvmlUtilization_t."""
 
@@ -101,8 +113,8 @@ class Nvml:
 
     def _figures(self, device: ctypes.c_void_p) -> dict[str, float]:
         call, values = self._library, dict[str, float]()
-        memory, use = _Memory(), _Utilization()
-        if call.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) == 0:
+        memory, use = self._memory(device), _Utilization()
+        if memory is not None:
             values.update(memory_total_bytes=memory.total, memory_used_bytes=memory.used)
         if call.nvmlDeviceGetUtilizationRates(device, ctypes.byref(use)) == 0:
             values["utilization_ratio"] = use.gpu
@@ -115,6 +127,15 @@ class Nvml:
         if call.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)) == 0:
             values["energy_joules_total"] = energy.value
         return values
+
+    def _memory(self, device: ctypes.c_void_p) -> _Memory | _Memory2 | None:
+        # Drivers before 510 know the first version only.
+        second = getattr(self._library, "nvmlDeviceGetMemoryInfo_v2", None)
+        newer = _Memory2(version=ctypes.sizeof(_Memory2) | 2 << 24)
+        if second is not None and second(device, ctypes.byref(newer)) == 0:
+            return newer
+        older = _Memory()
+        return older if self._library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(older)) == 0 else None
 
 
 _METRICS = (

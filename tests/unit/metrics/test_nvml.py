@@ -15,6 +15,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.init_status = 0
+        self.old = False
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.calls = 0
@@ -43,6 +44,12 @@ class Driver:
 
     def nvmlDeviceGetMemoryInfo(self, device: ctypes.c_void_p, memory: Any) -> int:
         memory._obj.total, memory._obj.free, memory._obj.used = 100, 40, 60
+        return 0
+
+    def nvmlDeviceGetMemoryInfo_v2(self, device: ctypes.c_void_p, memory: Any) -> int:
+        if memory._obj.version != (40 | 2 << 24) or self.old:
+            return 25  # NVML_ERROR_ARGUMENT_VERSION_MISMATCH
+        memory._obj.total, memory._obj.reserved, memory._obj.free, memory._obj.used = 100, 10, 40, 50
         return 0
 
     def nvmlDeviceGetUtilizationRates(self, device: ctypes.c_void_p, use: Any) -> int:
@@ -78,7 +85,7 @@ def test_the_figures_of_every_gpu() -> None:
         ("up", "0"): 1.0,
         ("up", "1"): 0.0,
         ("memory_total_bytes", "0"): 100.0,
-        ("memory_used_bytes", "0"): 60.0,
+        ("memory_used_bytes", "0"): 50.0,
         ("utilization_ratio", "0"): 0.87,
         ("temperature_celsius", "0"): 55.0,
         ("power_watts", "0"): 350.5,
@@ -86,6 +93,12 @@ def test_the_figures_of_every_gpu() -> None:
     assert figures(gpus) == expected
     assert figures(gpus) == expected
     assert driver.calls == 2
+
+
+def test_a_driver_without_the_second_version_of_memory_is_asked_for_the_first() -> None:
+    driver = Driver()
+    driver.old = True
+    assert figures(Nvml(lambda _: driver))[("memory_used_bytes", "0")] == 60.0
 
 
 def test_labels_name_the_gpu() -> None:
