@@ -115,6 +115,13 @@ def _filters(plan: Plan) -> list[Data]:
         "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
         max_request_bytes=plan.gateway.max_body_bytes,
     )
+    # A route sets the limit of what is held back while `model` is looked for, but not one that answers by itself, which
+    # is what is found first when several services could be meant: then only BUFFER bytes would get through.
+    hold = extension(
+        "envoy.filters.http.buffer",
+        "extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=plan.gateway.max_body_bytes,
+    )
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": METADATA, "key": "model", "type": "STRING"},
@@ -133,7 +140,7 @@ def _filters(plan: Plan) -> list[Data]:
     forward = extension(
         "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
     )
-    return [limit, read, forward]
+    return [limit, hold, read, forward]
 
 
 def _mappers(plan: Plan) -> list[Data]:
