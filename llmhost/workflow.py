@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import config as configuration
-from llmhost import writer
+from llmhost import deploy, keys, writer
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
@@ -22,10 +22,11 @@ from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.probe.certificate import check_certificate
+from llmhost.probe.gateway import read_gateway
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
-from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.states import ProgramState
@@ -34,6 +35,9 @@ from llmhost.templates import template_environment
 
 START_MARGIN = 60.0
 """Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
+
+BALANCING_SECONDS = 15.0
+"""The gateway asks each engine every second, and gives it ten for the answer."""
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
@@ -54,22 +58,26 @@ def setup(home: Home, progress: Progress) -> EngineFacts:
     return ensure_engine(home, config.engine, progress)
 
 
-def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
+def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: bool = False) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
+    ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     claim(home)
     config = configuration.load(home.config_file)
+    if insecure:
+        config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
     _require_known(services, config.services)
     models = read_models(home, config)
     engine = ensure_engine(home, config.engine, progress)
     plan = make_plan(config, _machine(home, engine), models)
-    files = render(plan)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
+    if plan.gateway.tls is not None:
+        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
     with home_lock(home, "up"):
         _check_ports(home, plan)
-        writer.apply(home, writer.changes(home, files))
+        plan = deploy.write_plan(home, plan)
         daemon.ensure_running(home)
         lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
@@ -91,6 +99,18 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
             break
         pending -= settled
     _require_ready(last)
+    _await_balancing(home, started)
+
+
+def _await_balancing(home: Home, started: Started) -> None:
+    """An engine is ready a moment before the gateway knows; the first request must not come too early."""
+    replicas = (r for s in started.plan.services for r in s.replicas if r.name in started.programs)
+    wanted = {r.socket for r in replicas}
+    deadline = time.monotonic() + BALANCING_SECONDS
+    while time.monotonic() < deadline:
+        if wanted <= {path for paths in read_gateway(home.gateway_admin_socket).healthy.values() for path in paths}:
+            return
+        time.sleep(0.05)
 
 
 def _require_ready(states: Mapping[str, ProgramState]) -> None:
@@ -223,7 +243,7 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
 
 
 def _machine(home: Home, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine)
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file))
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmhost.gateway.envoy import Data, typed
+from llmhost.gateway.limits import breaker
 from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
@@ -46,7 +47,7 @@ def _cluster(service: ServicePlan) -> Data:
         lb_policy="LEAST_REQUEST",
         # No panic: with no healthy engine the answer is 503 at once, not a try at a dead one.
         common_lb_config={"healthy_panic_threshold": {"value": 0}},
-        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000}]},
+        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
         health_checks=[HEALTH_CHECK],
         typed_extension_protocol_options=_protocol(),
         load_assignment={"cluster_name": service.name, "endpoints": [{"lb_endpoints": members}]},
