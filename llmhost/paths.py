@@ -36,6 +36,11 @@ class Home:
         return self.root / "llmhost.yaml"
 
     @property
+    def keys_file(self) -> Path:
+        """What is remembered of API keys: names, scopes and hashes; mode 0600."""
+        return self.root / "keys.json"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -87,6 +92,11 @@ class Home:
         return self.run / "lock"
 
     @property
+    def keys_lock_file(self) -> Path:
+        """Held for the moment in which keys reach the gateway's files, by whoever writes them."""
+        return self.run / "keys.lock"
+
+    @property
     def supervisor_socket(self) -> Path:
         return self.run / "supervisor.sock"
 
@@ -104,6 +114,11 @@ class Home:
     @property
     def gateway_admin_socket(self) -> Path:
         return self.run / "gateway-admin.sock"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Where the exporter answers; the gateway serves it at /metrics."""
+        return self.run / "metrics.sock"
 
     def check_socket_paths(self, programs: tuple[str, ...] = ()) -> None:
         """Raise HomeError when a unix socket below this home would not fit into ``sockaddr_un``.
@@ -133,3 +148,8 @@ def templates_dir() -> Path:
 def guard_script() -> Path:
     """The guard, which supervisord starts by its path: it needs nothing of site-packages."""
     return Path(__file__).parent / "supervise" / "guard.py"
+
+
+def exporter_script() -> Path:
+    """The exporter of the metrics, started like the guard."""
+    return Path(__file__).parent / "metrics" / "exporter.py"

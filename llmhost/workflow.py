@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import config as configuration
-from llmhost import writer
+from llmhost import deploy, keys, writer
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, ModelFacts
 from llmhost.gateway import gateway_versions, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
+from llmhost.probe.certificate import check_certificate
 from llmhost.probe.gateway import read_gateway
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
-from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -61,24 +61,28 @@ def setup(home: Home, progress: Progress) -> EngineFacts:
     return ensure_engine(home, config.engine, progress)
 
 
-def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
+def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: bool = False) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
+    ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     claim(home)
     config = configuration.load(home.config_file)
+    if insecure:
+        config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
     _require_known(services, config.services)
     models = read_models(home, config)
     engine = ensure_engine(home, config.engine, progress)
     plan = make_plan(config, _machine(home, engine), models)
-    files = render(plan)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
+    if plan.gateway.tls is not None:
+        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
     with home_lock(home, "up"):
         _check_ports(home, plan)
-        writer.apply(home, writer.changes(home, files))
+        plan = deploy.write_plan(home, plan)
         daemon.ensure_running(home)
-        lifecycle.converge(home, wanted)
+        lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
 
 
@@ -145,7 +149,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
         daemon.ensure_running(home)
-        lifecycle.start(home, wanted)
+        lifecycle.start(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
 
 
@@ -156,7 +160,7 @@ def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress)
     with home_lock(home, "stop"):
         if not daemon.is_running(home):
             return ()
-        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM), on_progress)
+        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM, METRICS_PROGRAM), on_progress)
 
 
 def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> Started:
@@ -166,7 +170,7 @@ def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progre
     with home_lock(home, "restart"):
         daemon.ensure_running(home)
         lifecycle.restart(home, names, on_progress)
-        lifecycle.start(home, (GATEWAY_PROGRAM,))
+        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM))
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
@@ -187,7 +191,7 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     """The log file of each program, of all services and the gateway when none is named."""
     plan = load_plan(home)
-    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
+    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, "supervisord")}
     engines = select_services(plan, tuple(n for n in names if n not in own))
     if names and not set(names) - set(own):
         engines = ()
@@ -253,7 +257,7 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
 
 
 def _machine(home: Home, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine)
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file))
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

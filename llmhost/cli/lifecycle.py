@@ -34,10 +34,17 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
 @_services
 @click.option("--demo", is_flag=True, help="Write the demo's llmhost.yaml first when there is none.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, help="With --demo: port of the gateway.")
+@click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
 @click.pass_obj
 def up_command(
-    session: Session, services: tuple[str, ...], demo: bool, port: int, wait: bool, timeout: float | None
+    session: Session,
+    services: tuple[str, ...],
+    demo: bool,
+    port: int,
+    insecure: bool,
+    wait: bool,
+    timeout: float | None,
 ) -> None:
     """Make this machine serve what llmhost.yaml says, and wait until it does.
 
@@ -50,7 +57,7 @@ def up_command(
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
-        started = workflow.up(session.home, services, progress)
+        started = workflow.up(session.home, services, progress, insecure=insecure)
         if wait:
             _await_ready(session, started, timeout, progress)
     _show(session, started)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llmhost.gateway.envoy import Data, typed
+from llmhost.gateway.limits import breaker
+from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
 UPSTREAM_IDLE = "3s"
@@ -24,9 +28,13 @@ NO_LIMIT: Data = {"max_connections": 1_000_000, "max_pending_requests": 1_000_00
 """Envoy stops at 1,024 requests by default; vLLM queues by itself, so the limit is its to set."""
 
 
+METRICS_CLUSTER = "llmhost_metrics"
+"""No service can be called so. `llmhost.metrics.page.OWN_CLUSTER` is the same."""
+
+
 def clusters(plan: Plan) -> tuple[Data, ...]:
     """The resources of cds.json."""
-    return tuple(_cluster(service) for service in plan.services)
+    return (*(_cluster(service) for service in plan.services), _metrics_cluster(plan))
 
 
 def _cluster(service: ServicePlan) -> Data:
@@ -39,10 +47,25 @@ def _cluster(service: ServicePlan) -> Data:
         lb_policy="LEAST_REQUEST",
         # No panic: with no healthy engine the answer is 503 at once, not a try at a dead one.
         common_lb_config={"healthy_panic_threshold": {"value": 0}},
-        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000}]},
+        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
         health_checks=[HEALTH_CHECK],
         typed_extension_protocol_options=_protocol(),
         load_assignment={"cluster_name": service.name, "endpoints": [{"lb_endpoints": members}]},
+    )
+
+
+def _metrics_cluster(plan: Plan) -> Data:
+    """The exporter; without health checks, it is asked a few times a minute."""
+    address = {"pipe": {"path": str(Home(Path(plan.home)).metrics_socket)}}
+    return typed(
+        "config.cluster.v3.Cluster",
+        name=METRICS_CLUSTER,
+        type="STATIC",
+        connect_timeout="1s",
+        load_assignment={
+            "cluster_name": METRICS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
     )
 
 

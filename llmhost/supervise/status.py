@@ -106,7 +106,8 @@ def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:
     try:
         plan = json.loads(home.plan_file.read_bytes())
         services = [{key: service[key] for key in _SHOWN} for service in plan["services"]]
-        return local_url(plan["gateway"]["host"], plan["gateway"]["port"]), services
+        gateway = plan["gateway"]
+        return local_url(gateway["host"], gateway["port"], "https" if gateway["tls"] else "http"), services
     except (OSError, ValueError, KeyError, TypeError):
         return None, []
 
