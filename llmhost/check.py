@@ -79,7 +79,7 @@ def _run(client: httpx.Client, service: ServicePlan, name: str, probe: Probe, da
         ok, detail = False, str(e)
     except httpx.HTTPError as e:
         ok, detail = False, f"no answer: {str(e) or type(e).__name__}"
-    except (KeyError, IndexError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
         ok, detail = False, f"the answer is not of the expected shape: {type(e).__name__}: {e}"
     return CheckResult(service.name, name, ok, round(time.monotonic() - started, 3), detail)
 
@@ -153,6 +153,7 @@ def _tool(client: httpx.Client, model: str, data: dict[str, Any]) -> str:
     calls = message.get("tool_calls") or []
     _expect(bool(calls), f"no tool was called; the answer was {_short(message.get('content') or '')!r}")
     name, arguments = calls[0]["function"]["name"], json.loads(calls[0]["function"]["arguments"])
+    _expect(isinstance(arguments, dict), f"the arguments are no object: {_short(calls[0]['function']['arguments'])}")
     wanted = probe["expect"]
     _expect(name == wanted["name"], f"{name} was called instead of {wanted['name']}")
     wrong = {k: arguments.get(k) for k, v in wanted["arguments"].items() if arguments.get(k) != v}

@@ -22,6 +22,12 @@ from llmhost.facts import Kind
 SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+LONGEST = 7 * 86400
+"""Seconds; whoever waits longer than a week has forgotten about it."""
+
+RESERVED = ("gateway", "supervisord", "metrics")
+"""Names of programs beside the engines, in `llmhost logs` for one."""
+
 ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
@@ -29,6 +35,12 @@ class _Section(BaseModel):
     """A mapping in llmhost.yaml: frozen, unknown keys refused, numbers and strings not mixed up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, data: object) -> object:
+        """In YAML ``args:`` with nothing behind it is null: as if the key were not there."""
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
 
 
 def _as_list(value: object) -> object:
@@ -130,9 +142,9 @@ class Service(_Section):
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
     """Environment variables for the engine process."""
-    start_timeout: float = Field(default=1800, gt=0, strict=False)
+    start_timeout: float = Field(default=1800, gt=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that the engine may take to become ready."""
-    stop_timeout: float = Field(default=30, ge=0, strict=False)
+    stop_timeout: float = Field(default=30, ge=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that running requests get to finish when the service is stopped."""
 
     @field_validator("served_as")
@@ -149,6 +161,8 @@ class Service(_Section):
         for name, value in env.items():
             if not ENVIRONMENT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be the name of an environment variable")
+            if name.startswith("LLMHOST_"):
+                raise ValueError(f"{name}: names that begin with LLMHOST_ are for llmhost itself")
             if "\0" in value:
                 raise ValueError(f"the value of {name} holds a NUL character")
         return env
@@ -172,6 +186,8 @@ class Config(_Section):
                 raise ValueError(
                     f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters"
                 )
+            if name in RESERVED:
+                raise ValueError(f"{name!r} cannot be the name of a service: a program of llmhost is called so")
         return services
 
     @model_validator(mode="after")
@@ -232,6 +248,9 @@ def _yaml(text: str, source: str) -> Any:
         place = f"{source}:{mark.line + 1}" if mark else source
         problem = str(getattr(e, "problem", None) or e).splitlines()[0]
         raise ConfigError(f"{place}: {problem}", "YAML wants equal indentation by spaces, and each key once") from None
+    except (ValueError, RecursionError) as e:
+        # A date that does not exist, a number of thousands of digits, and the like.
+        raise ConfigError(f"{source}: a value cannot be read: {e}", "put it in quotes if it is meant as text") from None
 
 
 def _explain(error: ValidationError, source: str) -> ConfigError:
@@ -243,12 +262,23 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{source}: unknown key {path}{more}", _nearest(first["loc"]))
+    if first["loc"][2:3] == ("args",):
+        path = ".".join(map(str, first["loc"][:4]))
+        return ConfigError(f"{source}: {path}: no flag takes this value", "put it in quotes if it is meant as text")
     reason = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
+    # What stands in an environment may be a secret.
+    quiet = first["type"] in ("value_error", "missing") or "env" in first["loc"]
+    given = "" if quiet else f", not {first['input']!r}"
     where = f"{source}: {path}: " if path else f"{source}: "
-    return ConfigError(
-        f"{where}{reason[:1].lower()}{reason[1:]}{given}{more}", "see `llmhost config schema` for every key"
-    )
+    hint = "see `llmhost config schema` for every key"
+    if first["loc"][2:] == ("env",) and first["type"] != "value_error":
+        hint = "write it as a mapping, NAME: value"
+    return ConfigError(f"{where}{_in_a_sentence(reason)}{given}{more}", hint)
+
+
+def _in_a_sentence(text: str) -> str:
+    """pydantic's messages begin with a capital; names in capitals stay as they are."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _nearest(loc: tuple[str | int, ...]) -> str:

@@ -6,26 +6,45 @@ import os
 
 from llmhost.errors import HomeError
 from llmhost.paths import HOME_ENV, Home
+from llmhost.supervisor_format import quote_value
 
 
 def claim(home: Home) -> None:
     """Make sure that the home exists, belongs to llmhost and is private where it must be.
 
-    Raises HomeError for a directory that holds something else, is not writable, or has too long a path for sockets.
+    Raises HomeError for a directory that holds something else, is not writable, or has too long a path for sockets, and
+    RenderError for a path that supervisord cannot hold.
     """
     home.check_socket_paths()
     root = home.root
+    quote_value(str(root))
+    require_access(home)
     try:
         if root.exists() and not is_ours(home):
             _refuse_foreign(home)
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not home.marker.exists():  # first, so that an interrupted claim is not taken for somebody else's directory
+            home.marker.write_text("This directory belongs to llmhost.\n", encoding="utf-8")
         for private in (home.conf, home.run, home.logs):
             private.mkdir(mode=0o700, exist_ok=True)
             os.chmod(private, 0o700)
-        if not home.marker.exists():
-            home.marker.write_text("This directory belongs to llmhost.\n", encoding="utf-8")
     except OSError as e:
         raise HomeError(f"cannot use {root} as home: {e.strerror}", f"choose another with --home or {HOME_ENV}") from e
+
+
+def require_access(home: Home) -> None:
+    """Raise HomeError when the home belongs to another user, whose files cannot even be looked at."""
+    for directory in (home.root, home.run):
+        try:
+            with os.scandir(directory):
+                pass
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except PermissionError as e:
+            raise HomeError(
+                f"this user may not look into {directory}",
+                "run llmhost as the owner of the home, or choose another --home",
+            ) from e
 
 
 def is_ours(home: Home) -> bool:

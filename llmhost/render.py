@@ -113,8 +113,9 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         comment="",
         # Envoy needs no guard; it is only tied to the life of supervisord.
         argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", *watched, "--", *gateway_argv(plan)),
-        # Services, names and ports are in files that Envoy watches: only its bootstrap needs a restart.
-        fingerprint=_fingerprint(bootstrap.text),
+        # Services, names and ports are in files that Envoy watches. Its bootstrap needs a restart, and so does another
+        # address: the kernel refuses 0.0.0.0 beside 127.0.0.1 on one port.
+        fingerprint=_fingerprint(bootstrap.text + plan.gateway.host),
         autorestart="true",
         exitcodes="0",
         startsecs=1,

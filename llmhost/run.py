@@ -113,15 +113,19 @@ def _end_group(child: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a child that is just being made would be left to itself by it."""
+    """Hold Ctrl-C and SIGTERM back for a moment: a child that is just being made would be left to itself by it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    former = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    former = {
+        number: signal.signal(number, lambda number, _: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
         if held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(held[0])

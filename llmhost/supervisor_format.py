@@ -44,4 +44,3 @@ def quote_value(value: str) -> str:
             "choose another path for the home",
         )
     return value
-

@@ -18,7 +18,7 @@ from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError,
 from llmhost.facts import EngineFacts, ModelFacts
 from llmhost.gateway import gateway_versions, render_gateway
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
-from llmhost.homedir import claim, is_ours
+from llmhost.homedir import claim, is_ours, require_access
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
@@ -41,6 +41,8 @@ START_MARGIN = 60.0
 GATEWAY_SECONDS = 20.0
 """Seconds for Envoy to take up new files and to find new engines healthy."""
 GATEWAY_POLL_SECONDS = 0.1
+
+DEFAULT_PORT = 8000
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
@@ -68,18 +70,19 @@ def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: b
     ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     claim(home)
-    config = configuration.load(home.config_file)
-    if insecure:
-        config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
+    config = _load(home, insecure)
     _require_known(services, config.services)
-    models = read_models(home, config)
-    engine = ensure_engine(home, config.engine, progress)
-    plan = make_plan(config, _machine(home, engine), models)
-    wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-    if plan.gateway.tls is not None:
-        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
+    # What can be refused now is not refused after minutes of building an engine.
+    read_models(home, config)
+    _check_ports(home, config)
+    ensure_engine(home, config.engine, progress)
     with home_lock(home, "up"):
-        _check_ports(home, plan)
+        # Read again: another command may have been at work while we built.
+        plan = make_home_plan(home, insecure)
+        wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
+        _check_ports(home, configuration.load(home.config_file))
+        if plan.gateway.tls is not None:
+            check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
         plan = deploy.write_plan(home, plan)
         daemon.ensure_running(home)
         lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
@@ -137,6 +140,7 @@ def _require_ready(states: Mapping[str, ProgramState]) -> None:
 
 def down(home: Home, on_progress: lifecycle.Progress) -> bool:
     """Stop everything of this home; False when nothing was running."""
+    require_access(home)
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
@@ -175,7 +179,8 @@ def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progre
 
 
 def load_plan(home: Home) -> Plan:
-    """The plan in force; raises NotReadyError before the first `up`."""
+    """The plan in force; raises NotReadyError before the first `up`, HomeError when the home is somebody else's."""
+    require_access(home)
     plan = read_plan(home)
     if plan is None:
         raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
@@ -199,9 +204,17 @@ def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     return {name: home.log_file(name) for name in chosen}
 
 
-def make_home_plan(home: Home) -> Plan:
-    """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
+def _load(home: Home, insecure: bool) -> Config:
+    """llmhost.yaml, with ``gateway.insecure`` switched on when the command line says so."""
     config = configuration.load(home.config_file)
+    if not insecure:
+        return config
+    return config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
+
+
+def make_home_plan(home: Home, insecure: bool = False) -> Plan:
+    """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
+    config = _load(home, insecure)
     models = read_models(home, config)
     engine = find_engine(home, config.engine)
     if engine is None:
@@ -222,19 +235,23 @@ def validate_arguments(home: Home, config: Config) -> bool:
     return True
 
 
-def write_config(home: Home, *, demo: bool, port: int = 8000) -> bool:
+def write_config(home: Home, *, demo: bool, port: int = DEFAULT_PORT) -> bool:
     """Write a commented llmhost.yaml; False (and nothing is touched) when there is one already."""
     claim(home)
     if home.config_file.exists():
         return False
-    template = template_environment().get_template("llmhost.yaml.j2")
-    writer.replace_file(home.config_file, template.render(home=home.root, demo=demo, port=port), mode=0o600)
+    writer.replace_file(home.config_file, _config_text(home, demo, port), mode=0o600)
     return True
 
 
-def require_demo_config(home: Home, port: int) -> None:
-    """Write the demo's llmhost.yaml, or make sure that the one that is there is the demo's."""
-    if write_config(home, demo=True, port=port):
+def _config_text(home: Home, demo: bool, port: int) -> str:
+    template = template_environment().get_template("llmhost.yaml.j2")
+    return template.render(home=home.root, demo=demo, port=port)
+
+
+def require_demo_config(home: Home, port: int | None) -> None:
+    """Write the demo's llmhost.yaml, or make sure that the one that is there is the demo's, with this port if given."""
+    if write_config(home, demo=True, port=port or DEFAULT_PORT):
         return
     config = configuration.load(home.config_file)
     if not any(service.model.startswith("demo:") for service in config.services.values()):
@@ -242,6 +259,14 @@ def require_demo_config(home: Home, port: int) -> None:
             f"{home.config_file} exists and is not the demo",
             "run `llmhost up` for it, or give the demo a home of its own with --home",
         )
+    if port is None or port == config.gateway.port:
+        return
+    if home.config_file.read_text(encoding="utf-8") != _config_text(home, True, config.gateway.port):
+        raise ConfigError(
+            f"{home.config_file} has been edited and says gateway.port {config.gateway.port}, not {port}",
+            "change the port there, or leave --port out",
+        )
+    writer.replace_file(home.config_file, _config_text(home, True, port), mode=0o600)
 
 
 def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
@@ -271,28 +296,23 @@ def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
             raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
 
 
-def _check_ports(home: Home, plan: Plan) -> None:
+def _check_ports(home: Home, config: Config) -> None:
     """Refuse a port that somebody else listens on, by name; our own gateway may go on listening on its ports."""
     ours = _ports_in_force(home)
-    for key, port in _ports(plan).items():
-        owner = None if (plan.gateway.host, port) in ours else port_owner(plan.gateway.host, port)
+    own = {f"services.{name}.port": service.port for name, service in config.services.items() if service.port}
+    for key, port in {"gateway.port": config.gateway.port, **own}.items():
+        owner = None if port in ours else port_owner(config.gateway.host, port)
         if owner is not None:
             raise GatewayError(
-                f"port {port} on {plan.gateway.host} is in use by {owner}",
+                f"port {port} on {config.gateway.host} is in use by {owner}",
                 f"stop it, or write another {key} in llmhost.yaml",
             )
 
 
-def _ports(plan: Plan) -> dict[str, int]:
-    """The ports that the gateway listens on, by their key in llmhost.yaml."""
-    own = {f"services.{s.name}.port": s.port for s in plan.services if s.port is not None}
-    return {"gateway.port": plan.gateway.port, **own}
-
-
-def _ports_in_force(home: Home) -> set[tuple[str, int]]:
-    """Where our running gateway listens."""
+def _ports_in_force(home: Home) -> set[int]:
+    """The ports that our running gateway listens on, on whatever address."""
     status = read_status(home)
     plan = read_plan(home)
     if plan is None or status.gateway.pid is None:
         return set()
-    return {(plan.gateway.host, port) for port in _ports(plan).values()}
+    return {plan.gateway.port, *(s.port for s in plan.services if s.port is not None)}

@@ -77,7 +77,7 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
             os.fsync(handle)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

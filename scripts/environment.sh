@@ -3,7 +3,9 @@
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3}; do
+  local candidates=(python3.14 python3.13 python3.12 python3.11 python3)
+  [ -n "${PYTHON:-}" ] && candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"
       return
@@ -16,8 +18,9 @@ find_python() {
 
 # Debian and Ubuntu split the venv module off Python; root can mend that here.
 make_venv() {
-  "$1" -m venv .venv 2>/dev/null && return
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  "$1" -m venv .venv && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! "$1" -c 'import ensurepip' 2>/dev/null; then
+    echo "==> installing python3-venv with apt-get"
     apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv
     "$1" -m venv --clear .venv && return
   fi

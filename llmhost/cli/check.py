@@ -31,7 +31,11 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     from llmhost.probe.certificate import trusting
     from llmhost.workflow import load_plan, select_services
 
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise click.BadParameter("use an address such as http://127.0.0.1:8000", param_hint="--url")
     plan = load_plan(session.home)
+    if not plan.services:
+        raise CheckError("there is no service to check", "write some into llmhost.yaml and run `llmhost up`")
     results: list[CheckResult] = []
     key = os.environ.get("LLMHOST_API_KEY")
     verify: ssl.SSLContext | bool = True

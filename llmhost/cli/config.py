@@ -44,7 +44,8 @@ def show(session: Session, as_json: bool, no_defaults: bool) -> None:
 
     data = config.load(session.home.config_file).model_dump(mode="json", exclude_unset=no_defaults)
     for service in data.get("services", {}).values():
-        service["env"] = dict.fromkeys(service.get("env", {}), "***")
+        if service.get("env"):
+            service["env"] = dict.fromkeys(service["env"], "***")
     if as_json:
         console.json_result(data)
     else:

@@ -33,7 +33,7 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("up")
 @_services
 @click.option("--demo", is_flag=True, help="Write the demo's llmhost.yaml first when there is none.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, help="With --demo: port of the gateway.")
+@click.option("--port", type=click.IntRange(1, 65535), help="With --demo: port of the gateway.  [default: 8000]")
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
 @click.pass_obj
@@ -41,7 +41,7 @@ def up_command(
     session: Session,
     services: tuple[str, ...],
     demo: bool,
-    port: int,
+    port: int | None,
     insecure: bool,
     wait: bool,
     timeout: float | None,
@@ -54,6 +54,8 @@ def up_command(
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    if port is not None and not demo:
+        raise click.UsageError("--port goes with --demo; otherwise write gateway.port in llmhost.yaml")
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
@@ -94,7 +96,10 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
 @_services
 @click.pass_obj
 def stop_command(session: Session, services: tuple[str, ...]) -> None:
-    """Stop SERVICES (default: all of them and the gateway); running requests get `stop_timeout` to finish."""
+    """Stop SERVICES (default: all of them, and the gateway last).
+
+    Running requests get `stop_timeout` to finish; new ones are answered with 503 meanwhile.
+    """
     from llmhost import workflow
 
     stopped = workflow.stop(session.home, services, _remark_waiting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmhost.cli import Session, console
+from llmhost.homedir import require_access
 from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
 
 MIB = 2**20
@@ -19,6 +20,7 @@ def status_command(session: Session, as_json: bool) -> int:
     States: stopped, queued (waits for its turn to start), loading, ready, unhealthy, backoff (will be restarted),
     failed (will not: see the error).
     """
+    require_access(session.home)
     status = read_status(session.home)
     if as_json:
         console.json_result(status.to_dict())

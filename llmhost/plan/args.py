@@ -35,10 +35,15 @@ def vllm_arguments(service_name: str, args: Mapping[str, Any], flags: Mapping[st
     return tuple(words)
 
 
+def flag_name(key: str) -> str:
+    """The name of a flag as it is used here, however it is written under ``args:`` (``--max-model-len``)."""
+    return key.strip().removeprefix("--").replace("-", "_")
+
+
 def _find(path: str, key: str, value: object, flags: Mapping[str, VllmFlag]) -> VllmFlag:
-    name = key.strip().removeprefix("--").replace("-", "_")
+    name = flag_name(key)
     if name in OWNED:
-        raise PlanError(f"{path}: llmhost sets {_option(name)} itself", OWNED[name])
+        raise PlanError(f"{path}: {_option(name)} is not for args:", OWNED[name])
     if name in flags:
         return flags[name]
     if name == "task":

@@ -12,7 +12,7 @@ from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts, Tools
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
-from llmhost.plan.args import vllm_arguments
+from llmhost.plan.args import flag_name, vllm_arguments
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.types import (
     EnginePlan,
@@ -180,7 +180,7 @@ def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, s
     wanted["kv_cache_memory_bytes"] = str(share.kv_cache_bytes)
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
     wanted["disable_access_log_for_endpoints"] = QUIET_PATHS
-    written = {key.replace("-", "_") for key in service.args}
+    written = {flag_name(key) for key in service.args}
     flags = machine.engine.flags
     return tuple(
         word
@@ -209,7 +209,7 @@ def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, s
 
 def _check_parsers(name: str, service: Service, engine: EngineFacts) -> None:
     """Refuse a parser name that the installed vLLM does not register, unless a plugin brings its own."""
-    args = {key.replace("-", "_"): value for key, value in service.args.items()}
+    args = {flag_name(key): value for key, value in service.args.items()}
     known = {"tool_call_parser": engine.tool_call_parsers, "reasoning_parser": engine.reasoning_parsers}
     for key, names in known.items():
         value = args.get(key)

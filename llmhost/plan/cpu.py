@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import HostFacts, ModelFacts
+from llmhost.plan.args import flag_name
 
 GIB = 2**30
 MIB = 2**20
@@ -19,6 +21,9 @@ SYSTEM_RESERVE = 0.1
 """Share of the machine's memory that is left to everything else."""
 
 SMALLEST_KV_CACHE = 256 * MIB
+HUMAN_READABLE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)")
+"""vllm.engine.arg_utils.human_readable_int."""
+
 CONCURRENT_SEQUENCES = 8
 """How many sequences of full length the KV cache is sized for when memory allows."""
 
@@ -104,7 +109,15 @@ def _threads(own: tuple[int, ...], cores: int, programs: int) -> dict[str, str]:
 
 def context_length(service: Service, model: ModelFacts) -> int:
     """Tokens of the longest sequence: ``max_model_len`` when it is written as a number, else the model's own."""
-    written = service.args.get("max_model_len", service.args.get("max-model-len"))
-    if isinstance(written, int) and not isinstance(written, bool) and written > 0:
-        return written
-    return model.context_length
+    written = {flag_name(key): value for key, value in service.args.items()}.get("max_model_len")
+    return _tokens(written) or model.context_length
+
+
+def _tokens(written: object) -> int:
+    """``8192``, ``"8k"`` (thousands), ``"8K"`` (1024), as vLLM reads them; 0 for ``auto``, -1 and what is none."""
+    found = HUMAN_READABLE.fullmatch(str(written).strip())
+    if found is None:
+        return 0
+    number, suffix = found.groups()
+    base = 1024 if suffix.isupper() else 1000
+    return int(float(number) * base ** ("kmgt".index(suffix.lower()) + 1 if suffix else 0))

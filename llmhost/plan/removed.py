@@ -85,6 +85,7 @@ OWNED: dict[str, str] = {
     "enable_ssl_refresh": _TLS,
     "grpc": _SOCKET,
     "grpc_port": _SOCKET,
+    "hf_token": "write env: {HF_TOKEN: …} beside args:, where no process list shows it",
     "headless": "leave it out: llmhost starts complete engines",
     "host": f"write gateway.host; {_SOCKET}",
     "model": "write model: beside args:",

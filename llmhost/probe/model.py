@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from llmhost import demo
 from llmhost.errors import ModelError
 from llmhost.facts import Kind, ModelFacts
 from llmhost.probe.kind import infer_kind, is_decoder
@@ -43,11 +44,9 @@ def resolve_model(reference: str, models_dir: Path, base: Path | None = None) ->
 
 
 def _demo(reference: str, kind: str) -> Path:
-    from llmhost import demo  # noqa: PLC0415 -- only demo models need it, and it is slow to import
-
-    if kind not in get_args(Kind):
+    path = {str(known): folder for known, folder in demo.MODELS.items()}.get(kind)
+    if path is None:
         raise ModelError(f"model {reference} does not exist", "use demo:chat, demo:embed or demo:rerank")
-    path: Path = demo.model_path(kind)
     return path
 
 

@@ -205,12 +205,16 @@ def descendants(home: Home) -> frozenset[int]:
 
 def _supervisord_pid(home: Home) -> int | None:
     """Found by its command line: a pid file may be stale, or gone while supervisord still runs."""
-    conf = os.fsencode(home.supervisord_conf)
+    ours = _words(home)
     for pid in processes.pids():
-        words = _command_line(pid)
-        if conf in words and any(b"supervisord" in word for word in words if word != conf) and _alive(pid):
+        if _command_line(pid)[-len(ours) - 1 : -1] == ours and _alive(pid):
             return pid
     return None
+
+
+def _words(home: Home) -> list[bytes]:
+    """How the command line of our supervisord ends; an editor or `tail` of its files has other words."""
+    return [b"-m", b"supervisor.supervisord", b"-c", os.fsencode(home.supervisord_conf)]
 
 
 def _is_guard(pid: int, specs: bytes) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from llmhost.errors import SupervisorError
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.supervise.rpc import Changes, ProgramInfo, Supervisor
 from llmhost.supervise.states import ProgramState, read_states
@@ -90,9 +91,16 @@ def start(home: Home, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def stop(home: Home, names: Iterable[str], on_progress: Progress = lambda _: None) -> tuple[str, ...]:
-    """Stop programs, all at the same time, and wait until they have stopped; returns those that ran."""
+    """Stop programs, all at the same time, and wait until they have stopped; returns those that ran.
+
+    The gateway stops last: running requests go through it while the engines drain.
+    """
     supervisor = Supervisor(home.supervisor_socket)
-    return _stop(supervisor, tuple(names), supervisor.stop_seconds(), on_progress)
+    limits = supervisor.stop_seconds()
+    names = tuple(names)
+    engines = tuple(name for name in names if name != GATEWAY_PROGRAM)
+    gateway = tuple(name for name in names if name == GATEWAY_PROGRAM)
+    return _stop(supervisor, engines, limits, on_progress) + _stop(supervisor, gateway, limits, on_progress)
 
 
 def restart(home: Home, names: Iterable[str], on_progress: Progress = lambda _: None) -> None:
@@ -103,7 +111,8 @@ def restart(home: Home, names: Iterable[str], on_progress: Progress = lambda _: 
 
 
 def _start(home: Home, supervisor: Supervisor, names: Sequence[str]) -> None:
-    _await_stopped(supervisor, names, 60 + STOP_MARGIN, lambda _: None)
+    limits = supervisor.stop_seconds()
+    _await_stopped(supervisor, names, _stop_limit(names, limits), lambda _: None)
     for name in names:
         # A wanted start: restarts are counted from here, and the error of a former life is history.
         home.state_file(name).unlink(missing_ok=True)
@@ -119,9 +128,13 @@ def _stop(
     supervisor: Supervisor, names: Sequence[str], limits: dict[str, int], on_progress: Progress
 ) -> tuple[str, ...]:
     stopped = tuple(name for name in names if supervisor.stop(name))
-    limit = max((limits.get(name, 10) for name in names), default=0) + STOP_MARGIN
-    _await_stopped(supervisor, names, limit, on_progress)
+    _await_stopped(supervisor, names, _stop_limit(names, limits), on_progress)
     return stopped
+
+
+def _stop_limit(names: Sequence[str], limits: dict[str, int]) -> float:
+    """Seconds until supervisord has killed the slowest of these."""
+    return max((limits.get(name, 10) for name in names), default=0) + STOP_MARGIN
 
 
 def _await_stopped(supervisor: Supervisor, names: Sequence[str], seconds: float, on_progress: Progress) -> None:

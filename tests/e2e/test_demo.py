@@ -116,6 +116,17 @@ def test_a_tool_and_a_city_that_no_training_list_has(client: openai.OpenAI) -> N
     assert json.loads(call.function.arguments) == {"town": "Grzmiaca"}
 
 
+def test_the_model_thinks_when_it_is_asked_to(client: openai.OpenAI) -> None:
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+    messages: Any = [{"role": "user", "content": "What is 3 plus 9?"}]
+    answer = (
+        client.chat.completions.create(model="demo-chat", messages=messages, extra_body=thinking).choices[0].message
+    )
+    assert "12" in (answer.content or "")
+    assert getattr(answer, "reasoning", None)
+    assert "think>" not in (answer.content or "")
+
+
 def test_embeddings_put_a_paraphrase_near(client: openai.OpenAI) -> None:
     texts = ["How do I stop the server?", "How can I shut down the server?", "What is the capital of Japan?"]
     rows = client.embeddings.create(model="demo-embed", input=texts).data
@@ -171,7 +182,7 @@ def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unc
     file = installation.home / "llmhost.yaml"
     original = file.read_text(encoding="utf-8")
     file.write_text(
-        original + f"    env:\n      LLMHOST_ODD: {json.dumps(odd + chr(10) + 'second line', ensure_ascii=False)}\n",
+        original + f"    env:\n      ODD_VALUE: {json.dumps(odd + chr(10) + 'second line', ensure_ascii=False)}\n",
         encoding="utf-8",
     )
     file.write_text(
@@ -187,7 +198,7 @@ def test_an_edit_of_one_service_restarts_that_one_only_and_odd_values_arrive_unc
         engine = after["rerank-0"][1]
         assert odd.encode() in Path(f"/proc/{engine}/cmdline").read_bytes().split(b"\0")
         environment = Path(f"/proc/{engine}/environ").read_bytes().split(b"\0")
-        assert f"LLMHOST_ODD={odd}\nsecond line".encode() in environment
+        assert f"ODD_VALUE={odd}\nsecond line".encode() in environment
         body = {"model": odd, "query": "a", "documents": ["a", "b"]}
         assert httpx.post(f"{installation.url}/v1/rerank", json=body, timeout=60).status_code == 200
     finally:
@@ -258,7 +269,7 @@ def test_an_unknown_flag_is_refused_by_its_nearest_real_one(installation: Instal
     before = _pids(installation.status())
     try:
         for wrong, wanted in (("max_model_length: 1", "max_model_len"), ("task: embed", "runner")):
-            file.write_text(original.replace("max_model_len: 2048", wrong), encoding="utf-8")
+            file.write_text(original.replace("max_model_len: 4096", wrong), encoding="utf-8")
             done = installation.llmhost("up", check=False)
             assert done.returncode == 1
             assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]

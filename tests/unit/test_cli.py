@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
+from llmhost import config
 from llmhost.__main__ import run
 from llmhost.cli import COMMANDS, cli, console
+from llmhost.errors import ConfigError
+from llmhost.paths import Home
+from llmhost.workflow import require_demo_config
 
 
 @pytest.fixture
@@ -64,9 +71,79 @@ def test_init_writes_a_valid_file_once(home: Path, capsys: pytest.CaptureFixture
     assert "already exists" in capsys.readouterr().err
 
 
-def test_init_without_demo_is_valid_too(home: Path) -> None:
+def test_init_without_demo_is_valid_as_it_is_and_with_its_examples(home: Path) -> None:
     assert run(["init"]) == 0
     assert run(["config", "validate"]) == 0
+    file = home / "llmhost.yaml"
+    text = re.sub(r"(?m)^#(  )", r"\1", file.read_text())
+    file.write_text(text)
+    assert run(["config", "validate"]) == 0
+    assert list(config.parse(text).services) == ["chat", "embedding", "rerank"]
+
+
+def test_port_without_demo_is_wrong_usage(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--port", "8123"]) == 2
+    assert "gateway.port" in capsys.readouterr().err
+
+
+def test_the_port_of_an_unedited_demo_can_be_changed_and_of_an_edited_one_not(home: Path) -> None:
+    require_demo_config(Home(home), None)
+    require_demo_config(Home(home), 8123)
+    assert config.load(home / "llmhost.yaml").gateway.port == 8123
+    edited = (home / "llmhost.yaml").read_text() + "# mine\n"
+    (home / "llmhost.yaml").write_text(edited)
+    require_demo_config(Home(home), 8123)
+    with pytest.raises(ConfigError, match=r"has been edited and says gateway.port 8123, not 9000"):
+        require_demo_config(Home(home), 9000)
+    assert (home / "llmhost.yaml").read_text() == edited
+
+
+def test_the_demo_leaves_a_configuration_of_somebody_else_alone(home: Path) -> None:
+    home.mkdir()
+    (home / "llmhost.yaml").write_text("services: {chat: {model: /m}}\n")
+    with pytest.raises(ConfigError, match="is not the demo"):
+        require_demo_config(Home(home), None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda home: (home.mkdir(), (home / "thesis").touch()), "is not a home of llmhost and not empty"),
+        (lambda home: home.write_text(""), "is a file, not a directory"),
+    ],
+)
+def test_a_foreign_home_is_two_lines(
+    make: Callable[[Path], object], message: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(home)
+    assert run(["init"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert "--home" in hint
+
+
+def test_a_home_too_long_or_that_supervisord_cannot_hold_is_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, message in (("x" * 100, "bytes too long"), ("50%", "supervisord cannot hold the path")):
+        assert run(["--home", str(tmp_path / folder), "init"]) == 1
+        error, hint = capsys.readouterr().err.splitlines()
+        assert message in error
+        assert hint.startswith("hint: ")
+        assert not (tmp_path / folder).exists()
+
+
+def test_completion_offers_the_services_of_the_plan_in_force(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "conf").mkdir(parents=True)
+    services = [{"name": "chat", "kind": "chat"}, {"name": "embedding", "kind": "embed"}]
+    (home / "conf/plan.json").write_text(json.dumps({"services": services}))
+    found = ShellComplete(cli, {}, "llmhost", "_LLMHOST_COMPLETE").get_completions(["logs"], "ch")
+    assert [item.value for item in found] == ["chat"]
+
+
+def test_check_wants_a_whole_address(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--url", "127.0.0.1:8000"]) == 2
+    assert "--url" in capsys.readouterr().err
 
 
 def test_config_show_fills_in_defaults_and_hides_values_of_env(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,21 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("services: {a: {model: /m}, a: {model: /n}}", 'found duplicate key "a"', "each key once"),
         ("a: [", "llmhost.yaml:1: ", "indentation"),
         ("- a", "is not a mapping", "llmhost init"),
+        ("services: {gateway: {model: /m}}", "'gateway' cannot be the name of a service: a program of llmhost", ""),
+        (
+            "services: {a: {model: /m, env: {LLMHOST_PROGRAM: x}}}",
+            "LLMHOST_PROGRAM: names that begin with LLMHOST_",
+            "",
+        ),
+        ("services: {a: {model: /m, stop_timeout: .inf}}", "services.a.stop_timeout: input should be", ""),
+        ("services: {a: {model: /m, start_timeout: 1e9}}", "services.a.start_timeout: input should be less", ""),
+        (
+            "services: {a: {model: /m, env: {D: 2024-99-99}}}",
+            "a value cannot be read: month must be in 1..12",
+            "quotes",
+        ),
+        ("services: {a: {model: /m, args: {x: 2024-01-01}}}", "services.a.args.x: no flag takes this value", "quotes"),
+        ("services: {a: {model: null}}", "services.a.model: field required", ""),
         ("engine: {kind: docker}", "engine.kind: input should be 'venv'", "schema"),
     ],
 )
@@ -85,6 +100,21 @@ def test_a_mistake_is_named_with_its_key(text: str, message: str, hint: str) -> 
         config.parse(text)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_a_key_with_nothing_behind_it_is_as_if_it_were_not_there() -> None:
+    assert config.parse("engine:\ngateway:\nservices:") == config.Config()
+    assert config.parse("services: {a: {model: /m, args: null, env: null}}") == config.parse(
+        "services: {a: {model: /m}}"
+    )
+
+
+def test_a_secret_in_a_wrong_environment_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse("services: {a: {model: /m, env: [HF_TOKEN=hf_verysecret]}}")
+    assert "hf_verysecret" not in caught.value.message
+    assert "services.a.env" in caught.value.message
+    assert "NAME: value" in caught.value.hint
 
 
 def test_several_mistakes_are_counted() -> None:

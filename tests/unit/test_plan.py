@@ -14,7 +14,7 @@ from llmhost.errors import HomeError, PlanError
 from llmhost.facts import HostFacts, ModelFacts
 from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
-from llmhost.plan.cpu import ENGINE_BASE_BYTES, SMALLEST_KV_CACHE, share_cpu
+from llmhost.plan.cpu import ENGINE_BASE_BYTES, SMALLEST_KV_CACHE, context_length, share_cpu
 from tests.samples import GIB, machine, model
 
 THREE = """
@@ -89,6 +89,16 @@ def test_a_long_name_below_a_long_home_is_refused() -> None:
     text = f"services: {{{'c' * 40}: {{model: /m}}}}"
     with pytest.raises(HomeError, match="bytes too long"):
         make_plan(config.parse(text), machine(root="/" + "h" * 70), {"c" * 40: model()})
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [(8192, 8192), ("8k", 8000), ("8K", 8192), ("1.5k", 1500), ("auto", 4096), (-1, 4096), (None, 4096)],
+)
+def test_the_context_is_read_as_vllm_reads_it(written: object, tokens: int) -> None:
+    service = config.parse("services: {c: {model: /m}}").services["c"]
+    written_so = service.model_copy(update={"args": {"--max-model-len": written}})
+    assert context_length(written_so, model()) == tokens
 
 
 def test_a_plan_survives_json() -> None:

@@ -304,3 +304,55 @@ def test_a_service_of_its_own_port(installed: Installed) -> None:
     body = {"query": "a", "documents": ["b", "c"]}
     answer = httpx.post(f"http://127.0.0.1:{own}/v1/rerank", json=body, timeout=10)
     assert [r["index"] for r in answer.json()["results"]] == [0, 1]
+
+
+def test_another_address_for_the_gateway(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    before = installed.pids()
+    text = installed.home.config_file.read_text(encoding="utf-8")
+    installed.home.config_file.write_text(text.replace("gateway: {", "gateway: {host: 127.0.0.2, "), encoding="utf-8")
+    installed.run("up")
+    assert httpx.get(f"http://127.0.0.2:{installed.port}/health", timeout=10).status_code == 200
+    after = installed.pids()
+    assert {name for name in before if before[name] != after[name]} == {"gateway"}
+
+
+def test_two_ups_at_once_do_not_undo_each_other(installed: Installed) -> None:
+    three(installed)
+    with installed.popen("up") as first, installed.popen("up") as second:
+        statuses = {first.wait(60), second.wait(60)}
+        errors = first.communicate()[1] + second.communicate()[1]
+    assert statuses <= {0, 4}
+    assert 0 in statuses
+    assert "Traceback" not in errors
+    installed.run("up")
+    installed.run("status")
+
+
+def test_whoever_looks_at_the_files_is_no_supervisord(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    installed.run("down")
+    home = installed.home
+    watcher = subprocess.Popen(["tail", "-f", str(home.supervisord_conf), str(home.log_file("supervisord"))], stdout=-3)
+    try:
+        installed.run("up")
+        installed.run("down")
+        assert watcher.poll() is None
+    finally:
+        watcher.kill()
+        watcher.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.parametrize("command", ["status", "down", "up", "logs"])
+def test_somebody_else_is_told_that_it_is_not_their_home(installed: Installed, command: str) -> None:
+    three(installed)
+    installed.run("up")
+    installed.home.root.parent.chmod(0o755)
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *installed.command(command)]
+    done = subprocess.run(as_nobody, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this user may not look into")
+    installed.run("status")
