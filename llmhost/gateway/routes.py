@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, limits
+from llmhost.gateway import access, answers, limits, statistics
 from llmhost.gateway.clusters import METRICS_CLUSTER
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
@@ -66,6 +66,7 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
         "domains": ["*"],
         "routes": routes,
         "typed_per_filter_config": access.host_configuration(plan.gateway) | limits.host_configuration(plan.gateway),
+        "virtual_clusters": statistics.virtual_clusters(plan.gateway.keys),
         # What the gateway knows of a client is not for engines.
         "request_headers_to_remove": list(access.INTERNAL),
         "request_body_buffer_limit": plan.gateway.max_body_bytes,
