@@ -157,7 +157,7 @@ def _median(values: list[float]) -> float:
 
 
 def _report(results: dict[str, Results], o: argparse.Namespace) -> None:
-    print(f"Three models, median of {o.rounds} × {o.seconds} s (LiteLLM: four times as long). Requests/s: a body of 2 KB")
+    print(f"Three models, median of {o.rounds} × {o.seconds} s (LiteLLM: four times as long). Requests/s: 2 KB")
     print("at 1, 32 and 256 connections; then bodies that the upstream reads, at 32 connections (4 MB: at 4):\n")
     print("| | " + " | ".join(name for name, *_ in LOADS) + " | failed |")
     print("|---|" + "---:|" * (len(LOADS) + 1))

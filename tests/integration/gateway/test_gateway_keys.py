@@ -300,6 +300,8 @@ def test_body_size_of_a_service(gateway: Gateway) -> None:
         assert ask(CHAT, "gpt-4", 90_000).status_code == 200
         told = error(ask(CHAT, "gpt-4", 110_000), 413)
         assert told["message"] == "The request is larger than the 0.0954 MiB that the service 'chat' takes"
-        assert "Content-Length" in error(ask(CHAT, "gpt-4", 10, chunked=True), 411)["message"]
+        # The gateway has the whole body before it looks for the route, so a length need not be announced.
+        assert ask(CHAT, "gpt-4", 90_000, chunked=True).status_code == 200
+        assert error(ask(CHAT, "gpt-4", 110_000, chunked=True), 413)["message"] == told["message"]
         assert "larger than 1 MiB" in error(ask(CHAT, "gpt-4", 2**20), 413)["message"]
         assert ask(CHAT, "other", 110_000).status_code == 200
