@@ -54,10 +54,14 @@ ERROR_TYPES: tuple[tuple[int, str], ...] = (
 NO_HOST: Data = {"header_filter": {"header": {"name": ":authority", "present_match": False}}}
 """What could not be parsed, and what came without a Host header: Envoy has no message of its own for it."""
 
-UPGRADE: Data = {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}
+CONNECT: Data = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "CONNECT"}}}}
 
 NO_PATH: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
 """``OPTIONS *``."""
+
+NOT_HTTP: Data = {
+    "or_filter": {"filters": [CONNECT, {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}]}
+}
 
 SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
 PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
@@ -188,7 +192,7 @@ def _mappers(plan: Plan) -> list[Data]:
         _mapper(_both(_status("EQ", 400), NO_HOST), _error("The request is not valid HTTP/1.1", "BadRequestError")),
         _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
         # The only 403 of Envoy itself: a request for WebSocket or another protocol.
-        _mapper(_both(_status("EQ", 403), UPGRADE), _error("Only plain HTTP is served here", "PermissionDeniedError")),
+        _mapper(_both(_status("EQ", 403), NOT_HTTP), _error("Only plain HTTP is served here", "PermissionDeniedError")),
         *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
         _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
         _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),
@@ -209,7 +213,9 @@ def _refused() -> list[Data]:
     busy = _error(f"The service '{SERVICE}' has as many requests at once as it may have", "RateLimitError")
     often = _error("Too many requests in this minute", "RateLimitError")
     bearer = {"headers_to_add": [_header("www-authenticate", "Bearer")]}
+    full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
+        _mapper(_flags("OM"), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         # Who is known is refused by a route, which says why: the key has expired.
         _mapper(_both(_status("EQ", 401), _sent(access.USER)), _error("%LOCAL_REPLY_BODY%", "AuthenticationError")),
         _mapper(_both(_status("EQ", 401), _either("authorization", "x-api-key")), wrong) | bearer,
