@@ -17,8 +17,9 @@ from llmhost.supervisor_format import quote_command, quote_value
 from llmhost.templates import template_environment
 
 GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
+EVENTS = "conf/events.json"
 
-SWEEP_SECONDS = 30
+SWEEP_SECONDS = 45
 """What the guard may need after ``stop_timeout`` to kill and sweep, before supervisord kills the guard itself."""
 
 EXIT_FAILED = 78
@@ -51,7 +52,7 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
     programs.append(_gateway_program(home, plan, gateway))
-    return (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
+    return (*gateway, _events(plan), *specs, _supervisord_conf(home, programs), _plan_file(plan))
 
 
 def _plan_file(plan: Plan) -> RenderedFile:
@@ -61,6 +62,11 @@ def _plan_file(plan: Plan) -> RenderedFile:
         for replica in service["replicas"]:
             replica["env"] = {}
     return RenderedFile("conf/plan.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def _events(plan: Plan) -> RenderedFile:
+    """Read by a guard when something happens, so that no engine restarts for a change of it; may hold a secret."""
+    return RenderedFile(EVENTS, json.dumps({"on_event": plan.on_event}, ensure_ascii=False) + "\n")
 
 
 def guard_spec_path(program: str) -> str:
@@ -81,6 +87,10 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "locks": [],
         "start_timeout": service.start_timeout,
         "stop_timeout": service.stop_timeout,
+        "hang_timeout": service.hang_timeout,
+        "max_restarts": service.max_restarts,
+        "gpus": list(program.gpus),
+        "events_file": str(home.root / EVENTS),
     }
     return RenderedFile(guard_spec_path(program.name), json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from llmhost.cli import Session, console
@@ -35,12 +37,17 @@ def status_command(session: Session, as_json: bool) -> int:
             [row for service in status.services for row in _rows(service)],
         )
         for replica in (r for service in status.services for r in service.replicas if r.error):
-            console.result(f"\n{replica.name}: {replica.error}")
+            console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
 
 
 def _pid(pid: int | None) -> str:
     return f" (pid {pid})" if pid else ""
+
+
+def _retry(moment: float | None) -> str:
+    """When an engine is started again."""
+    return f"; next try in {_duration(max(0.0, moment - time.time()))}" if moment else ""
 
 
 def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:

@@ -45,6 +45,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
         engine=EnginePlan(engine.name, engine.python, engine.device, engine.vllm_version),
         gateway=GatewayPlan(gateway.host, gateway.port, gateway.max_body_mib * MIB),
         services=services,
+        on_event=config.on_event,
     )
 
 
@@ -70,6 +71,8 @@ def _service(
         start_timeout=service.start_timeout,
         stop_timeout=service.stop_timeout,
         replicas=replicas,
+        hang_timeout=service.hang_timeout,
+        max_restarts=service.max_restarts,
     )
 
 

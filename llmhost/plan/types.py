@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
@@ -47,6 +47,10 @@ class ServicePlan:
     stop_timeout: float
     """Seconds that running requests get to finish when the service is stopped."""
     replicas: tuple[ProgramPlan, ...]
+    hang_timeout: float = 60.0
+    """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
+    max_restarts: int = 10
+    """Failures in a row after which a replica is given up."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Plan:
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
+    on_event: str | None = field(default=None, repr=False)
+    """Command or URL that is told of trouble; it may hold a secret."""
 
     @property
     def programs(self) -> tuple[ProgramPlan, ...]:
@@ -91,8 +97,8 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
+        """JSON-ready; `from_dict` reads it back. Without ``on_event``, which is for the guards only."""
+        return {key: value for key, value in asdict(self).items() if key != "on_event"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:

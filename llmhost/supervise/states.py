@@ -26,6 +26,8 @@ class ProgramState(NamedTuple):
     engine_pid: int | None = None
     restarts: int = 0
     error: str | None = None
+    retry_at: float | None = None
+    """Unix time of the next try in state backoff."""
 
 
 def read_states(home: Home, programs: Iterable[ProgramInfo], names: Iterable[str]) -> dict[str, ProgramState]:
@@ -48,7 +50,8 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
     if info.state in ("RUNNING", "STARTING"):
         if guard.get("guard_pid") != info.pid or guard.get("state") not in _GUARD_STATES:
             return ProgramState(info.name, "queued", info.pid)  # the guard has not said anything yet
-        return ProgramState(info.name, guard["state"], info.pid, guard.get("engine_pid"), restarts, guard.get("error"))
+        engine, error, retry_at = guard.get("engine_pid"), guard.get("error"), guard.get("retry_at")
+        return ProgramState(info.name, guard["state"], info.pid, engine, restarts, error, retry_at)
     error = guard.get("error") or None
     if info.state == "EXITED" and info.exit_status == 0:
         return ProgramState(info.name, "stopped", error=error)

@@ -37,7 +37,10 @@ class GatewayStatus(NamedTuple):
 
 
 class ReplicaStatus(NamedTuple):
-    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it."""
+    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it.
+
+    ``uptime_s`` is the engine's; ``retry_at``, unix time, is when an engine in state backoff is started again.
+    """
 
     name: str
     state: State
@@ -48,6 +51,7 @@ class ReplicaStatus(NamedTuple):
     rss_bytes: int | None
     gpus: tuple[int, ...]
     error: str | None
+    retry_at: float | None
 
 
 class ServiceStatus(NamedTuple):
@@ -138,10 +142,12 @@ def _service(service: dict[str, Any], states: dict[str, ProgramState], trees: "_
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:
     uptime = rss = None
     if state.pid and trees is not None:
-        uptime, rss = trees.uptime(state.pid), trees.rss(state.pid)
+        uptime = trees.uptime(state.engine_pid) if state.engine_pid else None
+        rss = trees.rss(state.pid)
     return ReplicaStatus(
-        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error
-    )
+        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error,
+        state.retry_at,
+    )  # fmt: skip
 
 
 class _Processes:
