@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("llmhost.cli.status", "Show the state of every service."),
     "logs": ("llmhost.cli.logs", "Show or follow the logs of services."),
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
+    "doctor": ("llmhost.cli.doctor", "Find and remove what a former life left."),
     "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),
 }
 """Name -> module that defines it and the line that `--help` shows, so that help imports none of them."""

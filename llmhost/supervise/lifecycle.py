@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from llmhost.errors import SupervisorError
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.supervise.rpc import Changes, ProgramInfo, Supervisor
 from llmhost.supervise.states import ProgramState, read_states
@@ -90,9 +91,16 @@ def start(home: Home, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def stop(home: Home, names: Iterable[str], on_progress: Progress = lambda _: None) -> tuple[str, ...]:
-    """Stop programs, all at the same time, and wait until they have stopped; returns those that ran."""
+    """Stop programs, all at the same time, and wait until they have stopped; returns those that ran.
+
+    The gateway goes last: requests that are still running are answered through it.
+    """
     supervisor = Supervisor(home.supervisor_socket)
-    return _stop(supervisor, tuple(names), supervisor.stop_seconds(), on_progress)
+    limits = supervisor.stop_seconds()
+    names = tuple(names)
+    engines = tuple(name for name in names if name != GATEWAY_PROGRAM)
+    stopped = _stop(supervisor, engines, limits, on_progress)
+    return stopped + _stop(supervisor, tuple(n for n in names if n == GATEWAY_PROGRAM), limits, on_progress)
 
 
 def restart(home: Home, names: Iterable[str], on_progress: Progress = lambda _: None) -> None:

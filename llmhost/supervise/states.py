@@ -61,6 +61,27 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
     return ProgramState(info.name, "failed", restarts=restarts, error=told or info.spawn_error or None)
 
 
+class StopReport(NamedTuple):
+    """What the last stop of a program took."""
+
+    name: str
+    killed: tuple[str, ...]
+    """Processes that did not end by themselves."""
+    trouble: str | None
+    """What could not be undone: a process that does not die, GPU memory that does not come back."""
+
+
+def stop_reports(home: Home, since: float) -> list[StopReport]:
+    """Of programs that were stopped since then (unix time), those that left something to tell."""
+    found = []
+    for path in sorted(home.run.glob("*.state.json")):
+        name = path.name.removesuffix(".state.json")
+        said = _guard_says(home, name)
+        if said.get("state") == "stopped" and float(said.get("since") or 0) >= since:
+            found.append(StopReport(name, tuple(map(str, said.get("killed") or ())), said.get("trouble")))
+    return [report for report in found if report.killed or report.trouble]
+
+
 def _guard_says(home: Home, name: str) -> dict[str, Any]:
     try:
         with open(home.state_file(name), "rb") as file:

@@ -34,6 +34,12 @@ def title(pid: int) -> str:
     return os.fsdecode(read(f"/proc/{pid}/comm").strip())
 
 
+def running(pid: int) -> bool:
+    """Not gone and not a zombie."""
+    stat = read(f"/proc/{pid}/stat")
+    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
 def describe(pid: int) -> str:
     """A process as a message names it."""
     return f"{title(pid) or 'process'} ({pid})"
