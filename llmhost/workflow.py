@@ -28,6 +28,7 @@ from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import render
+from llmhost.stopped import after_start, after_stop, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -66,20 +67,60 @@ def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
     """
-    claim(home)
-    config = configuration.load(home.config_file)
-    _require_known(services, config.services)
-    models = read_models(home, config)
-    engine = ensure_engine(home, config.engine, progress)
-    plan = make_plan(config, _machine(home, engine), models)
+    plan = _plan_with_engine(home, services, progress)
     files = render(plan)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "up"):
         _check_ports(home, plan)
         writer.apply(home, writer.changes(home, files))
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.converge(home, wanted)
     return Started(plan, wanted)
+
+
+def reload(home: Home, progress: Progress) -> Started:
+    """`up` for what was not stopped on purpose: that stays stopped."""
+    plan = _plan_with_engine(home, (), progress)
+    files = render(plan)
+    with home_lock(home, "reload"):
+        _check_ports(home, plan)
+        writer.apply(home, writer.changes(home, files))
+        daemon.ensure_running(home)
+        wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
+        lifecycle.converge(home, wanted)
+    return Started(plan, wanted)
+
+
+def _plan_with_engine(home: Home, services: tuple[str, ...], progress: Progress) -> Plan:
+    """The plan for llmhost.yaml, which must have these services; builds the engine when it is not there."""
+    claim(home)
+    config = configuration.load(home.config_file)
+    _require_known(services, config.services)
+    models = read_models(home, config)
+    engine = ensure_engine(home, config.engine, progress)
+    return make_plan(config, _machine(home, engine), models)
+
+
+def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
+    """Those of these programs that nobody stopped on purpose."""
+    stopped = read_stopped(home)
+
+    def wanted(program: str) -> bool:
+        return not stopped.gateway if program == GATEWAY_PROGRAM else service_of(program) not in stopped.services
+
+    return tuple(filter(wanted, programs))
+
+
+def service_of(program: str) -> str:
+    """The service that an engine's program belongs to."""
+    return program.rpartition("-")[0]
+
+
+def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
+    every = (s.name for s in plan.services)
+    alone = not daemon.is_running(home)
+    write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
@@ -136,7 +177,9 @@ def down(home: Home, on_progress: lifecycle.Progress) -> bool:
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        return daemon.shutdown(home, on_progress)
+        found = daemon.shutdown(home, on_progress)
+    daemon.settle_unit(home)
+    return found
 
 
 def start(home: Home, services: tuple[str, ...]) -> Started:
@@ -144,6 +187,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.start(home, wanted)
     return Started(plan, wanted)
@@ -154,6 +198,7 @@ def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress)
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
         if not daemon.is_running(home):
             return ()
         return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM), on_progress)
@@ -164,6 +209,7 @@ def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progre
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.restart(home, names, on_progress)
         lifecycle.start(home, (GATEWAY_PROGRAM,))

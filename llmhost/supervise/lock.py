@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,7 @@ from contextvars import ContextVar
 from llmhost.errors import BusyError, HomeError
 from llmhost.paths import Home
 from llmhost.supervise import turns
-
+from llmhost.supervise.units import find_unit, owner
 
 WAIT_ENV = "LLMHOST_LOCK_TIMEOUT"
 WAIT_SECONDS = 60.0
@@ -21,16 +22,17 @@ on_wait: ContextVar[Callable[[str], None]] = ContextVar("on_wait", default=lambd
 
 
 @contextmanager
-def home_lock(home: Home, command: str) -> Iterator[None]:
+def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[None]:
     """Hold the home while a command changes it; the kernel lets go when the process dies.
 
     Commands take turns in the order in which they come here, so that what was asked for last is what is there in the
-    end. Raises BusyError, naming who holds the home, for one that waited for too long (`WAIT_ENV`, in seconds), and
-    HomeError when the lock file cannot be made.
+    end. Raises BusyError, naming who holds the home, for one that waited for too long (`wait` or `WAIT_ENV`, in
+    seconds), and HomeError when the lock file cannot be made or the home is run for another user.
     """
+    _require_account(home)
     fd = _open(home)
     try:
-        with _turn(home, fd):
+        with _turn(home, fd, _wait_seconds() if wait is None else wait):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
             yield
@@ -40,12 +42,10 @@ def home_lock(home: Home, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(home: Home, fd: int) -> Iterator[None]:
+def _turn(home: Home, fd: int, seconds: float) -> Iterator[None]:
     directory = home.run / "turns"
     with turns.ticket(directory) as number:
-        turn = turns.await_turn(
-            directory, number, _wait_seconds(), lambda: on_wait.get()(f"waiting for {_who(fd)} to finish")
-        )
+        turn = turns.await_turn(directory, number, seconds, lambda: on_wait.get()(f"waiting for {_who(fd)} to finish"))
         if not turn:
             raise BusyError(f"{_who(fd)} is changing {home.root} right now", "try again when it is done, or end it")
         yield
@@ -56,6 +56,17 @@ def _wait_seconds() -> float:
         return max(0.0, float(os.environ.get(WAIT_ENV, "")))
     except ValueError:
         return WAIT_SECONDS
+
+
+def _require_account(home: Home) -> None:
+    """Files of another user's, root's too, could not be read by the services of a unit."""
+    unit = find_unit(home)
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    if unit is not None and unit.account != me and owner(home) != me:
+        raise HomeError(
+            f"{unit.name} runs {home.root} as {unit.account}, and you are {me}",
+            f"use `sudo -u {unit.account} llmhost --home {home.root} …`, or systemctl start, stop, reload {unit.name}",
+        )
 
 
 def _open(home: Home) -> int:

@@ -14,6 +14,7 @@ from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
+from llmhost.supervise.units import Unit, find_unit
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
@@ -71,6 +72,8 @@ class Status(NamedTuple):
     supervisor: SupervisorStatus
     gateway: GatewayStatus
     services: tuple[ServiceStatus, ...]
+    unit: Unit | None = None
+    """The systemd unit that starts the home; None when it is started by hand."""
 
     @property
     def ready(self) -> bool:
@@ -84,7 +87,12 @@ class Status(NamedTuple):
         for service in self.services:
             replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
             services.append({**service._asdict(), "served_as": list(service.served_as), "replicas": replicas})
-        return {"supervisor": self.supervisor._asdict(), "gateway": self.gateway._asdict(), "services": services}
+        return {
+            "supervisor": self.supervisor._asdict(),
+            "gateway": self.gateway._asdict(),
+            "boot": self.unit.to_dict() if self.unit else None,
+            "services": services,
+        }
 
 
 def read_status(home: Home) -> Status:
@@ -99,6 +107,7 @@ def read_status(home: Home) -> Status:
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid),
         tuple(_service(service, states, trees) for service in planned),
+        find_unit(home),
     )
 
 
