@@ -39,7 +39,7 @@ class LogFile:
                 break
             time.sleep(POLL_SECONDS)
             tail = self._tail()
-        said = before if found else tail
+        said = before.rpartition("\n")[0] if found else tail  # the time of `line` is no word of the engine
         return said.rpartition(f"[guard] {self._start_line()}")[2]
 
     def explain(self, how: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,8 +85,13 @@ def kill(pid: int, number: int) -> None:
 
 
 def say(text: str) -> None:
-    """One line to the program's log. Never blocks and never fails: supervisord may be gone."""
-    line = f"[guard] {text}".replace("\n", " ").encode("utf-8", "replace")[: select.PIPE_BUF - 1] + b"\n"
+    """One line with its time to the program's log. Never blocks and never fails: supervisord may be gone."""
+    line = (
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')} [guard] {text}".replace("\n", " ").encode("utf-8", "replace")[
+            : select.PIPE_BUF - 1
+        ]
+        + b"\n"
+    )
     with contextlib.suppress(OSError):
         poll = select.poll()
         poll.register(2, select.POLLOUT)

@@ -14,6 +14,8 @@ _PREFIX = re.compile(r"^(?:\([\w-]+ pid=\d+\) ?)?(?:(?:DEBUG|INFO|WARNING|ERROR|
 _ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception|Interrupt|Exit)|[\w./-]+: error|\w*(?:error|fatal|panic)): \S", re.I)
 _POINTER = re.compile(r"see (?:the )?(?:root cause|stack trace|error)s? \(?above|see stack trace", re.I)
 _PYDANTIC = re.compile(r"validation errors? for \w+$")
+_GUARD = re.compile(r"(?:[\d-]{10} [\d:]{8} )?\[guard\] ")
+"""What the guard itself said (`llmhost.supervise.guarding.processes.say`)."""
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -48,7 +50,7 @@ def last_words(log: str) -> str:
 
 def _lines(log: str) -> list[str]:
     lines = [_PREFIX.sub("", _CONTROL.sub("", line)) for line in re.split(r"\r?\n|\r", log)]
-    return [line for line in lines if line.strip() and not line.startswith("[guard] ")]
+    return [line for line in lines if line.strip() and not _GUARD.match(line)]
 
 
 def _whole(lines: list[str], n: int) -> str:

@@ -392,4 +392,5 @@ def test_exec_ties_a_command_to_its_parent(place: Path) -> None:
 def test_exec_of_nothing() -> None:
     command = [*PYTHON, str(guard_script()), "--exec", "--", "/no/such"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (127, "[guard] cannot run /no/such: No such file or directory\n")
+    assert done.returncode == 127
+    assert done.stderr.endswith(" [guard] cannot run /no/such: No such file or directory\n")

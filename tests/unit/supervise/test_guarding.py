@@ -53,6 +53,7 @@ api_server.py: error: unrecognized arguments: --no-such-flag 1
         ("/bin/python: error while loading shared libraries\n", "/bin/python: error while loading shared libraries"),
         ("\x1b[31mValueError: red\x1b[0m \x07中文\r\n", "ValueError: red 中文"),
         ("ValueError: old\n[guard] chat-0: hello\n", "ValueError: old"),
+        ("ValueError: old\n2026-01-31 12:00:00 [guard] chat-0: SomeError: x\n", "ValueError: old"),
         ("", ""),
         ("\n\n", ""),
     ],
