@@ -28,6 +28,7 @@ from llmhost.probe.gateway import read_gateway
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
+from llmhost.stopped import after_start, after_stop, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -69,24 +70,65 @@ def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: b
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
     ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
-    claim(home)
-    config = _load(home, insecure)
-    _require_known(services, config.services)
-    # What can be refused now is not refused after minutes of building an engine.
-    read_models(home, config)
-    _check_ports(home, config)
-    ensure_engine(home, config.engine, progress)
+    _prepare(home, services, progress, insecure)
     with home_lock(home, "up"):
-        # Read again: another command may have been at work while we built.
-        plan = make_home_plan(home, insecure)
+        plan = _deploy(home, insecure)
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-        _check_ports(home, configuration.load(home.config_file))
-        if plan.gateway.tls is not None:
-            check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
-        plan = deploy.write_plan(home, plan)
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
+
+
+def reload(home: Home, progress: Progress) -> Started:
+    """`up` for what was not stopped on purpose: that stays stopped."""
+    _prepare(home, (), progress, insecure=False)
+    with home_lock(home, "reload"):
+        plan = _deploy(home, insecure=False)
+        daemon.ensure_running(home)
+        wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
+        lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
+    return Started(plan, wanted)
+
+
+def _prepare(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
+    """Build the engine; what can be refused before that is not refused after minutes of building."""
+    claim(home)
+    config = _load(home, insecure)
+    _require_known(services, config.services)
+    read_models(home, config)
+    _check_ports(home, config)
+    ensure_engine(home, config.engine, progress)
+
+
+def _deploy(home: Home, insecure: bool) -> Plan:
+    """Plan anew (another command may have been at work while we built) and write every file; the plan in force."""
+    plan = make_home_plan(home, insecure)
+    _check_ports(home, configuration.load(home.config_file))
+    if plan.gateway.tls is not None:
+        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
+    return deploy.write_plan(home, plan)
+
+
+def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
+    """Those of these programs that nobody stopped on purpose."""
+    stopped = read_stopped(home)
+
+    def wanted(program: str) -> bool:
+        return not stopped.gateway if program == GATEWAY_PROGRAM else service_of(program) not in stopped.services
+
+    return tuple(filter(wanted, programs))
+
+
+def service_of(program: str) -> str:
+    """The service that an engine's program belongs to."""
+    return program.rpartition("-")[0]
+
+
+def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
+    every = (s.name for s in plan.services)
+    alone = not daemon.is_running(home)
+    write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
@@ -144,7 +186,9 @@ def down(home: Home, on_progress: lifecycle.Progress) -> bool:
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        return daemon.shutdown(home, on_progress)
+        found = daemon.shutdown(home, on_progress)
+    daemon.settle_unit(home)
+    return found
 
 
 def start(home: Home, services: tuple[str, ...]) -> Started:
@@ -152,6 +196,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.start(home, (*wanted, METRICS_PROGRAM))
     return Started(plan, wanted)
@@ -162,6 +207,7 @@ def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress)
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
         if not daemon.is_running(home):
             return ()
         return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM, METRICS_PROGRAM), on_progress)
@@ -172,6 +218,7 @@ def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progre
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.restart(home, names, on_progress)
         lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM))

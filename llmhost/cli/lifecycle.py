@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def up_command(
 
     if port is not None and not demo:
         raise click.UsageError("--port goes with --demo; otherwise write gateway.port in llmhost.yaml")
+    _take_turns()
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
@@ -71,7 +73,10 @@ def down_command(session: Session) -> None:
     """Stop all services, the gateway and supervisord; nothing of ours is left running."""
     from llmhost import workflow
 
+    begin = time.time()
+    _take_turns()
     if workflow.down(session.home, _remark_waiting):
+        _tell_stops(session, begin)
         console.result("everything has stopped")
     else:
         console.result("nothing was running")
@@ -86,6 +91,7 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    _take_turns()
     with shown_progress() as progress:
         started = workflow.start(session.home, services)
         if wait:
@@ -102,7 +108,10 @@ def stop_command(session: Session, services: tuple[str, ...]) -> None:
     """
     from llmhost import workflow
 
+    begin = time.time()
+    _take_turns()
     stopped = workflow.stop(session.home, services, _remark_waiting)
+    _tell_stops(session, begin)
     console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
@@ -118,10 +127,29 @@ def restart_command(session: Session, services: tuple[str, ...], wait: bool, tim
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    _take_turns()
     with shown_progress() as progress:
         started = workflow.restart(session.home, services, _remark_waiting)
         if wait:
             _await_ready(session, started, timeout, progress)
+
+
+def _take_turns() -> None:
+    """Say so when another command has to finish first."""
+    from llmhost.supervise.lock import on_wait
+
+    on_wait.set(console.remark)
+
+
+def _tell_stops(session: Session, since: float) -> None:
+    """What had to be ended or could not be undone, of everything that was stopped since then."""
+    from llmhost.supervise.states import stop_reports
+
+    for report in stop_reports(session.home, since):
+        if report.killed:
+            console.remark(f"{report.name}: had to end {', '.join(report.killed)}")
+        if report.trouble:
+            console.remark(f"{report.name}: {report.trouble}")
 
 
 def _remark_waiting(names: tuple[str, ...]) -> None:

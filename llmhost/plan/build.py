@@ -59,6 +59,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
         engine=EnginePlan(engine.name, engine.python, engine.device, engine.vllm_version),
         gateway=_gateway(config.gateway, machine),
         services=services,
+        on_event=config.on_event,
     )
 
 
@@ -135,6 +136,8 @@ def _service(
         replicas=replicas,
         limits=_limits(service.limits),
         default=service.default,
+        hang_timeout=service.hang_timeout,
+        max_restarts=service.max_restarts,
     )
 
 

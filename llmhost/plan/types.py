@@ -84,6 +84,10 @@ class ServicePlan:
     limits: Limits = Limits()
     default: bool = False
     """Answers requests of its kind that name no model, also beside other services of the kind."""
+    hang_timeout: float = 60.0
+    """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
+    max_restarts: int = 10
+    """Failures in a row after which a replica is given up."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Plan:
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
+    on_event: str | None = field(default=None, repr=False)
+    """Command or URL that is told of trouble; it may hold a secret."""
 
     @property
     def programs(self) -> tuple[ProgramPlan, ...]:
@@ -137,9 +143,13 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back. Without the digests of keys: those are for Envoy only."""
+        """JSON-ready; `from_dict` reads it back.
+
+        Without the digests of keys, which are for Envoy only, and ``on_event``, which is for the guards only.
+        """
         keys = tuple(replace(key, digest="") for key in self.gateway.keys)
-        return asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
+        data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
+        return {key: value for key, value in data.items() if key != "on_event"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
