@@ -16,7 +16,8 @@ from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, ModelFacts
-from llmhost.gateway import gateway_versions, render_gateway
+from llmhost.files import RenderedFile
+from llmhost.gateway import gateway_versions
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
 from llmhost.paths import Home
@@ -155,13 +156,12 @@ def _await_gateway(home: Home, started: Started) -> None:
 
     It checks the engines by itself, so it can be a second behind their guards; a client would get 503 in between.
     """
-    versions = gateway_versions(render_gateway(started.plan))
     sockets = {r.socket for r in started.plan.programs if r.name in started.programs}
     deadline = time.monotonic() + GATEWAY_SECONDS
     while True:
         state = read_gateway(home.gateway_admin_socket)
         served = frozenset[str]().union(*state.healthy.values())
-        if state.serves(versions) and sockets <= served:
+        if state.serves(_written_versions(home)) and sockets <= served:
             return
         if time.monotonic() > deadline:
             raise GatewayError(
@@ -170,6 +170,14 @@ def _await_gateway(home: Home, started: Started) -> None:
                 "see `llmhost logs gateway`",
             )
         time.sleep(GATEWAY_POLL_SECONDS)
+
+
+def _written_versions(home: Home) -> dict[str, str]:
+    """The versions of the files that the gateway watches, as they are on disk at this moment: keys change any time."""
+    written = (path for path in home.gateway_conf.iterdir() if path.suffix == ".json")
+    return gateway_versions(
+        RenderedFile(str(path.relative_to(home.root)), path.read_text(encoding="utf-8")) for path in written
+    )
 
 
 def _require_ready(states: Mapping[str, ProgramState]) -> None:
