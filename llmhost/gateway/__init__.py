@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from llmhost.files import RenderedFile
 from llmhost.gateway.bootstrap import FOLDER, gateway_argv, render_bootstrap, render_static
-from llmhost.gateway.clusters import clusters
+from llmhost.gateway.clusters import clusters, members, members_file
 from llmhost.gateway.endpoints import ENDPOINTS, Endpoint
 from llmhost.gateway.envoy import Data, resource_file, version_of
 from llmhost.gateway.listeners import listeners
@@ -17,13 +17,14 @@ __all__ = ["ENDPOINTS", "Endpoint", "gateway_argv", "gateway_versions", "render_
 
 
 def render_gateway(plan: Plan) -> tuple[RenderedFile, ...]:
-    """Envoy's bootstrap and the three files that it watches; equal plans give equal bytes.
+    """Envoy's bootstrap and the files that it watches; equal plans give equal bytes.
 
-    Write them one by one and each by rename, cds before rds: Envoy takes a change as soon as a file is renamed into
-    place. Raises GatewayError when ``gateway.host`` is not an IP address.
+    Write them one by one and each by rename, eds before cds before rds: Envoy takes a change as soon as a file is
+    renamed into place. Raises GatewayError when ``gateway.host`` is not an IP address.
     """
     return (
         render_bootstrap(plan),
+        *(_resources(members_file(name), (resource,)) for name, resource in members(plan).items()),
         _resources("cds", clusters(plan)),
         *(_resources(routes_file(r["name"]), (r,)) for r in route_configurations(plan)),
         _resources("lds", listeners(plan)),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 
 from llmhost.errors import GatewayError
-from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
-from llmhost.paths import Home
 from llmhost.plan.types import Plan
 
 STREAM_IDLE = "3600s"
@@ -48,20 +46,6 @@ def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.services if s.port)
     return (_listener(plan, MAIN, plan.gateway.port), *own)
-
-
-def resource_source(plan: Plan, name: str) -> Data:
-    """Where Envoy finds a resource file; it looks again whenever something is renamed into the directory."""
-    folder = gateway_dir(plan)
-    return {
-        "resource_api_version": "V3",
-        "path_config_source": {"path": f"{folder}/{name}.json", "watched_directory": {"path": folder}},
-    }
-
-
-def gateway_dir(plan: Plan) -> str:
-    """The directory of the rendered gateway files."""
-    return str(Home(Path(plan.home)).gateway_conf)
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:

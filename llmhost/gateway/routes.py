@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 from llmhost.gateway import answers
+from llmhost.gateway.clusters import RETRY
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -27,18 +28,6 @@ from llmhost.gateway.envoy import (
 from llmhost.plan.types import Plan, ServicePlan
 
 MAIN = "gateway"
-RETRY = {
-    # Only what never reached an engine is sent again: a request that was begun may have had effects, and costs.
-    "retry_on": "connect-failure,refused-stream,reset-before-request",
-    "num_retries": 3,
-    "retry_host_predicate": [
-        {
-            "name": "envoy.retry_host_predicates.previous_hosts",
-            "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-        }
-    ],
-    "host_selection_retry_max_attempts": 3,
-}
 
 
 def own_port_name(service: ServicePlan) -> str:

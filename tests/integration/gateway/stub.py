@@ -32,6 +32,8 @@ class Stub:
     socket: Path
     name: str = "stub"
     healthy: bool = True
+    status: int = 200
+    """With which it answers everything but /health, unless the request says something else."""
     seen: list[Seen] = field(default_factory=list)
     abandoned: int = 0
     """Streams whose client went away."""
@@ -107,7 +109,9 @@ class Stub:
         if isinstance(order, dict) and "stream" in order:
             await self._stream(reader, writer, order["stream"])
         else:
-            await _answer(writer, 200, {"stub": self.name, "target": request.target, "bytes": len(request.body)})
+            await _answer(
+                writer, self.status, {"stub": self.name, "target": request.target, "bytes": len(request.body)}
+            )
         return True
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: int) -> None:
