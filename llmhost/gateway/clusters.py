@@ -56,7 +56,8 @@ RETRY: Data = {
             "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
         )
     ],
-    "host_selection_retry_max_attempts": 3,
+    # Each attempt looks at two members by chance and takes the less busy one, which a dead one always is.
+    "host_selection_retry_max_attempts": 50,
 }
 
 NO_LIMIT: Data = {"max_connections": 1_000_000, "max_pending_requests": 1_000_000, "max_requests": 1_000_000}
@@ -92,12 +93,17 @@ def take_out(text: str, out: Collection[str]) -> str:
     With nobody out it is the text that was rendered.
     """
     resources = json.loads(text)["resources"]
-    for endpoints in resources[0]["endpoints"]:
-        for member in endpoints["lb_endpoints"]:
-            member.pop("health_status", None)
-            if _name(member) in out:
-                member["health_status"] = OUT_OF_BALANCING
+    for member in _members(resources):
+        member.pop("health_status", None)
+        if _name(member) in out:
+            member["health_status"] = OUT_OF_BALANCING
     return resource_file(resources)
+
+
+def members_out(text: str) -> frozenset[str]:
+    """The members in a file that are out of balancing."""
+    there = _members(json.loads(text)["resources"])
+    return frozenset(_name(m) for m in there if m.get("health_status") == OUT_OF_BALANCING)
 
 
 def merge_members(first: str, second: str) -> str:
@@ -106,6 +112,12 @@ def merge_members(first: str, second: str) -> str:
     known = {_name(member): member for r in (resources, more) for member in _members(r)}
     resources[0]["endpoints"] = [{"lb_endpoints": list(known.values())}]
     return resource_file(resources)
+
+
+def merge_clusters(first: str, second: str) -> str:
+    """The text of cds.json with the clusters of two, those of the second as they stand there."""
+    both = [cluster for text in (first, second) for cluster in json.loads(text)["resources"]]
+    return resource_file(list({cluster["name"]: cluster for cluster in both}.values()))
 
 
 def _members(resources: Any) -> Iterable[Data]:

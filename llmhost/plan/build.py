@@ -11,6 +11,7 @@ from llmhost.facts import EngineFacts, HostFacts, ModelFacts, Tools
 from llmhost.paths import Home
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.cpu import CpuShare, share_cpu
+from llmhost.plan.running import NOTHING, Running, program_mark
 from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan
 
 MIB = 2**20
@@ -29,12 +30,13 @@ class Machine:
     engine: EngineFacts
 
 
-def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]) -> Plan:
+def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
     """The plan for a configuration on a machine; ``models`` holds the facts of each service's model by service name.
 
-    Raises PlanError (wrong or unknown vLLM flags, not enough memory) and HomeError (a socket path too long).
+    What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
+    enough memory) and HomeError (a socket path too long).
     """
-    shares = share_cpu(config.services, machine.host, models)
+    shares = share_cpu(config.services, machine.host, models, running)
     services = tuple(_service(name, s, machine, models[name], shares[name]) for name, s in config.services.items())
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     gateway = config.gateway
@@ -49,15 +51,14 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
 
 
 def _service(
-    name: str, service: Service, machine: Machine, model: ModelFacts, shares: tuple[CpuShare, ...]
+    name: str, service: Service, machine: Machine, model: ModelFacts, shares: Mapping[str, CpuShare]
 ) -> ServicePlan:
     names = served_names(name, service)
     kind = service.kind or model.kind
     arguments = vllm_arguments(name, service.args, machine.engine.flags)
     _check_parsers(name, service, machine.engine)
     replicas = tuple(
-        _program(f"{name}-{index}", service, machine, model, names, arguments, share)
-        for index, share in enumerate(shares)
+        _program(program, service, machine, model, names, arguments, share) for program, share in shares.items()
     )
     return ServicePlan(
         name=name,
@@ -97,6 +98,7 @@ def _program(
         cores=share.cores,
         memory_bytes=share.memory_bytes,
         kv_cache_bytes=share.kv_cache_bytes,
+        threads=share.threads,
     )
 
 
@@ -123,8 +125,7 @@ def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, s
     """The engine's environment: its mark, caches inside the home, nothing that phones out."""
     cache = machine.home.cache / machine.engine.name
     return {
-        # Every process of an engine carries this mark, so that leftovers can be told from strangers.
-        "LLMHOST_PROGRAM": f"{machine.home.root}:{program}",
+        "LLMHOST_PROGRAM": program_mark(machine.home.root, program),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),

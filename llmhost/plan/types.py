@@ -29,6 +29,8 @@ class ProgramPlan:
     memory_bytes: int
     """Host memory (CPU engines) that the plan reckons with for this process."""
     kv_cache_bytes: int
+    threads: int = 0
+    """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
 
 
 @dataclass(frozen=True)

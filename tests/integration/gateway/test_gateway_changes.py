@@ -9,7 +9,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,12 +121,17 @@ def test_request_that_reached_no_engine_goes_to_another(gateway: Gateway) -> Non
     service = make_service(gateway.root, "chat", replicas=2)
     gone = stub_of(service, 0)
     gateway.edit = _without_noticing
-    with stub_of(service, 1), gateway.client() as client:
+    with stub_of(service, 1) as busy, gateway.client() as client:
         gone.start()
         gateway.start(service)
         gateway.wait_healthy(chat=2)
         gone.stop()
-        answers = [client.post(CHAT, json={}) for _ in range(40)]
+        with ExitStack() as open_streams:
+            # Streams make the engine that lives the busier one, which the dead one never is.
+            for _ in range(3):
+                busy.release()
+                open_streams.enter_context(client.stream("POST", CHAT, json={"stub": {"stream": 2}}))
+            answers = [client.post(CHAT, json={}) for _ in range(40)]
         assert gateway.state.healthy["chat"] == {r.socket for r in service.replicas}
     assert {a.json()["stub"] for a in answers} == {"chat-1"}
 
