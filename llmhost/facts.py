@@ -28,6 +28,8 @@ class Tools:
     guard: str
     """The script of the guard."""
     envoy: str
+    exporter: str
+    """The script of the exporter of the metrics."""
 
 
 @dataclass(frozen=True)

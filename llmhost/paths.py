@@ -105,6 +105,11 @@ class Home:
     def gateway_admin_socket(self) -> Path:
         return self.run / "gateway-admin.sock"
 
+    @property
+    def metrics_socket(self) -> Path:
+        """Where the exporter answers; the gateway serves it at /metrics."""
+        return self.run / "metrics.sock"
+
     def check_socket_paths(self, programs: tuple[str, ...] = ()) -> None:
         """Raise HomeError when a unix socket below this home would not fit into ``sockaddr_un``.
 
@@ -133,3 +138,8 @@ def templates_dir() -> Path:
 def guard_script() -> Path:
     """The guard, which supervisord starts by its path: it needs nothing of site-packages."""
     return Path(__file__).parent / "supervise" / "guard.py"
+
+
+def exporter_script() -> Path:
+    """The exporter of the metrics, started like the guard."""
+    return Path(__file__).parent / "metrics" / "exporter.py"

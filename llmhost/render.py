@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmhost import __version__
 from llmhost.files import RenderedFile
 from llmhost.gateway import gateway_argv, render_gateway
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
-from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.supervisor_format import quote_command, quote_value
 from llmhost.templates import template_environment
 
 GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
+METRICS_SPEC = "conf/metrics.json"
 
 SWEEP_SECONDS = 30
 """What the guard may need after ``stop_timeout`` to kill and sweep, before supervisord kills the guard itself."""
@@ -50,8 +52,8 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     gateway = render_gateway(plan)
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
-    programs.append(_gateway_program(home, plan, gateway))
-    return (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
+    programs += [_gateway_program(home, plan, gateway), _metrics_program(home, plan)]
+    return (*gateway, *specs, _metrics_spec(home, plan), _supervisord_conf(home, programs), _plan_file(plan))
 
 
 def _plan_file(plan: Plan) -> RenderedFile:
@@ -118,6 +120,53 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         startretries=10,
         stopwaitsecs=20,
         log_file=str(home.log_file(GATEWAY_PROGRAM)),
+    )
+
+
+def _metrics_spec(home: Home, plan: Plan) -> RenderedFile:
+    """Read by the exporter for every page, so it is never restarted for a change of services."""
+    services = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "model": s.model,
+            "replicas": [
+                {
+                    "name": r.name,
+                    "socket": r.socket,
+                    "state_file": str(home.state_file(r.name)),
+                    "guard": str(home.root / guard_spec_path(r.name)),
+                    "gpus": r.gpus,
+                }
+                for r in s.replicas
+            ],
+        }
+        for s in plan.services
+    ]
+    spec = {
+        "version": __version__,
+        "home": str(home.root),
+        "socket": str(home.metrics_socket),
+        "gateway": str(home.gateway_admin_socket),
+        "services": services,
+    }
+    return RenderedFile(METRICS_SPEC, json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
+
+
+def _metrics_program(home: Home, plan: Plan) -> SupervisedProgram:
+    python = (plan.tools.python, "-I", "-S")
+    exporter = (*python, plan.tools.exporter, str(home.root / METRICS_SPEC))
+    return SupervisedProgram(
+        name=METRICS_PROGRAM,
+        comment="",
+        argv=(*python, plan.tools.guard, "--exec", "--", *exporter),
+        fingerprint=_fingerprint(METRICS_SPEC),
+        autorestart="true",
+        exitcodes="0",
+        startsecs=1,
+        startretries=10,
+        stopwaitsecs=5,
+        log_file=str(home.log_file(METRICS_PROGRAM)),
     )
 
 

@@ -24,7 +24,7 @@ from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running
-from llmhost.plan.types import GATEWAY_PROGRAM
+from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
@@ -76,7 +76,9 @@ def up(
             plan = make_plan(config, machine, models, replace(there, surge=changed))
         _check_ports(home, plan)
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-        rollout.apply(home, read_plan(home), plan, wanted, progress, _fits(plan, machine.host, there))
+        rollout.apply(
+            home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, _fits(plan, machine.host, there)
+        )
     return Started(plan, wanted)
 
 
@@ -145,7 +147,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
         daemon.ensure_running(home)
-        lifecycle.start(home, wanted)
+        lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted)
 
@@ -158,7 +160,7 @@ def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple
         if not daemon.is_running(home):
             return ()
         stopped = rollout.stop_engines(home, plan, names, progress)
-        return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM,)))
+        return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM, METRICS_PROGRAM)))
 
 
 def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
@@ -168,7 +170,7 @@ def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> St
     with home_lock(home, "restart"):
         daemon.ensure_running(home)
         rollout.stop_engines(home, plan, names, progress)
-        lifecycle.start(home, (GATEWAY_PROGRAM, *names))
+        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
@@ -209,7 +211,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told)
             chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
         )
         wanted = (GATEWAY_PROGRAM, *_programs(new, services))
-        rollout.apply(home, plan, new, wanted, progress, lambda _: True)
+        rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
     return Started(new, wanted)
 
 
@@ -252,7 +254,7 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     """The log file of each program, of all services and the gateway when none is named."""
     plan = load_plan(home)
-    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
+    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, "supervisord")}
     engines = select_services(plan, tuple(n for n in names if n not in own))
     if names and not set(names) - set(own):
         engines = ()

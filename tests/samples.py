@@ -33,7 +33,7 @@ def machine(cores: int = 8, memory_gib: int = 64, root: str = "/srv/llmhost") ->
     return Machine(
         home=Home(Path(root)),
         host=HostFacts(tuple(range(cores)), memory_gib * GIB, memory_gib * GIB),
-        tools=Tools("/opt/llmhost/bin/python", "/opt/llmhost/guard.py", "/opt/llmhost/envoy"),
+        tools=Tools(*(f"/opt/llmhost/{name}" for name in ("bin/python", "guard.py", "envoy", "exporter.py"))),
         engine=EngineFacts(
             name="default",
             python=f"{root}/engines/default/bin/python",

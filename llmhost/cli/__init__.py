@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("llmhost.cli.status", "Show the state of every service."),
     "logs": ("llmhost.cli.logs", "Show or follow the logs of services."),
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
+    "top": ("llmhost.cli.top", "Show what the services do just now: requests, tokens, queues, memory."),
+    "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),
     "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),
 }
 """Name -> module that defines it and the line that `--help` shows, so that help imports none of them."""

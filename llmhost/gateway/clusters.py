@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
+from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
 UPSTREAM_IDLE = "3s"
@@ -72,9 +74,13 @@ def members_file(service: str) -> str:
     return f"eds-{service}"
 
 
+METRICS_CLUSTER = "llmhost_metrics"
+"""No service can be called so. `llmhost.metrics.page.OWN_CLUSTER` is the same."""
+
+
 def clusters(plan: Plan) -> tuple[Data, ...]:
     """The resources of cds.json; they do not change with the number of replicas."""
-    return tuple(_cluster(plan, service) for service in plan.services)
+    return (*(_cluster(plan, service) for service in plan.services), _metrics_cluster(plan))
 
 
 def members(plan: Plan) -> dict[str, Data]:
@@ -84,7 +90,7 @@ def members(plan: Plan) -> dict[str, Data]:
 
 def static_clusters(plan: Plan) -> tuple[Data, ...]:
     """The clusters with their members in them, for a configuration that is only validated."""
-    return tuple(_static(_cluster(plan, service), service) for service in plan.services)
+    return (*(_static(_cluster(plan, service), service) for service in plan.services), _metrics_cluster(plan))
 
 
 def take_out(text: str, out: Collection[str]) -> str:
@@ -161,6 +167,21 @@ def _assignment(service: ServicePlan) -> Data:
         "cluster_name": service.name,
         "endpoints": [{"lb_endpoints": [_endpoint(replica) for replica in service.replicas]}],
     }
+
+
+def _metrics_cluster(plan: Plan) -> Data:
+    """The exporter; without health checks, it is asked a few times a minute."""
+    address = {"pipe": {"path": str(Home(Path(plan.home)).metrics_socket)}}
+    return typed(
+        "config.cluster.v3.Cluster",
+        name=METRICS_CLUSTER,
+        type="STATIC",
+        connect_timeout="1s",
+        load_assignment={
+            "cluster_name": METRICS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    )
 
 
 def _endpoint(replica: ProgramPlan) -> Data:

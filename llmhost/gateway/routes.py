@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 from llmhost.gateway import answers
-from llmhost.gateway.clusters import RETRY
+from llmhost.gateway.clusters import METRICS_CLUSTER, RETRY
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -25,7 +25,7 @@ from llmhost.gateway.envoy import (
     paths_regex,
     typed,
 )
-from llmhost.plan.types import Plan, ServicePlan
+from llmhost.plan.types import METRICS_PROGRAM, Plan, ServicePlan
 
 MAIN = "gateway"
 
@@ -86,6 +86,7 @@ def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) 
     read = ("GET", "HEAD")
     if ready_of is None:
         yield _reply(match("/health", *read), '{"status":"ok"}')
+        yield _metrics(match("/metrics", *read))
     else:
         yield _forward(match("/health", *read), ready_of)
     yield _reply(match("/docs", *read), answers.docs_page(services), "text/html; charset=utf-8")
@@ -95,7 +96,8 @@ def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) 
         yield _reply(match(path, *read), json.dumps(card, ensure_ascii=False))
     missing = f"This model does not exist; models: {answers.names(services)}"
     yield _error(match("/v1/models/.+", *read), 404, missing, "model")
-    yield _not_allowed("/v1/models(/.+)?|/health|/docs", "GET, HEAD")
+    own = "/v1/models(/.+)?|/health|/docs" + ("|/metrics" if ready_of is None else "")
+    yield _not_allowed(own, "GET, HEAD")
 
 
 def name_regex(name: str) -> str:
@@ -158,6 +160,12 @@ def _forward(found: Data, service: ServicePlan) -> Data:
     # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
     action = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
     return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
+
+
+def _metrics(found: Data) -> Data:
+    """To the exporter, for whom somebody is at most as patient as a scrape of Prometheus."""
+    action = {"cluster": METRICS_CLUSTER, "timeout": "15s"}
+    return {"match": found, "route": action, "metadata": _route_metadata(service=METRICS_PROGRAM)}
 
 
 def _reply(found: Data, body: str, content_type: str = "application/json") -> Data:

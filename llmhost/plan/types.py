@@ -10,6 +10,8 @@ from llmhost.facts import Device, Kind, Tools
 
 GATEWAY_PROGRAM = "gateway"
 """Name of the gateway among the supervisor programs; those of engines end in a number."""
+METRICS_PROGRAM = "metrics"
+"""Name of the exporter among them."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--status", type=int, default=200, help="answer every request of a kind with this status")
     parser.add_argument("--shutdown-timeout", type=float, default=0, help="seconds to drain after SIGTERM, as in vLLM")
     parser.add_argument("--mark", help="a word that every answer carries")
+    parser.add_argument("--metrics", help="a page of vLLM's metrics after one request, to be served at /metrics")
     parser.add_argument("--dump", help="write argv, environment and process id to this file as JSON")
     known, _ = parser.parse_known_args([*shlex.split(os.environ.get("FAKE_ENGINE", "")), *argv])
     return known
@@ -48,15 +49,19 @@ def options(argv: list[str]) -> argparse.Namespace:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     given: argparse.Namespace
+    answered = 0
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             names = self.given.served_model_name
             self.answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+        elif self.path == "/metrics" and self.given.metrics:
+            self.send(metrics(Path(self.given.metrics).read_text(), Handler.answered).encode(), 200, "text/plain")
         else:
             self.answer({}, 200 if self.path == "/health" else 404)
 
     def do_POST(self) -> None:
+        Handler.answered += 1
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         if self.path == "/fake/exit":
             with contextlib.suppress(OSError):  # whoever asked may be gone already
@@ -85,9 +90,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"model": body.get("model"), "mark": self.given.mark, "program": program(), **make(body)})
 
     def answer(self, data: dict[str, Any], status: int = 200) -> None:
-        text = json.dumps(data).encode()
+        self.send(json.dumps(data).encode(), status, "application/json")
+
+    def send(self, text: bytes, status: int, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -167,6 +174,20 @@ def embeddings(body: dict[str, Any]) -> dict[str, Any]:
 def rerank(body: dict[str, Any]) -> dict[str, Any]:
     count = len(body["documents"])
     return {"results": [{"index": n, "relevance_score": 1 - n / (count + 1)} for n in range(count)]}
+
+
+def metrics(page: str, requests: int) -> str:
+    """The page after so many requests: everything that counts is multiplied, gauges stay."""
+    lines, counts = [], False
+    for line in page.splitlines():
+        if line.startswith("# TYPE"):
+            counts = line.endswith((" counter", " histogram", " summary"))
+        elif counts and not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            lines.append(f"{name} {float(value) * requests}")
+            continue
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 ANSWERS = {

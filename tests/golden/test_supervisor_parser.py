@@ -36,7 +36,7 @@ def test_every_program_comes_back_as_planned(name: str, folder: str, tmp_path: P
     plan = make_plan(config.parse(text), machine(cores=cores, root=str(tmp_path / folder)), models)
     options = parsed(plan)
     programs = {g.name: g.process_configs[0] for g in options.process_group_configs}
-    assert set(programs) == {"gateway", *(p.name for p in plan.programs)}
+    assert set(programs) == {"gateway", "metrics", *(p.name for p in plan.programs)}
     for program in plan.programs:
         words = shlex.split(programs[program.name].command)
         assert tuple(words[words.index("--") + 1 :]) == program.argv

@@ -97,10 +97,11 @@ def test_command_line() -> None:
 
 def test_one_cluster_per_service_and_one_member_per_replica() -> None:
     found = {c["name"]: c for c in resources(PLAN, "cds")}
-    assert list(found) == ["chat", "embedding", "rerank"]
+    assert list(found) == ["chat", "embedding", "rerank", "llmhost_metrics"]
     assert sockets(member_file(PLAN, "chat")) == {SOCKETS[0]: None, SOCKETS[1]: None}
-    assert all(c["lb_policy"] == "LEAST_REQUEST" for c in found.values())
-    assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in found.values())
+    engines = [found[name] for name in ("chat", "embedding", "rerank")]
+    assert all(c["lb_policy"] == "LEAST_REQUEST" for c in engines)
+    assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in engines)
 
 
 SOCKETS = ("/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock", "/srv/llmhost/run/chat-2.sock")
@@ -172,7 +173,7 @@ def test_static_bootstrap_has_every_listener_with_its_routes() -> None:
     static = json.loads(render_static(PLAN))["static_resources"]
     managers = [r["filter_chains"][0]["filters"][0]["typed_config"] for r in static["listeners"]]
     assert [m["route_config"]["name"] for m in managers] == ["gateway", "port-embedding"]
-    assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank"]
+    assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank", "llmhost_metrics"]
 
 
 def test_allow_list() -> None:
