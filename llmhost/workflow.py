@@ -24,7 +24,8 @@ from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running
-from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM, EndpointPlan
+from llmhost.probe.endpoint import check_endpoints, read_endpoints, read_key
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
@@ -67,7 +68,9 @@ def up(
     config = configuration.load(home.config_file)
     _require_known(services, config.services)
     models = read_models(home, config)
-    machine = _machine(home, ensure_engine(home, config.engine, progress))
+    machine = _machine(home, config, ensure_engine(home, config.engine, progress))
+    for endpoint in check_endpoints(config, machine.endpoints):
+        progress.note(f"{endpoint} does not answer; it gets requests when it does")
     with home_lock(home, "up"):
         there = _running(home)
         plan = make_plan(config, machine, models, NOTHING if rebalance else there)
@@ -221,12 +224,17 @@ def _require_live(home: Home) -> None:
 
 
 def _with_environments(home: Home, plan: Plan) -> Plan:
-    """The plan in force, with the environments that its file leaves out: those are in the files of the guards."""
-    services = tuple(
-        replace(s, replicas=tuple(replace(p, env=_environment(home, p.name)) for p in s.replicas))
-        for s in plan.services
-    )
-    return replace(plan, services=services)
+    """The plan in force, with the secrets that its file leaves out: environments are in the files of the guards."""
+    services = []
+    for service in plan.services:
+        replicas = tuple(replace(p, env=_environment(home, p.name)) for p in service.replicas)
+        endpoints = tuple(replace(e, key=_key(home, e)) for e in service.endpoints)
+        services.append(replace(service, replicas=replicas, endpoints=endpoints))
+    return replace(plan, services=tuple(services))
+
+
+def _key(home: Home, endpoint: EndpointPlan) -> str | None:
+    return read_key(home.root / endpoint.key_file) if endpoint.key_file else None
 
 
 def _environment(home: Home, program: str) -> Mapping[str, str]:
@@ -272,7 +280,7 @@ def make_home_plan(home: Home) -> Plan:
             f"the engine {config.engine.name} is not built yet, so vLLM's flags are not known",
             "build it with `llmhost setup`",
         )
-    return make_plan(config, _machine(home, engine), models, _running(home))
+    return make_plan(config, _machine(home, config, engine), models, _running(home))
 
 
 def validate_arguments(home: Home, config: Config) -> bool:
@@ -312,6 +320,8 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     models_dir = Path(config.models_dir).expanduser() if config.models_dir else home.models
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
+        if not service.replicas:
+            continue
         try:
             facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
         except LlmhostError as e:
@@ -319,8 +329,8 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     return facts
 
 
-def _machine(home: Home, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine)
+def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
+    return Machine(home, read_host(), find_tools(), engine, endpoints=read_endpoints(config, home.root))
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from llmhost.gateway import elsewhere, sticky
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
 from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
@@ -93,6 +94,15 @@ def static_clusters(plan: Plan) -> tuple[Data, ...]:
     return (*(_static(_cluster(plan, service), service) for service in plan.services), _metrics_cluster(plan))
 
 
+def route_action(service: ServicePlan) -> Data:
+    """The fields of a route action that send a request to a service, to be tried again elsewhere where that is safe."""
+    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
+    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
+    if service.sticky:
+        action["hash_policy"] = sticky.hash_policy(service)
+    return action | ({"auto_host_rewrite": True} if service.endpoints else {})
+
+
 def take_out(text: str, out: Collection[str]) -> str:
     """The text of a file of members with exactly these (unix socket or ``address:port``) out of balancing.
 
@@ -145,15 +155,14 @@ def _cluster(plan: Plan, service: ServicePlan) -> Data:
         type="EDS",
         eds_cluster_config={"eds_config": resource_source(plan, members_file(service.name))},
         connect_timeout="5s",
-        lb_policy="LEAST_REQUEST",
-        # No panic: with no healthy engine the answer is 503 at once, not a try at a dead one.
-        common_lb_config={"healthy_panic_threshold": {"value": 0}},
+        **sticky.balancing(service),
+        **elsewhere.transport_sockets(service),
         circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000}]},
-        health_checks=[HEALTH_CHECK | {"http_health_check": {"path": "/health"}}],
+        health_checks=[HEALTH_CHECK | {"http_health_check": {"path": elsewhere.health_path(service)}}],
         # A member that is not in the file any more is gone, healthy or not.
         ignore_health_on_host_removal=True,
         outlier_detection=OUTLIERS,
-        typed_extension_protocol_options=_protocol(),
+        typed_extension_protocol_options=_protocol(service),
     )
 
 
@@ -165,7 +174,7 @@ def _static(cluster: Data, service: ServicePlan) -> Data:
 def _assignment(service: ServicePlan) -> Data:
     return {
         "cluster_name": service.name,
-        "endpoints": [{"lb_endpoints": [_endpoint(replica) for replica in service.replicas]}],
+        "endpoints": [{"lb_endpoints": [*map(_endpoint, service.replicas), *map(elsewhere.member, service.endpoints)]}],
     }
 
 
@@ -188,10 +197,11 @@ def _endpoint(replica: ProgramPlan) -> Data:
     return {"endpoint": {"address": {"pipe": {"path": replica.socket}}}}
 
 
-def _protocol() -> Data:
+def _protocol(service: ServicePlan) -> Data:
     options = typed(
         "extensions.upstreams.http.v3.HttpProtocolOptions",
         common_http_protocol_options={"idle_timeout": UPSTREAM_IDLE},
         explicit_http_config={"http_protocol_options": {}},
+        **elsewhere.filters(service),
     )
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}

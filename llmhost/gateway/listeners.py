@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from llmhost.errors import GatewayError
+from llmhost.gateway import sticky
 from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.plan.types import Plan
@@ -117,7 +118,7 @@ def _filters(plan: Plan) -> list[Data]:
     forward = extension(
         "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
     )
-    return [limit, read, forward]
+    return [limit, read, sticky.reader(), forward]
 
 
 def _mappers(plan: Plan) -> list[Data]:

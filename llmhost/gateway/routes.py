@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import answers
-from llmhost.gateway.clusters import METRICS_CLUSTER, RETRY
+from llmhost.gateway import answers, sticky
+from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -85,6 +85,7 @@ def _routes(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> It
 def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
     read = ("GET", "HEAD")
     if ready_of is None:
+        yield from _health_of_models(services)
         yield _reply(match("/health", *read), '{"status":"ok"}')
         yield _metrics(match("/metrics", *read))
     else:
@@ -98,6 +99,19 @@ def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) 
     yield _error(match("/v1/models/.+", *read), 404, missing, "model")
     own = "/v1/models(/.+)?|/health|/docs" + ("|/metrics" if ready_of is None else "")
     yield _not_allowed(own, "GET, HEAD")
+
+
+def _health_of_models(services: Sequence[ServicePlan]) -> Iterator[Data]:
+    """``/health?model=NAME`` is the health of that service: what another gateway asks that has it as an endpoint."""
+    for service in services:
+        names = "|".join(name_regex(name) for name in service.served_as)
+        yield _forward(_asked_for(names), service)
+    yield _error(_asked_for(".*"), 404, "This model does not exist")
+
+
+def _asked_for(model: str) -> Data:
+    parameter = {"name": "model", "string_match": {"safe_regex": {"regex": model}}}
+    return match("/health", "GET", "HEAD") | {"query_parameters": [parameter]}
 
 
 def name_regex(name: str) -> str:
@@ -157,9 +171,9 @@ def _not_allowed(regex: str, allow: str) -> Data:
 
 
 def _forward(found: Data, service: ServicePlan) -> Data:
-    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
-    action = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
-    return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
+    route = {"match": found, "route": route_action(service), "metadata": _route_metadata(service=service.name)}
+    filters = sticky.route_filters(service)
+    return route | ({"typed_per_filter_config": filters} if filters else {})
 
 
 def _metrics(found: Data) -> Data:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmhost.config import Config, Service, served_names
 from llmhost.errors import PlanError
-from llmhost.facts import EngineFacts, HostFacts, ModelFacts, Tools
+from llmhost.facts import EndpointFacts, EngineFacts, HostFacts, ModelFacts, Tools
 from llmhost.paths import Home
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.running import NOTHING, Running, program_mark
-from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan
+from llmhost.plan.types import EndpointPlan, EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan, StickyPlan
 
 MIB = 2**20
 
@@ -28,6 +28,8 @@ class Machine:
     host: HostFacts
     tools: Tools
     engine: EngineFacts
+    endpoints: Mapping[str, tuple[EndpointFacts, ...]] = field(default_factory=dict)
+    """Of each service, in the order of its endpoints in llmhost.yaml."""
 
 
 def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
@@ -37,7 +39,11 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     enough memory) and HomeError (a socket path too long).
     """
     shares = share_cpu(config.services, machine.host, models, running)
-    services = tuple(_service(name, s, machine, models[name], shares[name]) for name, s in config.services.items())
+    services = tuple(
+        _service(name, s, machine, models[name], shares[name]) if s.replicas else _elsewhere(name, s, machine)
+        for name, s in config.services.items()
+    )
+    _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     gateway = config.gateway
     engine = machine.engine
@@ -71,7 +77,52 @@ def _service(
         start_timeout=service.start_timeout,
         stop_timeout=service.stop_timeout,
         replicas=replicas,
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
     )
+
+
+def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
+    """A service that other hosts serve alone; its model is not here, so nothing is known of it but what is written."""
+    return ServicePlan(
+        name=name,
+        kind=service.kind or "chat",  # written down: `Service` insists
+        kind_reason="written in llmhost.yaml",
+        model=service.model,
+        model_path="",
+        served_as=served_names(name, service),
+        port=service.port,
+        start_timeout=service.start_timeout,
+        stop_timeout=service.stop_timeout,
+        replicas=(),
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
+    )
+
+
+def _endpoints(name: str, service: Service, machine: Machine) -> tuple[EndpointPlan, ...]:
+    known = machine.endpoints.get(name, ())
+    return tuple(
+        EndpointPlan(e.url, facts.address, e.key_file, facts.key, facts.ca_file)
+        for e, facts in zip(service.endpoints, known, strict=True)
+    )
+
+
+def _sticky(service: Service) -> StickyPlan | None:
+    sticky = service.sticky
+    return None if sticky is None else StickyPlan(sticky.header and sticky.header.lower(), sticky.prefix)
+
+
+def _refuse_ourselves(config: Config, machine: Machine) -> None:
+    """A gateway that is its own endpoint would send requests round in a circle."""
+    ports = {config.gateway.port, *(s.port for s in config.services.values())}
+    for name, service in config.services.items():
+        for endpoint, facts in zip(service.endpoints, machine.endpoints.get(name, ()), strict=True):
+            if facts.ours and int(endpoint.url.rpartition(":")[2]) in ports:
+                raise PlanError(
+                    f"services.{name}.endpoints: {endpoint.url} is this gateway itself",
+                    "write the address of another host, or another server's port on this one",
+                )
 
 
 def _program(

@@ -51,7 +51,7 @@ def share_cpu(
     reckoned from the total, not from what is free at the moment: a plan must not change because its own engines are
     running. Raises PlanError when a model does not fit into its part, or not beside what runs (``running.surge``).
     """
-    needs = {name: _need(service, models[name]) for name, service in services.items()}
+    needs = {name: _need(service, models[name]) for name, service in services.items() if service.replicas}
     programs = {p: name for name, s in services.items() for p in program_names(name, s.replicas, running)}
     kept = _kept(host, programs, needs, running)
     leaving = tuple(p for name in running.surge for p in running.of(name))

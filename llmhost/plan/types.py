@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
@@ -36,6 +36,46 @@ class ProgramPlan:
 
 
 @dataclass(frozen=True)
+class EndpointPlan:
+    """A server on another host that takes its part of a service's requests."""
+
+    url: str
+    """``scheme://host:port``."""
+    address: str
+    """IP address of the host when the plan was made."""
+    key_file: str | None = None
+    key: str | None = field(default=None, repr=False)
+    """The API key that it wants; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    ca_file: str | None = None
+
+    @property
+    def tls(self) -> bool:
+        return self.url.startswith("https:")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def host(self) -> str:
+        """Name or address, as written."""
+        return self.url.partition("://")[2].rpartition(":")[0].strip("[]")
+
+    @property
+    def member(self) -> str:
+        """How the gateway calls it."""
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class StickyPlan:
+    """What requests that go to the same replica have in common: a header, or so many bytes of their beginning."""
+
+    header: str | None = None
+    prefix: int | None = None
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """One model served under one or more names by one or more replicas."""
 
@@ -53,6 +93,8 @@ class ServicePlan:
     stop_timeout: float
     """Seconds that running requests get to finish when the service is stopped."""
     replicas: tuple[ProgramPlan, ...]
+    endpoints: tuple[EndpointPlan, ...] = ()
+    sticky: StickyPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +140,11 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
+        """JSON-ready; `from_dict` reads it back. Without the keys of endpoints, which are for Envoy only."""
+        data = asdict(self)
+        for service in data["services"]:
+            service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -115,7 +160,12 @@ class Plan:
 
 def _service(data: Mapping[str, Any]) -> ServicePlan:
     replicas = tuple(_program(p) for p in data["replicas"])
-    return ServicePlan(**{**data, "served_as": tuple(data["served_as"]), "replicas": replicas})
+    more = {
+        "served_as": tuple(data["served_as"]),
+        "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
+        "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
+    }
+    return ServicePlan(**{**data, **more, "replicas": replicas})
 
 
 def _program(data: Mapping[str, Any]) -> ProgramPlan:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmhost.errors import SupervisorError
 from llmhost.paths import Home
-from llmhost.plan.types import GATEWAY_PROGRAM, Plan, ServicePlan
+from llmhost.plan.types import GATEWAY_PROGRAM, EndpointPlan, Plan, ServicePlan
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
@@ -52,8 +52,16 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True)
+class EndpointStatus:
+    """A server on another host, as the gateway sees it: ready, unhealthy, or stopped when no gateway is looking."""
+
+    url: str
+    state: State
+
+
+@dataclass(frozen=True)
 class ServiceStatus:
-    """One service; ``state`` is the worst of its replicas."""
+    """One service; ``state`` is the worst of its replicas and endpoints."""
 
     name: str
     kind: str
@@ -61,6 +69,7 @@ class ServiceStatus:
     served_as: tuple[str, ...]
     state: State
     replicas: tuple[ReplicaStatus, ...]
+    endpoints: tuple[EndpointStatus, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,11 @@ def read_status(home: Home) -> Status:
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
+    served = _served(home) if plan and any(s.endpoints for s in plan.services) else None
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, plan.gateway.url if plan else None, gateway.pid),
-        tuple(_service(s, states, trees) for s in (plan.services if plan else ())),
+        tuple(_service(s, states, trees, served) for s in (plan.services if plan else ())),
     )
 
 
@@ -121,11 +131,28 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _service(service: ServicePlan, states: dict[str, ProgramState], trees: _Processes | None) -> ServiceStatus:
+def _served(home: Home) -> frozenset[str] | None:
+    """The members that get requests; None when no gateway tells."""
+    from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (most homes have no endpoints)
+
+    seen = read_gateway(home.gateway_admin_socket)
+    return frozenset[str]().union(*seen.healthy.values()) if seen.live else None
+
+
+def _service(
+    service: ServicePlan, states: dict[str, ProgramState], trees: _Processes | None, served: frozenset[str] | None
+) -> ServiceStatus:
     replicas = tuple(_replica(states[p.name], p.gpus, trees) for p in service.replicas)
-    there = {r.state for r in replicas}
+    endpoints = tuple(EndpointStatus(e.url, _endpoint(e, served)) for e in service.endpoints)
+    there = {r.state for r in replicas} | {e.state for e in endpoints}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
-    return ServiceStatus(service.name, service.kind, service.model, service.served_as, worst, replicas)
+    return ServiceStatus(service.name, service.kind, service.model, service.served_as, worst, replicas, endpoints)
+
+
+def _endpoint(endpoint: EndpointPlan, served: frozenset[str] | None) -> State:
+    if served is None:
+        return "stopped"
+    return "ready" if endpoint.member in served else "unhealthy"
 
 
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: _Processes | None) -> ReplicaStatus:
