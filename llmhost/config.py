@@ -64,14 +64,49 @@ class Engine(_Section):
     """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""
 
 
+class Tls(_Section):
+    """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
+
+    certificate: str = Field(min_length=1)
+    """The certificate, followed by those of intermediate authorities."""
+    key: str = Field(min_length=1)
+    """Its private key, not encrypted."""
+    client_ca: str | None = None
+    """Certificates of authorities: only clients with a certificate of one of them get in."""
+
+
+class KeyLimits(_Section):
+    """What each API key may ask of the gateway, unless the key has a limit of its own."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
+
+
+class ServiceLimits(_Section):
+    """What all clients together may ask of a service."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
+    concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests at once; beyond that the answer is 429."""
+    max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
+    """Largest request body in MiB, below the gateway's own limit."""
+
+
 class Gateway(_Section):
     """The one OpenAI-compatible port in front of all services."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; one that others can reach needs API keys (`llmhost keys add`)."""
+    insecure: bool = False
+    """Serve everybody who can reach the address, without API keys."""
+    tls: Tls | None = None
+    """HTTPS; default: plain HTTP."""
+    limits: KeyLimits = KeyLimits()
+    """What each API key may ask, unless it has limits of its own."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
-    max_body_mib: int = Field(default=50, ge=1, le=1024)
+    max_body_mib: int = Field(default=16, ge=1, le=1024)
     """Largest request body in MiB; a larger one is answered with 413."""
 
 
@@ -147,6 +182,10 @@ class Service(_Section):
     """Sends requests that belong together to the same replica, for its prefix cache's sake: prefix, or a header."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Publishes this service alone on a port of its own, too."""
+    default: bool = False
+    """Answers requests of its kind that name no model; a service that is the only one of its kind does so anyway."""
+    limits: ServiceLimits = ServiceLimits()
+    """What all clients together may ask of it."""
     args: dict[str, ArgValue] = Field(default_factory=dict)
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
@@ -294,9 +333,16 @@ def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
     sections: Mapping[str, type[_Section]] = MappingProxyType({"engine": Engine, "gateway": Gateway})
     if not loc:
         return Config
-    if loc[0] == "services":
-        return Endpoint if "endpoints" in loc[2:] else Sticky if "sticky" in loc[2:] else Service
-    return sections.get(str(loc[0]))
+    inner: Mapping[tuple[str, str, int], type[_Section]] = {
+        ("gateway", "tls", 2): Tls,
+        ("gateway", "limits", 2): KeyLimits,
+        ("services", "limits", 3): ServiceLimits,
+        ("services", "sticky", 3): Sticky,
+    }
+    if loc[0] == "services" and "endpoints" in loc[2:]:
+        return Endpoint
+    place = (str(loc[0]), str(loc[-1]), len(loc))
+    return inner.get(place) or (Service if loc[0] == "services" else sections.get(str(loc[0])))
 
 
 def schema() -> dict[str, Any]:

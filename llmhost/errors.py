@@ -60,6 +60,14 @@ class GatewayError(LlmhostError):
     """The gateway cannot start, or Envoy refuses its configuration."""
 
 
+class KeyNameError(LlmhostError):
+    """An API key that does not exist, exists already, or cannot be called so."""
+
+
+class KeyFileError(LlmhostError):
+    """The list of API keys cannot be read."""
+
+
 class SupervisorError(LlmhostError):
     """supervisord cannot be started, reached or told what to do."""
 

@@ -36,6 +36,11 @@ class Home:
         return self.root / "llmhost.yaml"
 
     @property
+    def keys_file(self) -> Path:
+        """What is remembered of API keys: names, scopes and hashes; mode 0600."""
+        return self.root / "keys.json"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -85,6 +90,11 @@ class Home:
     @property
     def lock_file(self) -> Path:
         return self.run / "lock"
+
+    @property
+    def keys_lock_file(self) -> Path:
+        """Held for the moment in which keys reach the gateway's files, by whoever writes them."""
+        return self.run / "keys.lock"
 
     @property
     def supervisor_socket(self) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmhost import __version__
 from llmhost.files import RenderedFile
-from llmhost.gateway import gateway_argv, render_gateway
+from llmhost.gateway import WATCHED_FILE, gateway_argv, render_gateway
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
 from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM
@@ -53,10 +53,10 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
     programs += [_gateway_program(home, plan, gateway), _metrics_program(home, plan)]
-    return (*gateway, *specs, _metrics_spec(home, plan), _supervisord_conf(home, programs), _plan_file(plan))
+    return (*gateway, *specs, _metrics_spec(home, plan), _supervisord_conf(home, programs), plan_file(plan))
 
 
-def _plan_file(plan: Plan) -> RenderedFile:
+def plan_file(plan: Plan) -> RenderedFile:
     """What `status` and `check` read; without the environments, which may hold secrets and are in the guard's files."""
     data = plan.to_dict()
     for service in data["services"]:
@@ -107,11 +107,12 @@ def _engine_program(home: Home, plan: Plan, service: ServicePlan, program: Progr
 
 def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> SupervisedProgram:
     bootstrap = next(f for f in files if f.path == GATEWAY_BOOTSTRAP)
+    watched = (str(home.root / f.path) for f in files if f.path == WATCHED_FILE)
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
         # Envoy needs no guard; it is only tied to the life of supervisord.
-        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", "--", *gateway_argv(plan)),
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", *watched, "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches: only its bootstrap needs a restart.
         fingerprint=_fingerprint(bootstrap.text),
         autorestart="true",

@@ -12,14 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmhost import balancing, writer
+from llmhost import balancing, deploy, writer
 from llmhost.errors import NotReadyError
 from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.types import GATEWAY_PROGRAM
-from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
 from llmhost.supervise.states import ProgramState
@@ -142,7 +141,6 @@ class Rollout:
     before: Before
     plan: Plan
     actions: Actions
-    changes: Sequence[FileChange]
     told: Told
     fits: Callable[[Collection[str]], bool]
     stages: Stages = field(init=False)
@@ -182,10 +180,8 @@ class Rollout:
     def _write_union(self) -> None:
         """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
         out = balancing.sockets(self.before.plan, self.stages.leave_first)
-        members = {c.path for c in self.changes if c.path.startswith(MEMBERS)}
-        for change in self.changes:
-            if change.path in members or change.path == CLUSTERS:
-                writer.apply(self.home, [_united(change, out)])
+        with deploy.present_changes(self.home, self.plan) as changes:
+            writer.apply(self.home, [_united(c, out) for c in changes if _is_of_clusters(c)])
         balancing.await_files(self.home)
 
     def _leave(self, programs: tuple[str, ...]) -> None:
@@ -206,20 +202,25 @@ class Rollout:
 
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads."""
-        rest = [c for c in self.changes if c.new is not None and c.path.startswith(FOLDER)]
-        writer.apply(self.home, [c for c in rest if c.path != CLUSTERS and not c.path.startswith(MEMBERS)])
+        with deploy.present_changes(self.home, self.plan) as changes:
+            rest = [c for c in changes if c.new is not None and c.path.startswith(FOLDER)]
+            writer.apply(self.home, [c for c in rest if not _is_of_clusters(c)])
         balancing.await_files(self.home)
 
     def _finish(self) -> None:
         """Clusters of the new plan only, which is in force from now on; files that nothing renders any more go."""
-        writer.apply(self.home, [c for c in self.changes if c.path.startswith(FOLDER) and c.new is not None])
-        writer.apply(self.home, [c for c in self.changes if c.new is None or c.path == "conf/plan.json"])
+        with deploy.present_changes(self.home, self.plan) as changes:
+            writer.apply(self.home, changes)
         if GATEWAY_PROGRAM in self.actions.restart:
             self.told.note("the gateway itself has to restart: connections are cut")
             lifecycle.renew(self.home, (GATEWAY_PROGRAM,))
 
     def _drain(self, plan: Plan, programs: Collection[str]) -> None:
         drain(self.home, plan, programs, self.told)
+
+
+def _is_of_clusters(change: FileChange) -> bool:
+    return change.path == CLUSTERS or change.path.startswith(MEMBERS)
 
 
 def _united(change: FileChange, out: Collection[str]) -> FileChange:
@@ -244,22 +245,25 @@ def apply(
 ) -> None:
     """Bring a home from the plan in force to the next one; see `Rollout.run`.
 
-    While the gateway does not serve there is nothing to lose, and everything is changed at once.
+    While the gateway does not serve there is nothing to lose, and everything is changed at once. Raises GatewayError
+    when Envoy refuses the new configuration: nothing has changed then.
     """
-    changes = writer.changes(home, render(plan))
-    if before is None or not daemon.is_running(home) or not balancing.is_live(home):
-        writer.apply(home, changes)
+    serving = before is not None and daemon.is_running(home) and balancing.is_live(home)
+    with deploy.present_changes(home, plan) as changes:
+        if any(change.path.startswith(FOLDER) for change in changes):
+            deploy.validate(home, plan)
+        writer.apply(home, [c for c in changes if not (serving and _comes_later(c))])
+    if before is None or not serving:
         daemon.ensure_running(home)
         lifecycle.converge(home, wanted)
         return
-    writer.apply(home, [c for c in changes if c.new is not None and not _comes_later(c.path)])
     actions = lifecycle.pending(home, wanted)
     there = Before(before, lifecycle.running(home), balancing.served(home))
-    Rollout(home, there, plan, actions, changes, told, fits).run()
+    Rollout(home, there, plan, actions, told, fits).run()
 
 
-def _comes_later(path: str) -> bool:
-    return path.startswith(FOLDER) or path == "conf/plan.json"
+def _comes_later(change: FileChange) -> bool:
+    return change.new is None or change.path.startswith(FOLDER) or change.path == "conf/plan.json"
 
 
 def waiting(told: Told) -> lifecycle.Progress:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmhost import balancing, rollout, writer
+from llmhost import balancing, keys, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
@@ -25,6 +25,7 @@ from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.plan.types import GATEWAY_PROGRAM, METRICS_PROGRAM, EndpointPlan
+from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints, read_key
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
@@ -56,16 +57,24 @@ def setup(home: Home, progress: Progress) -> EngineFacts:
 
 
 def up(
-    home: Home, services: tuple[str, ...], progress: Progress, *, surge: bool = False, rebalance: bool = False
+    home: Home,
+    services: tuple[str, ...],
+    progress: Progress,
+    *,
+    surge: bool = False,
+    rebalance: bool = False,
+    insecure: bool = False,
 ) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same: one after
     another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
-    shared out anew among all.
+    shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     claim(home)
     config = configuration.load(home.config_file)
+    if insecure:
+        config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
     _require_known(services, config.services)
     models = read_models(home, config)
     machine = _machine(home, config, ensure_engine(home, config.engine, progress))
@@ -78,6 +87,8 @@ def up(
             changed = frozenset(_changed_services(home, plan, there, services))
             plan = make_plan(config, machine, models, replace(there, surge=changed))
         _check_ports(home, plan)
+        if plan.gateway.tls is not None:
+            check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
         rollout.apply(
             home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, _fits(plan, machine.host, there)
@@ -330,7 +341,8 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
 
 
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine, endpoints=read_endpoints(config, home.root))
+    endpoints = read_endpoints(config, home.root)
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

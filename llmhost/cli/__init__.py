@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restart": ("llmhost.cli.lifecycle", "Restart services and wait until they are ready."),
     "status": ("llmhost.cli.status", "Show the state of every service."),
     "logs": ("llmhost.cli.logs", "Show or follow the logs of services."),
+    "keys": ("llmhost.cli.keys", "Make, list, rotate and revoke API keys."),
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
     "top": ("llmhost.cli.top", "Show what the services do just now: requests, tokens, queues, memory."),
     "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),

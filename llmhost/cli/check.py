@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 
 import click
 
@@ -27,13 +28,17 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     """
     from llmhost.check import CheckResult, run_checks
     from llmhost.errors import CheckError
+    from llmhost.probe.certificate import trusting
     from llmhost.workflow import load_plan, select_services
 
     plan = load_plan(session.home)
     results: list[CheckResult] = []
-    for found in run_checks(
-        url or plan.gateway.url, select_services(plan, services), os.environ.get("LLMHOST_API_KEY")
-    ):
+    key = os.environ.get("LLMHOST_API_KEY")
+    verify: ssl.SSLContext | bool = True
+    if url is None and plan.gateway.tls is not None:
+        # Our own gateway, reached by its address: it is known by its certificate.
+        verify = trusting(plan.gateway.tls.certificate)
+    for found in run_checks(url or plan.gateway.url, select_services(plan, services), key, verify):
         results.append(found)
         if not as_json:
             mark = click.style("ok  ", fg="green") if found.ok else click.style("FAIL", fg="red")

@@ -45,6 +45,7 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Share out cores and memory anew among all services (restarts those whose share changes).",
 )
+@click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
 @click.pass_obj
 def up_command(
@@ -54,6 +55,7 @@ def up_command(
     port: int,
     surge: bool,
     rebalance: bool,
+    insecure: bool,
     wait: bool,
     timeout: float | None,
 ) -> None:
@@ -74,7 +76,7 @@ def up_command(
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
-        started = workflow.up(session.home, services, progress, surge=surge, rebalance=rebalance)
+        started = workflow.up(session.home, services, progress, surge=surge, rebalance=rebalance, insecure=insecure)
         if wait:
             _await_ready(session, started, timeout, progress)
     _show(session, started)

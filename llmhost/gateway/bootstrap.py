@@ -10,6 +10,7 @@ from llmhost.gateway.clusters import static_clusters
 from llmhost.gateway.envoy import Data, extension, gateway_dir, resource_source
 from llmhost.gateway.listeners import listeners
 from llmhost.gateway.routes import route_configurations
+from llmhost.gateway.tls import static_filter_chain
 from llmhost.paths import Home
 from llmhost.plan.types import Plan
 from llmhost.templates import template_environment
@@ -74,7 +75,7 @@ def render_static(plan: Plan) -> str:
     Envoy does not read the files that it watches when it validates; this way it sees every listener, route and cluster.
     """
     routes = {r["name"]: _plain(r) for r in route_configurations(plan)}
-    static = [_with_routes(_plain(listener), routes) for listener in listeners(plan)]
+    static = [_with_files(plan, _with_routes(_plain(listener), routes)) for listener in listeners(plan)]
     resources = {"listeners": static, "clusters": [_plain(c) for c in static_clusters(plan)]}
     return _json({"layered_runtime": RUNTIME, "static_resources": resources}) + "\n"
 
@@ -89,6 +90,12 @@ def _plain(resource: Data) -> Data:
 def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["route_config"] = routes[manager.pop("rds")["route_config_name"]]
+    return listener
+
+
+def _with_files(plan: Plan, listener: Data) -> Data:
+    if plan.gateway.tls is not None:
+        listener["filter_chains"][0] |= static_filter_chain(plan.gateway.tls)
     return listener
 
 

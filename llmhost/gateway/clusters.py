@@ -13,6 +13,7 @@ from typing import Any
 
 from llmhost.gateway import elsewhere, sticky
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
+from llmhost.gateway.limits import breaker
 from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
@@ -157,7 +158,7 @@ def _cluster(plan: Plan, service: ServicePlan) -> Data:
         connect_timeout="5s",
         **sticky.balancing(service),
         **elsewhere.transport_sockets(service),
-        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000}]},
+        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
         health_checks=[HEALTH_CHECK | {"http_health_check": {"path": elsewhere.health_path(service)}}],
         # A member that is not in the file any more is gone, healthy or not.
         ignore_health_on_host_removal=True,

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
-from llmhost.errors import PlanError
+from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import EndpointFacts, EngineFacts, HostFacts, ModelFacts, Tools
+from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.running import NOTHING, Running, program_mark
-from llmhost.plan.types import EndpointPlan, EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan, StickyPlan
+from llmhost.plan.types import (
+    EndpointPlan,
+    EnginePlan,
+    GatewayPlan,
+    KeyPlan,
+    Limits,
+    Plan,
+    ProgramPlan,
+    ServicePlan,
+    StickyPlan,
+    TlsPlan,
+)
 
 MIB = 2**20
 
@@ -28,6 +42,8 @@ class Machine:
     host: HostFacts
     tools: Tools
     engine: EngineFacts
+    keys: tuple[ApiKey, ...] = ()
+    """The API keys of the home, revoked ones included."""
     endpoints: Mapping[str, tuple[EndpointFacts, ...]] = field(default_factory=dict)
     """Of each service, in the order of its endpoints in llmhost.yaml."""
 
@@ -45,15 +61,64 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     )
     _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
-    gateway = config.gateway
+    _check_defaults(services)
     engine = machine.engine
     return Plan(
         home=str(machine.home.root),
         tools=machine.tools,
         engine=EnginePlan(engine.name, engine.python, engine.device, engine.vllm_version),
-        gateway=GatewayPlan(gateway.host, gateway.port, gateway.max_body_mib * MIB),
+        gateway=_gateway(config.gateway, machine),
         services=services,
     )
+
+
+def _gateway(gateway: configuration.Gateway, machine: Machine) -> GatewayPlan:
+    if not (machine.keys or gateway.insecure or is_loopback(gateway.host)):
+        raise GatewayError(
+            f"gateway.host: others can reach {gateway.host}, and there are no API keys",
+            "make one with `llmhost keys add NAME`, or write `insecure: true` below gateway: to serve everybody",
+        )
+    tls = gateway.tls
+    if tls is not None:
+        paths = (None if p is None else str(machine.home.root / p) for p in (tls.certificate, tls.key, tls.client_ca))
+    made = GatewayPlan(
+        gateway.host, gateway.port, gateway.max_body_mib * MIB,
+        key_limits=Limits(gateway.limits.requests_per_minute),
+        insecure=gateway.insecure,
+        tls=None if tls is None else TlsPlan(*paths),  # type: ignore[arg-type]
+    )  # fmt: skip
+    return with_keys(made, machine.keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name that is no address counts as one that others can."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def with_keys(gateway: GatewayPlan, keys: Sequence[ApiKey]) -> GatewayPlan:
+    """The gateway with these keys: it stays locked when all of them are revoked."""
+    made = tuple(
+        KeyPlan(
+            key.name, key.user, key.digest, key.services, key.expires,
+            Limits(key.requests_per_minute or gateway.key_limits.requests_per_minute),
+        )
+        for key in keys if key.revoked is None
+    )  # fmt: skip
+    return replace(gateway, locked=bool(keys), keys=made)
+
+
+def _check_defaults(services: Sequence[ServicePlan]) -> None:
+    seen: dict[str, str] = {}
+    for service in (s for s in services if s.default):
+        if service.kind in seen:
+            raise PlanError(
+                f"services.{service.name}.default: {seen[service.kind]} is the default of kind {service.kind} already",
+                "let one of them be the default",
+            )
+        seen[service.kind] = service.name
 
 
 def _service(
@@ -77,8 +142,17 @@ def _service(
         start_timeout=service.start_timeout,
         stop_timeout=service.stop_timeout,
         replicas=replicas,
+        limits=_limits(service.limits),
+        default=service.default,
         endpoints=_endpoints(name, service, machine),
         sticky=_sticky(service),
+    )
+
+
+def _limits(limits: configuration.ServiceLimits) -> Limits:
+    size = limits.max_body_mib
+    return Limits(
+        limits.requests_per_minute, limits.concurrent_requests, None if size is None else max(1, round(size * MIB))
     )
 
 
@@ -95,6 +169,8 @@ def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
         start_timeout=service.start_timeout,
         stop_timeout=service.stop_timeout,
         replicas=(),
+        limits=_limits(service.limits),
+        default=service.default,
         endpoints=_endpoints(name, service, machine),
         sticky=_sticky(service),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
@@ -12,6 +12,40 @@ GATEWAY_PROGRAM = "gateway"
 """Name of the gateway among the supervisor programs; those of engines end in a number."""
 METRICS_PROGRAM = "metrics"
 """Name of the exporter among them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the gateway lets through of one service, or for one API key; None: as much as comes."""
+
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    max_body_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class KeyPlan:
+    """An API key as the gateway must know it."""
+
+    name: str
+    user: str
+    """What stands before the secret in the key: name and number, so that a rotated key can overlap its successor."""
+    digest: str = field(repr=False)
+    """SHA-1 of the secret, in base64; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    services: tuple[str, ...] | None = None
+    """The services that it may use; None: all."""
+    expires: int | None = None
+    """Unix time from which on it is refused."""
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class TlsPlan:
+    """Paths of PEM files; with ``client_ca`` only clients with a certificate of it get in."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,9 @@ class ServicePlan:
     replicas: tuple[ProgramPlan, ...]
     endpoints: tuple[EndpointPlan, ...] = ()
     sticky: StickyPlan | None = None
+    limits: Limits = Limits()
+    default: bool = False
+    """Answers requests of its kind that name no model, also beside other services of the kind."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +141,22 @@ class GatewayPlan:
     host: str
     port: int
     max_body_bytes: int
+    locked: bool = False
+    """Every request needs an API key; so it stays when the last one is revoked."""
+    keys: tuple[KeyPlan, ...] = ()
+    """The keys that open it, expired ones included: the gateway looks at the clock itself."""
+    tls: TlsPlan | None = None
+    key_limits: Limits = Limits()
+    """For keys without limits of their own."""
+    insecure: bool = False
+    """Whoever can reach the address is served without a key, unless there are keys."""
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -140,8 +187,9 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back. Without the keys of endpoints, which are for Envoy only."""
-        data = asdict(self)
+        """JSON-ready; `from_dict` reads it back. Without digests of keys and keys of endpoints: those are for Envoy."""
+        keys = tuple(replace(key, digest="") for key in self.gateway.keys)
+        data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
         for service in data["services"]:
             service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
         return data
@@ -153,14 +201,26 @@ class Plan:
             home=data["home"],
             tools=Tools(**data["tools"]),
             engine=EnginePlan(**data["engine"]),
-            gateway=GatewayPlan(**data["gateway"]),
+            gateway=_gateway(data["gateway"]),
             services=tuple(_service(s) for s in data["services"]),
         )
+
+
+def _gateway(data: Mapping[str, Any]) -> GatewayPlan:
+    tls = TlsPlan(**data["tls"]) if data["tls"] else None
+    keys = tuple(_key(k) for k in data["keys"])
+    return GatewayPlan(**{**data, "keys": keys, "tls": tls, "key_limits": Limits(**data["key_limits"])})
+
+
+def _key(data: Mapping[str, Any]) -> KeyPlan:
+    services = None if data["services"] is None else tuple(data["services"])
+    return KeyPlan(**{**data, "services": services, "limits": Limits(**data["limits"])})
 
 
 def _service(data: Mapping[str, Any]) -> ServicePlan:
     replicas = tuple(_program(p) for p in data["replicas"])
     more = {
+        "limits": Limits(**data["limits"]),
         "served_as": tuple(data["served_as"]),
         "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
         "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,

@@ -9,7 +9,8 @@ so that supervisord starts it again; 78 when trying again is pointless. Hence in
 ``exitcodes=0,78``, ``startsecs=0``, ``stopasgroup=false``, ``killasgroup=false`` and a ``stopwaitsecs`` of at least
 ``stop_timeout`` plus `llmhost.supervise.guarding.life.SWEEP_SECONDS`.
 
-``guard.py --exec -- <command…>`` only ties a command to the life of supervisord and becomes it (the gateway).
+``guard.py --exec [<file>…] -- <command…>`` only ties a command to the life of supervisord and becomes it (the gateway);
+the files name certificates that the gateway must read again when they change.
 
 This file only finds its modules: ``-I -S`` keeps site-packages, and with them memory and surprises, out.
 """

@@ -381,9 +381,10 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``, or ``--exec -- COMMAND…`` for a tether."""
-    if argv[:2] == ["--exec", "--"]:
-        return tether(argv[2:])
+    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``; a tether: ``--exec [FILE…] -- COMMAND…``."""
+    if argv[:1] == ["--exec"] and "--" in argv:
+        end = argv.index("--")
+        return tether(argv[end + 1 :], refreshed=argv[1:end])
     try:
         spec = read_spec(argv)
     except BadSpec as e:

@@ -255,6 +255,7 @@ class Load:
     """Clients that ask one model without pause over connections that they keep."""
 
     port: int
+    headers: dict[str, str] = field(default_factory=dict)
     count: int = 0
     failed: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -266,7 +267,7 @@ class Load:
         connection.connect()
         while not self.ended.is_set():
             try:
-                connection.request("POST", CHAT, body=b'{"model": "steady"}')
+                connection.request("POST", CHAT, body=b'{"model": "steady"}', headers=self.headers)
                 answer = connection.getresponse()
                 body = answer.read()
             except (OSError, HTTPException) as e:
@@ -283,8 +284,8 @@ class Load:
 
 
 @contextmanager
-def load(port: int, clients: int = 4) -> Iterator[Load]:
-    made = Load(port)
+def load(port: int, clients: int = 4, headers: dict[str, str] | None = None) -> Iterator[Load]:
+    made = Load(port, headers or {})
     threads = [threading.Thread(target=made.ask, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
