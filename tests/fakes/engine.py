@@ -81,10 +81,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.work(body, make)
 
     def work(self, body: dict[str, Any], make: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """``fake: {"chunks": 20, "seconds": 0.1}`` makes a slow stream, ``fake: {"seconds": 1}`` a late answer."""
+        """``fake: {"chunks": 20, "seconds": 0.1}`` makes a slow stream, ``seconds`` alone a late answer.
+
+        With ``until`` a stream ends early, when that file is there.
+        """
         wish = body.get("fake") or {}
         if body.get("stream"):
-            self.stream(body, int(wish.get("chunks", 3)), float(wish.get("seconds", 0)))
+            self.stream(body, int(wish.get("chunks", 3)), float(wish.get("seconds", 0)), wish.get("until"))
             return
         time.sleep(float(wish.get("seconds", 0)))
         self.answer({"model": body.get("model"), "mark": self.given.mark, "program": program(), **make(body)})
@@ -99,13 +102,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def stream(self, body: dict[str, Any], chunks: int, seconds: float) -> None:
+    def stream(self, body: dict[str, Any], chunks: int, seconds: float, until: str | None) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for number in range(chunks):
             time.sleep(seconds if number else 0)
+            if until and Path(until).exists():
+                break
             word = ("one ", "two ", "three ")[number % 3]
             self.event(json.dumps({"model": body.get("model"), "choices": [{"index": 0, "delta": {"content": word}}]}))
         self.event("[DONE]")

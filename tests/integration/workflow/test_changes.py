@@ -69,25 +69,36 @@ def test_rolling_restarts_one_at_a_time_and_a_surge_takes_another_number(install
     assert "solo-0" in installed.pids()
 
 
-def test_a_late_stream_outlives_the_drain_of_its_engine(installed: Installed) -> None:
+def a_long_stream(installed: Installed, until: Path) -> dict[str, object]:
+    """The body of a request that is answered until a file is there."""
+    return {
+        "model": ASKED,
+        "messages": [],
+        "stream": True,
+        "fake": {"chunks": 900, "seconds": 0.1, "until": str(until)},
+    }
+
+
+@pytest.mark.parametrize("command", ["stop chat", "stop", "restart chat", "down"])
+def test_a_late_stream_outlives_the_drain_of_its_engine(installed: Installed, place: Path, command: str) -> None:
     """A stop lets running requests finish; new ones get 503 with Retry-After meanwhile."""
-    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 20}\n", 0)
+    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\n", 0)
     installed.run("up")
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
-    for command in (("stop", "chat"), ("stop",), ("restart", "chat"), ("down",)):
-        installed.run("start")
-        body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 25, "seconds": 0.1}}
-        with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body) as stream:
-            pieces = stream.iter_text()
-            next(pieces)
-            with installed.popen(*command) as stopping:
-                refused = wait_for(lambda: _refusal(url))
-                assert refused.headers["retry-after"] == "5"
-                assert refused.json()["error"]["type"] == "ServiceUnavailableError"
-                assert "".join(pieces).rstrip().endswith("data: [DONE]"), command
-                _, err = stopping.communicate(timeout=60)
-        assert stopping.returncode == 0, err
-        assert "waiting for chat-0 to finish 1 request" in err
+    body = a_long_stream(installed, place / "enough")
+    with httpx.Client(timeout=60) as client, client.stream("POST", url, json=body) as stream:
+        pieces = stream.iter_text()
+        next(pieces)
+        with installed.popen(*command.split()) as stopping:
+            assert stopping.stderr is not None
+            assert "waiting for chat-0 to finish 1 request" in stopping.stderr.readline()
+            refused = httpx.post(url, json={"model": ASKED, "messages": []}, timeout=10)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert refused.json()["error"]["type"] == "ServiceUnavailableError"
+            (place / "enough").touch()
+            assert "".join(pieces).rstrip().endswith("data: [DONE]")
+            _, err = stopping.communicate(timeout=60)
+    assert stopping.returncode == 0, err
 
 
 def _refusal(url: str) -> httpx.Response | None:
