@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -121,6 +122,61 @@ class Gateway(_Section):
     """Largest request body in MiB; a larger one is answered with 413."""
 
 
+class Endpoint(_Section):
+    """A server on another host (an engine, or a whole llmhost) that serves the same model under the same names."""
+
+    url: str
+    """http://HOST:PORT or https://HOST:PORT."""
+    key_file: str | None = None
+    """A file with the API key that it wants; relative to $LLMHOST_HOME."""
+    ca_file: str | None = None
+    """Certificates that its own must be signed by (https); default: those that this machine trusts."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        return endpoint_url(url)
+
+
+def endpoint_url(url: str) -> str:
+    """``scheme://host:port``; raises ValueError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ValueError(f"{url!r} is not of the form http://HOST:PORT or https://HOST:PORT")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must end behind the port: the paths of requests are added")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port}"
+
+
+def _as_endpoints(value: object) -> object:
+    values = _as_list(value)
+    return [{"url": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+
+class Sticky(_Section):
+    """Which requests go to the same replica, as long as that is not much busier than the others."""
+
+    header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
+    """Those with the same value of this request header."""
+    prefix: int | None = Field(default=None, ge=16, le=32768)
+    """Those that begin alike: so many bytes of the messages up to the first one of the user, or of the prompt."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Sticky:
+        if (self.header is None) == (self.prefix is None):
+            raise ValueError("write either a header or a prefix: `sticky: {header: x-session-id}` or `sticky: prefix`")
+        return self
+
+
+PREFIX_BYTES = 1024
+
+
+def _as_sticky(value: object) -> object:
+    return {"prefix": PREFIX_BYTES} if value == "prefix" else value
+
+
 class Service(_Section):
     """One model served under one or more names."""
 
@@ -130,8 +186,12 @@ class Service(_Section):
     """chat, embed or rerank; default: inferred from the model."""
     served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
-    replicas: int = Field(default=1, ge=1, le=64)
-    """Engine processes that share the requests."""
+    replicas: int = Field(default=1, ge=0, le=64)
+    """Engine processes that share the requests; 0: only `endpoints` serve it."""
+    endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
+    """Servers on other hosts that take their part of the requests."""
+    sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
+    """Sends requests that belong together to the same replica, for its prefix cache's sake: prefix, or a header."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Publishes this service alone on a port of its own, too."""
     default: bool = False
@@ -166,6 +226,15 @@ class Service(_Section):
             if "\0" in value:
                 raise ValueError(f"the value of {name} holds a NUL character")
         return env
+
+    @model_validator(mode="after")
+    def _somebody_serves(self) -> Service:
+        _refuse_double("endpoint", ((e.url, f"endpoints[{i}]") for i, e in enumerate(self.endpoints)))
+        if self.replicas == 0 and not self.endpoints:
+            raise ValueError("replicas: 0 leaves nobody to serve it: write endpoints:, or at least one replica")
+        if self.replicas == 0 and self.kind is None:
+            raise ValueError("without a replica here its kind cannot be inferred: write kind: chat, embed or rerank")
+        return self
 
 
 class Config(_Section):
@@ -298,7 +367,10 @@ def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
         ("gateway", "tls", 2): Tls,
         ("gateway", "limits", 2): KeyLimits,
         ("services", "limits", 3): ServiceLimits,
+        ("services", "sticky", 3): Sticky,
     }
+    if loc[0] == "services" and "endpoints" in loc[2:]:
+        return Endpoint
     place = (str(loc[0]), str(loc[-1]), len(loc))
     return inner.get(place) or (Service if loc[0] == "services" else sections.get(str(loc[0])))
 

@@ -8,25 +8,29 @@ is held for that moment only.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from llmhost import keys as keyring
 from llmhost import run, writer
-from llmhost.errors import BusyError, GatewayError
+from llmhost.errors import BusyError, GatewayError, NotReadyError
 from llmhost.files import RenderedFile
 from llmhost.gateway import gateway_versions, render_routes, render_static
 from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import is_loopback, with_keys
+from llmhost.plan.types import EndpointPlan
+from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import gateway_ready, read_gateway
-from llmhost.render import plan_file, render
+from llmhost.render import guard_spec_path, plan_file, render
 from llmhost.supervise.planfile import read_plan
+from llmhost.writer import FileChange
 
 LOCK_SECONDS = 10.0
 """The keys' lock is held for a moment by design."""
@@ -38,18 +42,12 @@ VALIDATE_SECONDS = 60.0
 T = TypeVar("T")
 
 
-def write_plan(home: Home, plan: Plan) -> Plan:
-    """Write every file of a plan, with the keys as they are now; returns the plan as it was written.
-
-    Raises GatewayError when Envoy refuses its configuration: the old files are then untouched.
-    """
+@contextmanager
+def present_changes(home: Home, plan: Plan) -> Iterator[tuple[FileChange, ...]]:
+    """What writing a plan would change, with the keys as they are now, which nobody changes meanwhile."""
     with _keys_lock(home):
         current = replace(plan, gateway=with_keys(plan.gateway, keyring.load(home.keys_file)))
-        changes = writer.changes(home, render(current))
-        if any(change.path.startswith("conf/gateway/") for change in changes):
-            validate(home, current)
-        writer.apply(home, changes)
-    return current
+        yield writer.changes(home, render(current))
 
 
 def validate(home: Home, plan: Plan) -> None:
@@ -67,6 +65,28 @@ def validate(home: Home, plan: Plan) -> None:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         cause = next((line for line in said if "error" in line.lower()), said[-1] if said else "it did not say why")
         raise GatewayError(f"Envoy refuses its configuration: {cause.strip()}", "the old configuration stays in force")
+
+
+def with_secrets(home: Home, plan: Plan) -> Plan:
+    """The plan in force, with the secrets that its file leaves out: environments are in the files of the guards."""
+    services = []
+    for service in plan.services:
+        replicas = tuple(replace(p, env=_environment(home, p.name)) for p in service.replicas)
+        endpoints = tuple(replace(e, key=_key(home, e)) for e in service.endpoints)
+        services.append(replace(service, replicas=replicas, endpoints=endpoints))
+    return replace(plan, services=tuple(services))
+
+
+def _key(home: Home, endpoint: EndpointPlan) -> str | None:
+    return read_key(home.root / endpoint.key_file) if endpoint.key_file else None
+
+
+def _environment(home: Home, program: str) -> Mapping[str, str]:
+    text = writer.read(home, guard_spec_path(program))
+    if text is None:
+        raise NotReadyError(f"{guard_spec_path(program)} is missing", "run `llmhost up`")
+    env: dict[str, str] = json.loads(text)["env"]
+    return env
 
 
 def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["chat", "embed", "rerank"]
@@ -75,3 +75,16 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Bytes of KV cache that one token takes over all layers; 0 for models without a cache."""
     context_length: int
+
+
+@dataclass(frozen=True)
+class EndpointFacts:
+    """A server on another host, looked up from here."""
+
+    address: str
+    """IP address of its host."""
+    ours: bool
+    """That is an address of this machine."""
+    key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    """Certificates to check its own with (https only)."""

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmhost import balancing, deploy, keys, rollout, writer
 from llmhost import config as configuration
-from llmhost import deploy, keys, writer
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
-from llmhost.facts import EngineFacts, ModelFacts
-from llmhost.gateway import gateway_versions, render_gateway
+from llmhost.facts import EngineFacts, HostFacts, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
-from llmhost.probe.gateway import read_gateway
+from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
+from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -35,17 +37,22 @@ from llmhost.supervise.states import ProgramState
 from llmhost.supervise.status import read_status
 from llmhost.templates import template_environment
 
-START_MARGIN = 60.0
-"""Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
-
-GATEWAY_SECONDS = 20.0
-"""Seconds for Envoy to take up new files and to find new engines healthy."""
-GATEWAY_POLL_SECONDS = 0.1
-
 DEFAULT_PORT = 8000
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a plan is made from, read at one moment."""
+
+    config: Config
+    machine: Machine
+    models: Mapping[str, ModelFacts]
+
+    def plan(self, there: Running) -> Plan:
+        return make_plan(self.config, self.machine, self.models, there)
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,20 @@ def setup(home: Home, progress: Progress) -> EngineFacts:
     return ensure_engine(home, config.engine, progress)
 
 
-def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: bool = False) -> Started:
+def up(
+    home: Home,
+    services: tuple[str, ...],
+    progress: Progress,
+    *,
+    surge: bool = False,
+    rebalance: bool = False,
+    insecure: bool = False,
+) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
-    ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
-    ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
+    ``services`` limits what is started to these; everything that runs and changed is restarted all the same: one after
+    another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
+    shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     claim(home)
     config = _load(home, insecure)
@@ -75,27 +91,59 @@ def up(home: Home, services: tuple[str, ...], progress: Progress, *, insecure: b
     # What can be refused now is not refused after minutes of building an engine.
     read_models(home, config)
     _check_ports(home, config)
+    for endpoint in check_endpoints(config, read_endpoints(config, home.root)):
+        progress.note(f"{endpoint} does not answer; it gets requests when it does")
     ensure_engine(home, config.engine, progress)
     with home_lock(home, "up"):
         # Read again: another command may have been at work while we built.
-        plan = make_home_plan(home, insecure)
+        ask, there = _read_inputs(home, insecure), _running(home)
+        plan = ask.plan(NOTHING if rebalance else there)
+        if surge:
+            changed = frozenset(_changed_services(home, plan, there, services))
+            plan = ask.plan(replace(there, surge=changed))
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-        _check_ports(home, configuration.load(home.config_file))
+        _check_ports(home, ask.config)
         if plan.gateway.tls is not None:
             check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
-        plan = deploy.write_plan(home, plan)
-        daemon.ensure_running(home)
-        lifecycle.converge(home, (*wanted, METRICS_PROGRAM))
+        fits = _fits(plan, ask.machine.host, there)
+        rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
     return Started(plan, wanted)
 
 
+def _running(home: Home) -> Running:
+    return running(read_plan(home), lifecycle.running(home))
+
+
+def _changed_services(home: Home, plan: Plan, there: Running, services: tuple[str, ...]) -> Iterable[str]:
+    """Services with an engine that runs with another command or environment than the plan has for it."""
+    now = {p.name: p.argv for p in there.programs}
+    specs = {f.path: f.text for f in render(plan)}
+    for service in select_services(plan, services):
+        for program in service.replicas:
+            spec = guard_spec_path(program.name)
+            if program.name in now and (now[program.name], writer.read(home, spec)) != (program.argv, specs[spec]):
+                yield service.name
+
+
+def _fits(plan: Plan, host: HostFacts, there: Running) -> Callable[[Collection[str]], bool]:
+    """Whether engines that run have room beside all of a plan."""
+    new = {p.name: p for p in plan.programs}
+
+    def fits(names: Collection[str]) -> bool:
+        old = [p for p in there.programs if p.name in names and p.name not in new]
+        return missing_bytes((*new.values(), *old), host) == 0
+
+    return fits
+
+
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
-    """Wait until every program that was asked for is ready or has failed.
+    """Wait until every program that was asked for is ready, and gets requests, or has failed.
 
     ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
-    are not ready, with their causes.
+    are not ready, with their causes; GatewayError when Envoy does not take up what it is to serve. It checks engines by
+    itself, so it can be a second behind their guards; a client would get 503 in between.
     """
-    longest = max((s.start_timeout for s in started.plan.services), default=0) + START_MARGIN
+    longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)
     pending, last = set(started.programs), dict[str, ProgramState]()
     while pending:
@@ -104,47 +152,22 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
         if not settled:
             break
         pending -= settled
-    _require_ready(last)
-    _await_gateway(home, started)
+    if any(s.state != "ready" for s in last.values()):
+        raise rollout.not_ready(home, last.values())
+    balancing.await_files(home)
+    balancing.await_served(home, balancing.sockets(started.plan, started.programs))
 
 
-def _await_gateway(home: Home, started: Started) -> None:
-    """Wait until Envoy has taken up its files and sends requests to every engine that was started.
-
-    It checks the engines by itself, so it can be a second behind their guards; a client would get 503 in between.
-    """
-    versions = gateway_versions(render_gateway(started.plan))
-    sockets = {r.socket for r in started.plan.programs if r.name in started.programs}
-    deadline = time.monotonic() + GATEWAY_SECONDS
-    while True:
-        state = read_gateway(home.gateway_admin_socket)
-        served = frozenset[str]().union(*state.healthy.values())
-        if state.serves(versions) and sockets <= served:
-            return
-        if time.monotonic() > deadline:
-            raise GatewayError(
-                f"the gateway does not serve {', '.join(sorted(sockets - served)) or 'its new configuration'}"
-                + (f": {'; '.join(state.errors)}" if state.errors else ""),
-                "see `llmhost logs gateway`",
-            )
-        time.sleep(GATEWAY_POLL_SECONDS)
-
-
-def _require_ready(states: Mapping[str, ProgramState]) -> None:
-    missing = [s for s in states.values() if s.state != "ready"]
-    if missing:
-        causes = "; ".join(f"{s.name} is {s.state}" + (f" ({s.error})" if s.error else "") for s in missing)
-        service = missing[0].name.rpartition("-")[0] or missing[0].name
-        raise NotReadyError(causes, f"see `llmhost logs {service}` and `llmhost status`")
-
-
-def down(home: Home, on_progress: lifecycle.Progress) -> bool:
-    """Stop everything of this home; False when nothing was running."""
+def down(home: Home, progress: rollout.Told) -> bool:
+    """Stop everything of this home, engines first; False when nothing was running."""
     require_access(home)
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        return daemon.shutdown(home, on_progress)
+        plan = read_plan(home)
+        if plan is not None and daemon.is_running(home):
+            rollout.stop_engines(home, plan, [p.name for p in plan.programs], progress)
+        return daemon.shutdown(home, rollout.waiting(progress))
 
 
 def start(home: Home, services: tuple[str, ...]) -> Started:
@@ -154,28 +177,76 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     with home_lock(home, "start"):
         daemon.ensure_running(home)
         lifecycle.start(home, (*wanted, METRICS_PROGRAM))
+        balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted)
 
 
-def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> tuple[str, ...]:
-    """Stop services (all of them, and the gateway, when none is named); the programs that ran."""
+def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple[str, ...]:
+    """Stop services (all of them, and then the gateway, when none is named); the programs that ran."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
         if not daemon.is_running(home):
             return ()
-        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM, METRICS_PROGRAM), on_progress)
+        stopped = rollout.stop_engines(home, plan, names, progress)
+        return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM, METRICS_PROGRAM)))
 
 
-def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> Started:
+def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
     """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
         daemon.ensure_running(home)
-        lifecycle.restart(home, names, on_progress)
-        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM))
+        rollout.stop_engines(home, plan, names, progress)
+        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
     return Started(plan, (GATEWAY_PROGRAM, *names))
+
+
+def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+    """Restart the engines of services one after another, while the others of the same service serve.
+
+    Raises ConfigError for a service with one engine, and NotReadyError when nothing is running or an engine does not
+    come back; the rest of them is left alone then.
+    """
+    plan = load_plan(home)
+    chosen = select_services(plan, services)
+    alone = [s.name for s in chosen if len(s.replicas) < 2]
+    if alone:
+        raise ConfigError(
+            f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",
+            f"use `llmhost restart --surge {alone[0]}`, or write replicas: 2 and run `llmhost up`",
+        )
+    with home_lock(home, "restart --rolling"):
+        _require_live(home)
+        rollout.roll(home, plan, chosen, progress)
+    return Started(plan, (GATEWAY_PROGRAM, *_programs(plan, services)))
+
+
+def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+    """Start new engines of services beside the present ones, let them take over, then stop those.
+
+    Raises PlanError when there is no room for both, and NotReadyError when a new one does not become ready; the present
+    ones go on then.
+    """
+    with home_lock(home, "restart --surge"):
+        plan = deploy.with_secrets(home, load_plan(home))
+        _require_live(home)
+        chosen = frozenset(s.name for s in select_services(plan, services))
+        there = replace(_running(home), surge=chosen)
+        moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
+        new = replace(plan, services=moved)
+        require_room(
+            chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
+        )
+        wanted = (GATEWAY_PROGRAM, *_programs(new, services))
+        rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
+    return Started(new, wanted)
+
+
+def _require_live(home: Home) -> None:
+    if not balancing.is_live(home):
+        raise NotReadyError("the gateway is not running, so there is nobody to keep serving", "run `llmhost start`")
 
 
 def load_plan(home: Home) -> Plan:
@@ -214,6 +285,10 @@ def _load(home: Home, insecure: bool) -> Config:
 
 def make_home_plan(home: Home, insecure: bool = False) -> Plan:
     """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
+    return _read_inputs(home, insecure).plan(_running(home))
+
+
+def _read_inputs(home: Home, insecure: bool) -> _Inputs:
     config = _load(home, insecure)
     models = read_models(home, config)
     engine = find_engine(home, config.engine)
@@ -222,7 +297,7 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
             f"the engine {config.engine.name} is not built yet, so vLLM's flags are not known",
             "build it with `llmhost setup`",
         )
-    return make_plan(config, _machine(home, engine), models)
+    return _Inputs(config, _machine(home, config, engine), models)
 
 
 def validate_arguments(home: Home, config: Config) -> bool:
@@ -274,6 +349,8 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     models_dir = Path(config.models_dir).expanduser() if config.models_dir else home.models
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
+        if not service.replicas:
+            continue
         try:
             facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
         except LlmhostError as e:
@@ -281,8 +358,9 @@ def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     return facts
 
 
-def _machine(home: Home, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file))
+def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
+    endpoints = read_endpoints(config, home.root)
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

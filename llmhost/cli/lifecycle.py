@@ -34,6 +34,17 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
 @_services
 @click.option("--demo", is_flag=True, help="Write the demo's llmhost.yaml first when there is none.")
 @click.option("--port", type=click.IntRange(1, 65535), help="With --demo: port of the gateway.  [default: 8000]")
+@click.option(
+    "--surge",
+    is_flag=True,
+    help="What changed starts beside what runs, takes over when it is ready, and only then the old one stops:"
+    " no request is lost, also with one replica. Needs memory for both.",
+)
+@click.option(
+    "--rebalance",
+    is_flag=True,
+    help="Share out cores and memory anew among all services (restarts those whose share changes).",
+)
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
 @click.pass_obj
@@ -42,6 +53,8 @@ def up_command(
     services: tuple[str, ...],
     demo: bool,
     port: int | None,
+    surge: bool,
+    rebalance: bool,
     insecure: bool,
     wait: bool,
     timeout: float | None,
@@ -50,7 +63,13 @@ def up_command(
 
     Builds the engine when it is not there, writes the files of supervisord and the gateway, starts what is not running
     and restarts what changed; everything else keeps running. With SERVICES only these are started.
+
+    A service with several replicas is changed one replica after another, and a service that takes over the names of
+    another one starts beside it, so no request is lost; both take their time, also with --no-wait. A service with one
+    replica answers 503 while it restarts, unless --surge starts the new one beside the old.
     """
+    if surge and rebalance:
+        raise click.UsageError("--surge keeps what runs, --rebalance does not: use one of them")
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
@@ -59,7 +78,7 @@ def up_command(
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
-        started = workflow.up(session.home, services, progress, insecure=insecure)
+        started = workflow.up(session.home, services, progress, surge=surge, rebalance=rebalance, insecure=insecure)
         if wait:
             _await_ready(session, started, timeout, progress)
     _show(session, started)
@@ -68,10 +87,16 @@ def up_command(
 @click.command("down")
 @click.pass_obj
 def down_command(session: Session) -> None:
-    """Stop all services, the gateway and supervisord; nothing of ours is left running."""
-    from llmhost import workflow
+    """Stop all services, the gateway and supervisord; nothing of ours is left running.
 
-    if workflow.down(session.home, _remark_waiting):
+    Running requests get `stop_timeout` to finish, new ones get 503.
+    """
+    from llmhost import workflow
+    from llmhost.cli.progress import shown_progress
+
+    with shown_progress() as progress:
+        stopped = workflow.down(session.home, progress)
+    if stopped:
         console.result("everything has stopped")
     else:
         console.result("nothing was running")
@@ -96,37 +121,53 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
 @_services
 @click.pass_obj
 def stop_command(session: Session, services: tuple[str, ...]) -> None:
-    """Stop SERVICES (default: all of them, and the gateway last).
+    """Stop SERVICES (default: all of them, and then the gateway).
 
-    Running requests get `stop_timeout` to finish; new ones are answered with 503 meanwhile.
-    """
-    from llmhost import workflow
-
-    stopped = workflow.stop(session.home, services, _remark_waiting)
-    console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
-
-
-@click.command("restart")
-@_services
-@_waiting
-@click.pass_obj
-def restart_command(session: Session, services: tuple[str, ...], wait: bool, timeout: float | None) -> None:
-    """Stop SERVICES (default: all), start them again and wait until they are ready.
-
-    An edited llmhost.yaml is not read: that is what `llmhost up` is for.
+    Running requests get `stop_timeout` to finish, new ones get 503 with Retry-After.
     """
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
     with shown_progress() as progress:
-        started = workflow.restart(session.home, services, _remark_waiting)
+        stopped = workflow.stop(session.home, services, progress)
+    console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@click.command("restart")
+@_services
+@click.option(
+    "--rolling",
+    is_flag=True,
+    help="One replica after another: it leaves balancing, finishes its requests, restarts, and is back before the next"
+    " one leaves. No request is lost. For services with several replicas.",
+)
+@click.option(
+    "--surge",
+    is_flag=True,
+    help="New engines start beside the old ones and take over when they are ready; then the old ones finish and stop."
+    " No request is lost, also with one replica. Needs memory for both.",
+)
+@_waiting
+@click.pass_obj
+def restart_command(
+    session: Session, services: tuple[str, ...], rolling: bool, surge: bool, wait: bool, timeout: float | None
+) -> None:
+    """Stop SERVICES (default: all), start them again and wait until they are ready.
+
+    An edited llmhost.yaml is not read: that is what `llmhost up` (and `llmhost up --surge`) is for.
+    """
+    from llmhost import workflow
+    from llmhost.cli.progress import shown_progress
+
+    if rolling and surge:
+        raise click.UsageError("--rolling and --surge are two ways of doing the same: use one of them")
+    if (rolling or surge) and not wait:
+        raise click.UsageError("--no-wait: taking turns means to wait for each other")
+    way = workflow.restart_rolling if rolling else workflow.restart_surge if surge else workflow.restart
+    with shown_progress() as progress:
+        started = way(session.home, services, progress)
         if wait:
             _await_ready(session, started, timeout, progress)
-
-
-def _remark_waiting(names: tuple[str, ...]) -> None:
-    if names:
-        console.remark(f"waiting for {', '.join(names)} to stop")
 
 
 def _await_ready(session: Session, started: Started, timeout: float | None, progress: Progress) -> None:

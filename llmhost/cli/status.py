@@ -47,10 +47,12 @@ def _pid(pid: int | None) -> str:
 
 def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:
     names = ", ".join(service.served_as)
-    if len(service.replicas) == 1:
+    if len(service.replicas) == 1 and not service.endpoints:
         return [(service.name, service.kind, names, *_cells(service.replicas[0]))]
     head = (service.name, service.kind, names, console.state(service.state), "", "", "", "")
-    return [head, *((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)]
+    replicas = ((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)
+    endpoints = ((f"  {e.url}", "", "", console.state(e.state), "", "", "", "") for e in service.endpoints)
+    return [head, *replicas, *endpoints]
 
 
 def _cells(replica: ReplicaStatus) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from llmhost.files import RenderedFile
 from llmhost.gateway.bootstrap import FOLDER, gateway_argv, render_bootstrap, render_static
-from llmhost.gateway.clusters import clusters
+from llmhost.gateway.clusters import clusters, members, members_file
 from llmhost.gateway.endpoints import ENDPOINTS, Endpoint
-from llmhost.gateway.envoy import Data, resource_file, version_of
-from llmhost.gateway.listeners import gateway_dir, listeners
+from llmhost.gateway.envoy import Data, gateway_dir, resource_file, version_of
+from llmhost.gateway.listeners import listeners
 from llmhost.gateway.routes import route_configurations, routes_file
 from llmhost.gateway.tls import WATCHED, secrets, watched_files
 from llmhost.plan.types import Plan
@@ -32,14 +32,15 @@ WATCHED_FILE = f"{FOLDER}/{WATCHED}/watched.json"
 
 
 def render_gateway(plan: Plan) -> tuple[RenderedFile, ...]:
-    """Envoy's bootstrap and the three files that it watches; equal plans give equal bytes.
+    """Envoy's bootstrap and the files that it watches; equal plans give equal bytes.
 
-    Write them one by one and each by rename, cds before rds: Envoy takes a change as soon as a file is renamed into
-    place. Raises GatewayError when ``gateway.host`` is not an IP address.
+    Write them one by one and each by rename, eds before cds before rds: Envoy takes a change as soon as a file is
+    renamed into place. Raises GatewayError when ``gateway.host`` is not an IP address.
     """
     return (
         render_bootstrap(plan),
         *_certificates(plan),
+        *(_resources(members_file(name), (resource,)) for name, resource in members(plan).items()),
         _resources("cds", clusters(plan)),
         *render_routes(plan),
         _resources("lds", listeners(plan)),
@@ -66,5 +67,5 @@ def _resources(name: str, resources: tuple[Data, ...]) -> RenderedFile:
 def gateway_versions(files: Iterable[RenderedFile]) -> dict[str, str]:
     """The version of each watched file among ``files``, by its name without suffix, as the gateway reports them."""
     # Of secrets Envoy tells no version.
-    watched = (f for f in files if re.fullmatch(f"{FOLDER}/(cds|lds|rds[^/]*)[.]json", f.path))
+    watched = (f for f in files if re.fullmatch(f"{FOLDER}/(cds|lds|(rds|eds)[^/]*)[.]json", f.path))
     return {f.path.removeprefix(f"{FOLDER}/").removesuffix(".json"): version_of(f.text) for f in watched}

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from llmhost.files import RenderedFile
-from llmhost.gateway.clusters import clusters
-from llmhost.gateway.envoy import Data, extension
-from llmhost.gateway.listeners import gateway_dir, listeners, resource_source
+from llmhost.gateway.clusters import static_clusters
+from llmhost.gateway.envoy import Data, extension, gateway_dir, resource_source
+from llmhost.gateway.listeners import listeners
 from llmhost.gateway.routes import route_configurations
 from llmhost.gateway.tls import static_filter_chain
 from llmhost.paths import Home
@@ -94,7 +94,7 @@ def render_static(plan: Plan) -> str:
     """
     routes = {r["name"]: _plain(r) for r in route_configurations(plan)}
     static = [_with_files(plan, _with_routes(_plain(listener), routes)) for listener in listeners(plan)]
-    resources = {"listeners": static, "clusters": [_plain(c) for c in clusters(plan)]}
+    resources = {"listeners": static, "clusters": [_plain(c) for c in static_clusters(plan)]}
     return _json({"layered_runtime": RUNTIME, "static_resources": resources}) + "\n"
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 
 from llmhost.errors import GatewayError
-from llmhost.gateway import access, limits
-from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.gateway import access, limits, sticky
+from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.gateway.tls import filter_chain
-from llmhost.paths import Home
 from llmhost.plan.types import Plan
 
 STREAM_IDLE = "3600s"
@@ -71,20 +69,6 @@ def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.services if s.port)
     return (_listener(plan, MAIN, plan.gateway.port), *own)
-
-
-def resource_source(plan: Plan, name: str) -> Data:
-    """Where Envoy finds a resource file; it looks again whenever something is renamed into the directory."""
-    folder = gateway_dir(plan)
-    return {
-        "resource_api_version": "V3",
-        "path_config_source": {"path": f"{folder}/{name}.json", "watched_directory": {"path": folder}},
-    }
-
-
-def gateway_dir(plan: Plan) -> str:
-    """The directory of the rendered gateway files."""
-    return str(Home(Path(plan.home)).gateway_conf)
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:
@@ -175,7 +159,7 @@ def _filters(plan: Plan) -> list[Data]:
         "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
     )
     who = [*limits.response_filters(), *access.filters(), limits.key_filter()]
-    return [*who, limit, hold, read, limits.service_filter(), forward]
+    return [*who, limit, hold, read, limits.service_filter(), sticky.reader(), forward]
 
 
 def _mappers(plan: Plan) -> list[Data]:

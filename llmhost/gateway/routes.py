@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, limits, statistics
-from llmhost.gateway.clusters import METRICS_CLUSTER
+from llmhost.gateway import access, answers, limits, statistics, sticky
+from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -31,18 +31,6 @@ from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
 
 MAIN = "gateway"
 READ = ("GET", "HEAD")
-RETRY = {
-    # Only what never reached an engine is sent again: a request that was begun may have had effects, and costs.
-    "retry_on": "connect-failure,refused-stream,reset-before-request",
-    "num_retries": 3,
-    "retry_host_predicate": [
-        {
-            "name": "envoy.retry_host_predicates.previous_hosts",
-            "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-        }
-    ],
-    "host_selection_retry_max_attempts": 3,
-}
 
 
 def own_port_name(service: ServicePlan) -> str:
@@ -94,7 +82,7 @@ def _for_everybody(
     """
     main = ready_of is None
     open_to_all = {"typed_per_filter_config": access.opened() | limits.unlimited()}
-    yield from (route | open_to_all for route in _health(ready_of))  # not counted, either
+    yield from (route | open_to_all for route in _health(services, ready_of))  # not counted, either
     yield _no_tunnel()
     for key in gateway.keys:
         if key.expires is not None:
@@ -149,7 +137,9 @@ def _routes(
     yield _error(match(".*"), 404, "This path is not served here; GET /docs lists those that are")
 
 
-def _health(ready_of: ServicePlan | None) -> Iterator[Data]:
+def _health(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
+    if ready_of is None:
+        yield from _health_of_models(services)
     found = match("/health", *READ)
     yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward(found, ready_of)
 
@@ -173,6 +163,22 @@ def _own_answers(services: Sequence[ServicePlan], metrics: bool, locked: bool) -
     yield _error(match("/v1/models/.+", *read), 404, missing, "model")
     own = "/v1/models(/.+)?|/health|/docs|/openapi[.]json" + ("|/metrics" if metrics else "")
     yield _not_allowed(own, "GET, HEAD")
+
+
+def _health_of_models(services: Sequence[ServicePlan]) -> Iterator[Data]:
+    """``/health?model=NAME`` is the health of that service: what another gateway asks that has it as an endpoint.
+
+    No key is needed, so a name that does not exist is like one without an engine.
+    """
+    for service in services:
+        names = "|".join(name_regex(name) for name in service.served_as)
+        yield _forward(_asked_for(names), service)
+    yield _error(_asked_for(".*"), 503, "The model has no engine that is ready")
+
+
+def _asked_for(model: str) -> Data:
+    parameter = {"name": "model", "string_match": {"safe_regex": {"regex": model}}}
+    return match("/health", *READ) | {"query_parameters": [parameter]}
 
 
 def name_regex(name: str) -> str:
@@ -260,12 +266,9 @@ def _not_allowed(regex: str, allow: str) -> Data:
 
 
 def _forward(found: Data, service: ServicePlan) -> Data:
-    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
-    action = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
-    return {
-        "match": found, "route": action, "metadata": _route_metadata(service=service.name),
-        "typed_per_filter_config": limits.route_configuration(service.limits),
-    }  # fmt: skip
+    filters = limits.route_configuration(service.limits) | sticky.route_filters(service)
+    route = {"match": found, "route": route_action(service), "metadata": _route_metadata(service=service.name)}
+    return route | {"typed_per_filter_config": filters}
 
 
 def _metrics(found: Data) -> Data:

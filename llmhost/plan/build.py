@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
 from llmhost.errors import GatewayError, PlanError
-from llmhost.facts import EngineFacts, HostFacts, ModelFacts, Tools
+from llmhost.facts import EndpointFacts, EngineFacts, HostFacts, ModelFacts, Tools
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
 from llmhost.plan.cpu import CpuShare, share_cpu
+from llmhost.plan.running import NOTHING, Running, program_mark
 from llmhost.plan.types import (
+    EndpointPlan,
     EnginePlan,
     GatewayPlan,
     KeyPlan,
@@ -22,6 +24,7 @@ from llmhost.plan.types import (
     Plan,
     ProgramPlan,
     ServicePlan,
+    StickyPlan,
     TlsPlan,
 )
 
@@ -41,15 +44,22 @@ class Machine:
     engine: EngineFacts
     keys: tuple[ApiKey, ...] = ()
     """The API keys of the home, revoked ones included."""
+    endpoints: Mapping[str, tuple[EndpointFacts, ...]] = field(default_factory=dict)
+    """Of each service, in the order of its endpoints in llmhost.yaml."""
 
 
-def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]) -> Plan:
+def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
     """The plan for a configuration on a machine; ``models`` holds the facts of each service's model by service name.
 
-    Raises PlanError (wrong or unknown vLLM flags, not enough memory) and HomeError (a socket path too long).
+    What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
+    enough memory) and HomeError (a socket path too long).
     """
-    shares = share_cpu(config.services, machine.host, models)
-    services = tuple(_service(name, s, machine, models[name], shares[name]) for name, s in config.services.items())
+    shares = share_cpu(config.services, machine.host, models, running)
+    services = tuple(
+        _service(name, s, machine, models[name], shares[name]) if s.replicas else _elsewhere(name, s, machine)
+        for name, s in config.services.items()
+    )
+    _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     _check_defaults(services)
     engine = machine.engine
@@ -112,15 +122,14 @@ def _check_defaults(services: Sequence[ServicePlan]) -> None:
 
 
 def _service(
-    name: str, service: Service, machine: Machine, model: ModelFacts, shares: tuple[CpuShare, ...]
+    name: str, service: Service, machine: Machine, model: ModelFacts, shares: Mapping[str, CpuShare]
 ) -> ServicePlan:
     names = served_names(name, service)
     kind = service.kind or model.kind
     arguments = vllm_arguments(name, service.args, machine.engine.flags)
     _check_parsers(name, service, machine.engine)
     replicas = tuple(
-        _program(f"{name}-{index}", service, machine, model, names, arguments, share)
-        for index, share in enumerate(shares)
+        _program(program, service, machine, model, names, arguments, share) for program, share in shares.items()
     )
     return ServicePlan(
         name=name,
@@ -135,6 +144,8 @@ def _service(
         replicas=replicas,
         limits=_limits(service.limits),
         default=service.default,
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
     )
 
 
@@ -143,6 +154,51 @@ def _limits(limits: configuration.ServiceLimits) -> Limits:
     return Limits(
         limits.requests_per_minute, limits.concurrent_requests, None if size is None else max(1, round(size * MIB))
     )
+
+
+def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
+    """A service that other hosts serve alone; its model is not here, so nothing is known of it but what is written."""
+    return ServicePlan(
+        name=name,
+        kind=service.kind or "chat",  # written down: `Service` insists
+        kind_reason="written in llmhost.yaml",
+        model=service.model,
+        model_path="",
+        served_as=served_names(name, service),
+        port=service.port,
+        start_timeout=service.start_timeout,
+        stop_timeout=service.stop_timeout,
+        replicas=(),
+        limits=_limits(service.limits),
+        default=service.default,
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
+    )
+
+
+def _endpoints(name: str, service: Service, machine: Machine) -> tuple[EndpointPlan, ...]:
+    known = machine.endpoints.get(name, ())
+    return tuple(
+        EndpointPlan(e.url, facts.address, e.key_file, facts.key, facts.ca_file)
+        for e, facts in zip(service.endpoints, known, strict=True)
+    )
+
+
+def _sticky(service: Service) -> StickyPlan | None:
+    sticky = service.sticky
+    return None if sticky is None else StickyPlan(sticky.header and sticky.header.lower(), sticky.prefix)
+
+
+def _refuse_ourselves(config: Config, machine: Machine) -> None:
+    """A gateway that is its own endpoint would send requests round in a circle."""
+    ports = {config.gateway.port, *(s.port for s in config.services.values())}
+    for name, service in config.services.items():
+        for endpoint, facts in zip(service.endpoints, machine.endpoints.get(name, ()), strict=True):
+            if facts.ours and int(endpoint.url.rpartition(":")[2]) in ports:
+                raise PlanError(
+                    f"services.{name}.endpoints: {endpoint.url} is this gateway itself",
+                    "write the address of another host, or another server's port on this one",
+                )
 
 
 def _program(
@@ -169,6 +225,7 @@ def _program(
         cores=share.cores,
         memory_bytes=share.memory_bytes,
         kv_cache_bytes=share.kv_cache_bytes,
+        threads=share.threads,
     )
 
 
@@ -195,8 +252,7 @@ def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, s
     """The engine's environment: its mark, caches inside the home, nothing that phones out."""
     cache = machine.home.cache / machine.engine.name
     return {
-        # Every process of an engine carries this mark, so that leftovers can be told from strangers.
-        "LLMHOST_PROGRAM": f"{machine.home.root}:{program}",
+        "LLMHOST_PROGRAM": program_mark(machine.home.root, program),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),

@@ -61,6 +61,48 @@ class ProgramPlan:
     memory_bytes: int
     """Host memory (CPU engines) that the plan reckons with for this process."""
     kv_cache_bytes: int
+    threads: int = 0
+    """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
+
+
+@dataclass(frozen=True)
+class EndpointPlan:
+    """A server on another host that takes its part of a service's requests."""
+
+    url: str
+    """``scheme://host:port``."""
+    address: str
+    """IP address of the host when the plan was made."""
+    key_file: str | None = None
+    key: str | None = field(default=None, repr=False)
+    """The API key that it wants; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    ca_file: str | None = None
+
+    @property
+    def tls(self) -> bool:
+        return self.url.startswith("https:")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def host(self) -> str:
+        """Name or address, as written."""
+        return self.url.partition("://")[2].rpartition(":")[0].strip("[]")
+
+    @property
+    def member(self) -> str:
+        """How the gateway calls it."""
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class StickyPlan:
+    """What requests that go to the same replica have in common: a header, or so many bytes of their beginning."""
+
+    header: str | None = None
+    prefix: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +123,8 @@ class ServicePlan:
     stop_timeout: float
     """Seconds that running requests get to finish when the service is stopped."""
     replicas: tuple[ProgramPlan, ...]
+    endpoints: tuple[EndpointPlan, ...] = ()
+    sticky: StickyPlan | None = None
     limits: Limits = Limits()
     default: bool = False
     """Answers requests of its kind that name no model, also beside other services of the kind."""
@@ -137,9 +181,12 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back. Without the digests of keys: those are for Envoy only."""
+        """JSON-ready; `from_dict` reads it back. Without digests of keys and keys of endpoints: those are for Envoy."""
         keys = tuple(replace(key, digest="") for key in self.gateway.keys)
-        return asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
+        data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
+        for service in data["services"]:
+            service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -166,8 +213,13 @@ def _key(data: Mapping[str, Any]) -> KeyPlan:
 
 def _service(data: Mapping[str, Any]) -> ServicePlan:
     replicas = tuple(_program(p) for p in data["replicas"])
-    limits = Limits(**data["limits"])
-    return ServicePlan(**{**data, "served_as": tuple(data["served_as"]), "replicas": replicas, "limits": limits})
+    more = {
+        "limits": Limits(**data["limits"]),
+        "served_as": tuple(data["served_as"]),
+        "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
+        "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
+    }
+    return ServicePlan(**{**data, **more, "replicas": replicas})
 
 
 def _program(data: Mapping[str, Any]) -> ProgramPlan:

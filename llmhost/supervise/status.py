@@ -17,7 +17,7 @@ from llmhost.supervise.states import ProgramState, State, read_states
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
-_SHOWN = ("name", "kind", "model", "served_as", "replicas")
+_SHOWN = ("name", "kind", "model", "served_as", "replicas", "endpoints")
 """What is needed of a service in the plan."""
 
 
@@ -50,8 +50,15 @@ class ReplicaStatus(NamedTuple):
     error: str | None
 
 
+class EndpointStatus(NamedTuple):
+    """A server on another host, as the gateway sees it: ready, unhealthy, or stopped when no gateway is looking."""
+
+    url: str
+    state: State
+
+
 class ServiceStatus(NamedTuple):
-    """One service; ``state`` is the worst of its replicas."""
+    """One service; ``state`` is the worst of its replicas and endpoints."""
 
     name: str
     kind: str
@@ -59,6 +66,7 @@ class ServiceStatus(NamedTuple):
     served_as: tuple[str, ...]
     state: State
     replicas: tuple[ReplicaStatus, ...]
+    endpoints: tuple[EndpointStatus, ...] = ()
 
 
 class Status(NamedTuple):
@@ -79,7 +87,9 @@ class Status(NamedTuple):
         services = []
         for service in self.services:
             replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
-            services.append({**service._asdict(), "served_as": list(service.served_as), "replicas": replicas})
+            endpoints = [endpoint._asdict() for endpoint in service.endpoints]
+            lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints}
+            services.append({**service._asdict(), **lists})
         return {"supervisor": self.supervisor._asdict(), "gateway": self.gateway._asdict(), "services": services}
 
 
@@ -91,10 +101,11 @@ def read_status(home: Home) -> Status:
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
+    served = _served(home) if any(service["endpoints"] for service in planned) else None
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid),
-        tuple(_service(service, states, trees) for service in planned),
+        tuple(_service(service, states, trees, served) for service in planned),
     )
 
 
@@ -128,12 +139,34 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _service(service: dict[str, Any], states: dict[str, ProgramState], trees: "_Processes | None") -> ServiceStatus:
+def _served(home: Home) -> frozenset[str] | None:
+    """The members that get requests; None when no gateway tells."""
+    from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (most homes have no endpoints)
+
+    seen = read_gateway(home.gateway_admin_socket)
+    return frozenset[str]().union(*seen.healthy.values()) if seen.live else None
+
+
+def _service(
+    service: dict[str, Any],
+    states: dict[str, ProgramState],
+    trees: "_Processes | None",
+    served: frozenset[str] | None,
+) -> ServiceStatus:
     replicas = tuple(_replica(states[p["name"]], tuple(p["gpus"]), trees) for p in service["replicas"])
-    there = {r.state for r in replicas}
+    endpoints = tuple(EndpointStatus(e["url"], _endpoint(e, served)) for e in service["endpoints"])
+    there = {r.state for r in replicas} | {e.state for e in endpoints}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
     served_as = tuple(service["served_as"])
-    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas)
+    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas, endpoints)
+
+
+def _endpoint(endpoint: dict[str, Any], served: frozenset[str] | None) -> State:
+    """Of an endpoint of the plan, which the gateway calls by its ``address:port`` (`EndpointPlan.member`)."""
+    if served is None:
+        return "stopped"
+    member = f"{endpoint['address']}:{endpoint['url'].rpartition(':')[2]}"
+    return "ready" if member in served else "unhealthy"
 
 
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:

@@ -14,7 +14,9 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -30,11 +32,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--say", action="append", default=[], help="print this line to stderr first")
     parser.add_argument("--say-bytes", help="print these bytes (hex) first")
     parser.add_argument("--exit-early", type=int, help="exit with this status instead of listening")
+    parser.add_argument("--exit-early-if", help="exit with status 1 when this file exists")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--children", type=int, default=0, help="processes that called setsid and lost their parent")
     parser.add_argument("--stubborn-children", action="store_true", help="they ignore SIGTERM")
     parser.add_argument("--no-chat-template", action="store_true", help="chat is refused with 400, as by vLLM")
     parser.add_argument("--status", type=int, default=200, help="answer every request of a kind with this status")
+    parser.add_argument("--shutdown-timeout", type=float, default=0, help="seconds to drain after SIGTERM, as in vLLM")
+    parser.add_argument("--mark", help="a word that every answer carries")
     parser.add_argument("--metrics", help="a page of vLLM's metrics after one request, to be served at /metrics")
     parser.add_argument("--dump", help="write argv, environment and process id to this file as JSON")
     known, _ = parser.parse_known_args([*shlex.split(os.environ.get("FAKE_ENGINE", "")), *argv])
@@ -69,10 +74,23 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"error": {"message": "as the test wants it"}}, self.given.status)
         elif self.given.no_chat_template and self.path == "/v1/chat/completions":
             self.answer({"error": {"message": "you must provide a chat template"}}, 400)
-        elif body.get("stream"):
-            self.stream(body)
+        elif Drain.began.is_set():
+            self.answer({"choices": [{"index": 0, "message": {}, "finish_reason": "abort"}]})  # vLLM 0.32 does this
         else:
-            self.answer({"model": body.get("model"), **make(body)})
+            with Drain.working():
+                self.work(body, make)
+
+    def work(self, body: dict[str, Any], make: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """``fake: {"chunks": 20, "seconds": 0.1}`` makes a slow stream, ``seconds`` alone a late answer.
+
+        With ``until`` a stream ends early, when that file is there.
+        """
+        wish = body.get("fake") or {}
+        if body.get("stream"):
+            self.stream(body, int(wish.get("chunks", 3)), float(wish.get("seconds", 0)), wish.get("until"))
+            return
+        time.sleep(float(wish.get("seconds", 0)))
+        self.answer({"model": body.get("model"), "mark": self.given.mark, "program": program(), **make(body)})
 
     def answer(self, data: dict[str, Any], status: int = 200) -> None:
         self.send(json.dumps(data).encode(), status, "application/json")
@@ -84,19 +102,63 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def stream(self, body: dict[str, Any]) -> None:
+    def stream(self, body: dict[str, Any], chunks: int, seconds: float, until: str | None) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for word in ("one ", "two ", "three"):
-            chunk = {"model": body.get("model"), "choices": [{"index": 0, "delta": {"content": word}}]}
-            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
-        self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
+        for number in range(chunks):
+            time.sleep(seconds if number else 0)
+            if until and Path(until).exists():
+                break
+            word = ("one ", "two ", "three ")[number % 3]
+            self.event(json.dumps({"model": body.get("model"), "choices": [{"index": 0, "delta": {"content": word}}]}))
+        self.event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def event(self, data: str) -> None:
+        text = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
 
     def address_string(self) -> str:
         return "unix"
+
+
+def program() -> str:
+    """``chat-0``, from the mark that the guard gave."""
+    return os.environ.get("LLMHOST_PROGRAM", "").rpartition(":")[2]
+
+
+class Drain:
+    """After SIGTERM: requests that run go on for `--shutdown-timeout`, new ones are aborted, then the process ends."""
+
+    began = threading.Event()
+    lock = threading.Lock()
+    active = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def working(cls) -> Iterator[None]:
+        with cls.lock:
+            cls.active += 1
+        try:
+            yield
+        finally:
+            with cls.lock:
+                cls.active -= 1
+
+    @classmethod
+    def begin(cls, seconds: float) -> None:
+        if cls.began.is_set():
+            return
+        cls.began.set()
+        threading.Thread(target=cls.finish, args=(time.monotonic() + seconds,), daemon=True).start()
+
+    @classmethod
+    def finish(cls, deadline: float) -> None:
+        while cls.active and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os._exit(0)
 
 
 def chat(body: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +232,7 @@ def main(argv: list[str]) -> int:
     if given.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: Drain.begin(given.shutdown_timeout))
     if given.dump:
         environ = {os.fsdecode(k): os.fsdecode(v) for k, v in os.environb.items()}
         Path(given.dump).write_text(json.dumps({"argv": sys.argv, "env": environ, "pid": os.getpid()}))
@@ -182,6 +244,8 @@ def main(argv: list[str]) -> int:
     while given.wait_for and not Path(given.wait_for).exists():
         time.sleep(0.02)
     time.sleep(given.start_delay)
+    if given.exit_early_if and Path(given.exit_early_if).exists():
+        return 1
     if given.exit_early is not None:
         return int(given.exit_early)
     Handler.given = given

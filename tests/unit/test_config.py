@@ -57,7 +57,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("gateway: {port: 70000}", "gateway.port: input should be less than or equal to 65535", "schema"),
         ("services: {chat: {model: 3}}", "services.chat.model: input should be a valid string, not 3", "schema"),
         ("services: {chat: {}}", "services.chat.model: field required", "schema"),
-        ("services: {chat: {model: /m, replicas: 0}}", "services.chat.replicas", "schema"),
+        ("services: {chat: {model: /m, replicas: -1}}", "services.chat.replicas", "schema"),
         ("services: [chat]", "services: input should be a valid dictionary", "schema"),
         ("services: {Chat_1: {model: /m}}", "'Chat_1' cannot be the name of a service", "schema"),
         ("services: {-a: {model: /m}}", "'-a' cannot be the name of a service", "schema"),

@@ -124,7 +124,7 @@ def test_nothing_is_given_out_twice(cores: int, memory: int, replicas: list[int]
     models: dict[str, ModelFacts] = {name: model(weights_gib=weights) for name in services}
     host = HostFacts(tuple(range(cores)), memory * GIB, 0)
     try:
-        shares = [share for each in share_cpu(services, host, models).values() for share in each]
+        shares = [share for each in share_cpu(services, host, models).values() for share in each.values()]
     except PlanError:
         smallest = ENGINE_BASE_BYTES + weights * GIB + SMALLEST_KV_CACHE
         assert sum(replicas) * smallest > 0.89 * memory * GIB

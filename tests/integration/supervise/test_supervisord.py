@@ -52,6 +52,7 @@ def test_from_nothing_to_ready_to_nothing(house: House) -> None:
     chat = data["services"][0]
     assert {key: chat[key] for key in chat if key != "replicas"} == {
         "name": "chat", "kind": "chat", "model": "/models/chat", "served_as": ["chat"], "state": "ready",
+        "endpoints": [],
     }  # fmt: skip
     (replica,) = chat["replicas"]
     assert set(replica) == {

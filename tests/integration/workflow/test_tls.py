@@ -252,10 +252,11 @@ def test_what_envoy_refuses_is_not_written(installed: Installed, certificates: C
     """Something that only Envoy knows to be wrong: it reads its configuration before anything is replaced."""
     from dataclasses import replace
 
-    from llmhost import deploy
+    from llmhost import rollout
+    from llmhost.env import Silent
     from llmhost.errors import GatewayError
     from llmhost.plan.types import TlsPlan
-    from llmhost.workflow import make_home_plan
+    from llmhost.workflow import load_plan, make_home_plan
 
     installed.write(f"chat: {{model: {installed.model()}}}")
     installed.run("up", "--no-wait")
@@ -263,7 +264,8 @@ def test_what_envoy_refuses_is_not_written(installed: Installed, certificates: C
     certificates.issue(certificates.folder / "x.pem", certificates.folder / "x.key")
     plan = make_home_plan(installed.home)
     tls = TlsPlan(str(certificates.certificate), str(certificates.folder / "x.key"))
+    wrong = replace(plan, gateway=replace(plan.gateway, tls=tls))
     with pytest.raises(GatewayError, match="Envoy refuses its configuration: "):
-        deploy.write_plan(installed.home, replace(plan, gateway=replace(plan.gateway, tls=tls)))
+        rollout.apply(installed.home, load_plan(installed.home), wrong, (), Silent(), lambda _: True)
     assert {p: p.read_bytes() for p in installed.home.conf.rglob("*") if p.is_file()} == files
     assert not list(installed.home.run.glob("gateway-check-*"))

@@ -45,13 +45,14 @@ def test_every_port_of_a_locked_gateway_checks_keys() -> None:
         users = host(plan, name)["typed_per_filter_config"]["llmhost.auth"]["users"]["inline_string"]
         assert users == "# llmhost"
         open_routes = [r for r in host(plan, name)["routes"] if "llmhost.auth" in r.get("typed_per_filter_config", {})]
-        assert [r["match"]["safe_regex"]["regex"] for r in open_routes] == ["/health"]
+        assert {r["match"]["safe_regex"]["regex"] for r in open_routes} == {"/health"}
+        assert all(r["match"]["headers"][0]["string_match"]["safe_regex"]["regex"] == "GET|HEAD" for r in open_routes)
 
 
 def test_a_locked_gateway_has_no_route_to_an_engine_that_does_not_ask_for_a_key() -> None:
     routes = host(plan_with(issue("a")[0], issue("b", ("chat",))[0]))["routes"]
     for route in routes:
-        if "cluster" in route.get("route", {}):
+        if "cluster" in route.get("route", {}) and route["match"]["safe_regex"]["regex"] != "/health":
             assert any(m["path"] == [{"key": "key"}] for m in route["match"]["dynamic_metadata"])
 
 

@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 from llmhost.errors import GatewayError
 from llmhost.gateway import ENDPOINTS, gateway_argv, gateway_versions, render_gateway, render_static
 from llmhost.gateway.answers import docs_page, model_list
+from llmhost.gateway.clusters import merge_members, take_out
 from llmhost.gateway.endpoints import groups
-from llmhost.gateway.envoy import paths_regex
+from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
 from llmhost.plan.types import Plan
@@ -45,6 +46,9 @@ def routes(plan: Plan, name: str = "rds") -> list[dict[str, Any]]:
 def test_files_of_a_plan() -> None:
     assert [f.path for f in render_gateway(PLAN)] == [
         "conf/gateway/envoy.yaml",
+        "conf/gateway/eds-chat.json",
+        "conf/gateway/eds-embedding.json",
+        "conf/gateway/eds-rerank.json",
         "conf/gateway/cds.json",
         "conf/gateway/rds.json",
         "conf/gateway/rds-port-embedding.json",
@@ -92,19 +96,49 @@ def test_command_line() -> None:
     assert "--log-format-escaped" in argv
 
 
-def test_one_cluster_per_service_and_one_endpoint_per_replica() -> None:
+def test_one_cluster_per_service_and_one_member_per_replica() -> None:
     found = {c["name"]: c for c in resources(PLAN, "cds")}
-    sockets = [e["endpoint"]["address"]["pipe"]["path"] for e in _members(found["chat"])]
     assert list(found) == ["chat", "embedding", "rerank", "llmhost_metrics"]
-    assert sockets == ["/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock"]
+    assert sockets(member_file(PLAN, "chat")) == {SOCKETS[0]: None, SOCKETS[1]: None}
     engines = [found[name] for name in ("chat", "embedding", "rerank")]
     assert all(c["lb_policy"] == "LEAST_REQUEST" for c in engines)
     assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in engines)
 
 
-def _members(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    members: list[dict[str, Any]] = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    return members
+SOCKETS = ("/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock", "/srv/llmhost/run/chat-2.sock")
+
+
+def member_file(plan: Plan, service: str) -> str:
+    return next(f.text for f in render_gateway(plan) if f.path == f"conf/gateway/eds-{service}.json")
+
+
+def sockets(text: str) -> dict[str, str | None]:
+    """The members in a file, each with what keeps it out of balancing."""
+    (endpoints,) = json.loads(text)["resources"][0]["endpoints"]
+    return {m["endpoint"]["address"]["pipe"]["path"]: m.get("health_status") for m in endpoints["lb_endpoints"]}
+
+
+def test_another_number_of_replicas_changes_the_members_only() -> None:
+    """A cluster that changes is built anew and asks every engine again, the busy ones too."""
+    three = make_plan(HOME, make_service(HOME, "chat", "chat", ("gpt-4", "qwen"), replicas=3), EMBED, RERANK)
+    before, after = gateway_versions(render_gateway(PLAN)), gateway_versions(render_gateway(three))
+    assert {name for name in before if before[name] != after[name]} == {"eds-chat"}
+
+
+def test_members_are_taken_out_and_put_back_to_the_same_bytes() -> None:
+    text = member_file(PLAN, "chat")
+    out = take_out(text, {SOCKETS[1]})
+    assert sockets(out) == {SOCKETS[0]: None, SOCKETS[1]: "DRAINING"}
+    assert version_of(out) != version_of(text)
+    assert sockets(take_out(out, {SOCKETS[0]})) == {SOCKETS[0]: "DRAINING", SOCKETS[1]: None}
+    assert take_out(out, ()) == text
+
+
+def test_members_of_two_files_together() -> None:
+    three = make_plan(HOME, make_service(HOME, "chat", replicas=3))
+    one = make_plan(HOME, replace(CHAT, replicas=CHAT.replicas[1:]))
+    both = merge_members(member_file(one, "chat"), member_file(three, "chat"))
+    assert sockets(both) == dict.fromkeys((SOCKETS[1], SOCKETS[0], SOCKETS[2]))
 
 
 def test_listeners_share_no_port_with_a_second_gateway() -> None:
