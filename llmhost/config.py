@@ -106,7 +106,7 @@ class Gateway(_Section):
     """What each API key may ask, unless it has limits of its own."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
-    max_body_mib: int = Field(default=16, ge=1, le=1024)
+    max_body_mib: int = Field(default=8, ge=1, le=1024)
     """Largest request body in MiB; a larger one is answered with 413."""
 
 

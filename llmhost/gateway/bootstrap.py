@@ -29,6 +29,20 @@ RUNTIME: Data = {
 MAX_CONNECTIONS = 10_000
 """Clients that may be connected at once, idle ones included; beyond that new connections are closed."""
 
+HEAP: Data = {"max_heap_size_bytes": str(2 * 2**30)}
+"""Memory at which the gateway defends itself; what it needs for thousands of streams is a tenth of that."""
+
+DEFENCE: tuple[tuple[str, float], ...] = (
+    ("envoy.overload_actions.shrink_heap", 0.8),
+    ("envoy.overload_actions.disable_http_keepalive", 0.9),
+    ("envoy.overload_actions.stop_accepting_requests", 0.95),
+)
+"""What it does when so much of `HEAP` is in use: requests that are under way are never given up."""
+
+DRAIN_SECONDS = 3600
+"""How long connections of a listener that has changed may go on: as long as a stream may be silent. They are asked to
+close after their next answer at once, so that only long streams stay."""
+
 RELEASE: Data = {"bytes_to_release": 256 * 1024 * 1024, "memory_release_interval": "1s"}
 """Reading a body of many megabytes takes many times its size for a moment; Envoy by itself would keep that memory."""
 
@@ -46,6 +60,10 @@ def gateway_argv(plan: Plan) -> tuple[str, ...]:
         str(WORKERS),
         # A new configuration comes through the watched files, so there is no second process to hand over to.
         "--disable-hot-restart",
+        "--drain-time-s",
+        str(DRAIN_SECONDS),
+        "--drain-strategy",
+        "immediate",
         "--log-level",
         "warn",
         "--log-format",
@@ -105,7 +123,14 @@ def _overload() -> Data:
         "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
         max_active_downstream_connections=MAX_CONNECTIONS,
     )
-    return {"resource_monitors": [monitor]}
+    heap = extension(
+        "envoy.resource_monitors.fixed_heap", "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig", **HEAP
+    )
+    actions = [
+        {"name": action, "triggers": [{"name": heap["name"], "threshold": {"value": share}}]}
+        for action, share in DEFENCE
+    ]
+    return {"refresh_interval": "0.25s", "resource_monitors": [monitor, heap], "actions": actions}
 
 
 def _json(value: object) -> str:

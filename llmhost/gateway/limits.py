@@ -77,12 +77,12 @@ def route_configuration(limits: Limits) -> Data:
 
 
 def too_long(maximum: int) -> Data:
-    """Headers that match a body of more than ``maximum`` bytes, as it was announced."""
+    """Headers that match a body of more than ``maximum`` bytes, announced or counted by the buffer."""
     return {"headers": [{"name": "content-length", "range_match": {"start": str(maximum + 1), "end": str(2**53)}}]}
 
 
 def of_unknown_length() -> Data:
-    """Headers that match a body whose length was not announced."""
+    """Headers that match a body whose length is not known: the buffer before it should have found it out."""
     return {"headers": [{"name": "content-length", "present_match": False}]}
 
 

@@ -52,10 +52,14 @@ ERROR_TYPES: tuple[tuple[int, str], ...] = (
 NO_HOST: Data = {"header_filter": {"header": {"name": ":authority", "present_match": False}}}
 """What could not be parsed, and what came without a Host header: Envoy has no message of its own for it."""
 
-UPGRADE: Data = {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}
+CONNECT: Data = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "CONNECT"}}}}
 
 NO_PATH: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
 """``OPTIONS *``."""
+
+NOT_HTTP: Data = {
+    "or_filter": {"filters": [CONNECT, {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}]}
+}
 
 SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
 PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
@@ -161,6 +165,7 @@ def _filters(plan: Plan) -> list[Data]:
 def _mappers(plan: Plan) -> list[Data]:
     """Local replies by cause, then by status. Answers with status 200 match none and stay as they are."""
     mebibytes = plan.gateway.max_body_bytes / 2**20
+    full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
         *_refused(),
         _by_cause(("UH", "UF", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
@@ -168,11 +173,13 @@ def _mappers(plan: Plan) -> list[Data]:
         _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
         # Not larger than the gateway takes, but than a service does: its route says so.
         _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
+        # Every other cause has a flag, see above.
+        _mapper(_status("EQ", 503), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
         _mapper(_both(_status("EQ", 400), NO_HOST), _error("The request is not valid HTTP/1.1", "BadRequestError")),
         _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
         # The only 403 of Envoy itself: a request for WebSocket or another protocol.
-        _mapper(_both(_status("EQ", 403), UPGRADE), _error("Only plain HTTP is served here", "PermissionDeniedError")),
+        _mapper(_both(_status("EQ", 403), NOT_HTTP), _error("Only plain HTTP is served here", "PermissionDeniedError")),
         *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
         _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
         _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, limits, sticky
+from llmhost.gateway import access, answers, limits, statistics, sticky
 from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
@@ -25,6 +25,7 @@ from llmhost.gateway.envoy import (
     paths_regex,
     typed,
 )
+from llmhost.gateway.openapi import openapi_document
 from llmhost.plan.types import METRICS_PROGRAM, GatewayPlan, KeyPlan, Plan, ServicePlan
 
 MAIN = "gateway"
@@ -54,6 +55,7 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
         "domains": ["*"],
         "routes": routes,
         "typed_per_filter_config": access.host_configuration(plan.gateway) | limits.host_configuration(plan.gateway),
+        "virtual_clusters": statistics.virtual_clusters(plan.gateway.keys),
         # What the gateway knows of a client is not for engines.
         "request_headers_to_remove": list(access.INTERNAL),
         "request_body_buffer_limit": plan.gateway.max_body_bytes,
@@ -80,16 +82,17 @@ def _for_everybody(
     main = ready_of is None
     open_to_all = {"typed_per_filter_config": access.opened() | limits.unlimited()}
     yield from (route | open_to_all for route in _health(services, ready_of))  # not counted, either
+    yield _no_tunnel()
     for key in gateway.keys:
         if key.expires is not None:
             yield _error({"prefix": "/", **access.expired(key)}, 401, f"The API key '{key.name}' has expired")
     if not gateway.locked:
-        yield from _routes(services, main)
+        yield from _routes(services, main, locked=False)
         return
     for allowed, keys in _scopes(gateway.keys, services).items():
         mine = [s for s in services if s.name in allowed]
         theirs = [s for s in services if s.name not in allowed]
-        for route in _routes(mine, main, theirs):
+        for route in _routes(mine, main, theirs, locked=True):
             yield _for_keys(route, keys)
     # Nobody is let through for being unknown: whatever a filter did not do ends here.
     yield _error({"prefix": "/"}, 401, "No API key")
@@ -110,9 +113,11 @@ def _for_keys(route: Data, keys: Sequence[str]) -> Data:
     return route | {"match": found | {"dynamic_metadata": also}}
 
 
-def _routes(services: Sequence[ServicePlan], main: bool, forbidden: Sequence[ServicePlan] = ()) -> Iterator[Data]:
+def _routes(
+    services: Sequence[ServicePlan], main: bool, forbidden: Sequence[ServicePlan] = (), *, locked: bool
+) -> Iterator[Data]:
     # The page of metrics tells of every service.
-    yield from _own_answers(services, metrics=main and not forbidden)
+    yield from _own_answers(services, metrics=main and not forbidden, locked=locked)
     posted = [e for e in ENDPOINTS if e.method == "POST" and "{id}" not in e.path]
     everything = paths_regex(posted)
     yield from (_not_yours(everything, s) for s in forbidden)
@@ -138,18 +143,24 @@ def _health(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> It
     yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward(found, ready_of)
 
 
-def _own_answers(services: Sequence[ServicePlan], metrics: bool) -> Iterator[Data]:
+def _no_tunnel() -> Data:
+    """With a route for CONNECT Envoy itself refuses it at once (403); without, it would wait for a body without end."""
+    return _error({"connect_matcher": {}}, 403, "")
+
+
+def _own_answers(services: Sequence[ServicePlan], metrics: bool, locked: bool) -> Iterator[Data]:
     read = READ
     if metrics:
         yield _metrics(match("/metrics", *read))
-    yield _reply(match("/docs", *read), answers.docs_page(services), "text/html; charset=utf-8")
+    yield _reply(match("/docs", *read), answers.docs_page(services, locked), "text/html; charset=utf-8")
+    yield _reply(match("/openapi.json", *read), openapi_document(services, locked))
     yield _reply(match("/v1/models", *read), answers.model_list(services))
     for card in answers.model_cards(services):
         path = f"/v1/models/{name_regex(card['id'])}"
         yield _reply(match(path, *read), json.dumps(card, ensure_ascii=False))
     missing = f"This model does not exist; models: {answers.names(services)}"
     yield _error(match("/v1/models/.+", *read), 404, missing, "model")
-    own = "/v1/models(/.+)?|/health|/docs" + ("|/metrics" if metrics else "")
+    own = "/v1/models(/.+)?|/health|/docs|/openapi[.]json" + ("|/metrics" if metrics else "")
     yield _not_allowed(own, "GET, HEAD")
 
 

@@ -29,15 +29,18 @@ OWN_CLUSTER = "llmhost_metrics"
 _GATEWAY = "gateway"
 _ENVOY_STATS = (
     # Names of Envoy's statistics before they become Prometheus' (a tenth of all that it has).
-    r"^(cluster\.[^.]+\.(upstream_rq_(\d+xx|\d\d\d|total|active|pending_active|time|retry|cancelled|timeout|[rt]x_reset)"
+    r"^(cluster\.[^.]+\.(upstream_rq_(\dxx|\d\d\d|total|active|pending_active|time|retry|cancelled|timeout|[rt]x_reset)"
     r"|upstream_cx_(active|total|connect_fail|none_healthy|[rt]x_bytes_total)"
     r"|membership_(healthy|total)|outlier_detection\.ejections_active)"
     r"|http\.[^.]+\.(downstream_rq_(\d+xx|total|active|time|rx_reset|too_large|overload_close|idle_timeout)"
     r"|downstream_cx_(active|total|[rt]x_bytes_total|protocol_error)|rq_direct_response|rds\..*update_rejected)"
+    r"|vhost\.[^.]+\.vcluster\.[^.]+\.upstream_rq_(\d\d\d|total|time)"
     r"|server\.(live|uptime|memory_(allocated|physical_size)|total_connections|days_until_first_cert_expiring)"
     r"|cluster_manager\.cds\.update_rejected|listener_manager\.(lds\.update_rejected|listener_create_failure)"
-    r"|overload\..*(active|pressure)|.*(rate_limit|ratelimit|rbac|api_key).*)$"
+    r"|overload\..*(active|pressure)|[^.]+\.http_local_rate_limit\.(ok|rate_limited)|http\.[^.]+\.basic_auth\.(allowed|denied))$"
 )
+_MARK = "~"
+"""As in `llmhost.gateway.statistics.MARK`."""
 _INTERNAL = ("admin", "async-client")
 
 
@@ -89,6 +92,9 @@ def _merge_gateway(page: Page, answer: bytes, services: set[str]) -> None:
         cluster = label_value(labels, "envoy_cluster_name")
         if cluster == OWN_CLUSTER or label_value(labels, "envoy_http_conn_manager_prefix") in _INTERNAL:
             return None
+        key = label_value(labels, "envoy_virtual_cluster")
+        if key is not None:
+            return {"key": key[1:].replace(_MARK, ".")} if key.startswith(_MARK) else None
         return {"service": cluster} if cluster in services else {}
 
     page.merge(answer.decode("utf-8", "replace"), label)

@@ -34,7 +34,8 @@ CASES = {
         services:
           chat: {model: /m, served_as: ["通义 50% ; # \\"q\\" 'a'", gpt-4], replicas: 2, port: 9001, stop_timeout: 300,
                  default: true, limits: {requests_per_minute: 90, concurrent_requests: 4, max_body_mib: 0.5},
-                 args: {hf_overrides: {a: [1, "x ; y"]}}, env: {ODD: "a ; b # c % d 'e' \\"f\\"\\n通义", TOKEN: hush-hush}}
+                 args: {hf_overrides: {a: [1, "x ; y"]}}, env: {ODD: "a ; b # c % d 'e' \\"f\\"\\n通义",
+                 TOKEN: hush-hush}}
         """,
         {"chat": model(path="/data/models/通义 千问")},
         8,

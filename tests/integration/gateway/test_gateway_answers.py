@@ -27,7 +27,6 @@ SERVICE_OF = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
 UNLISTED = (
     "/",
     "/metrics/",
-    "/openapi.json",
     "/redoc",
     "/v1/load_lora_adapter",
     "/load_lora_adapter",

@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from llmhost.plan.types import Limits, ServicePlan
-from tests.integration.gateway.running import LIMIT, Gateway, eventually, free_port
+from tests.integration.gateway.locked import Locked
+from tests.integration.gateway.running import LIMIT, Gateway, eventually
 from tests.integration.gateway.stub import Stub
 from tests.integration.gateway.test_gateway_answers import error
 from tests.integration.gateway.test_gateway_changes import load
@@ -25,43 +26,10 @@ pytestmark = pytest.mark.integration
 CHAT = "/v1/chat/completions"
 
 
-class Locked:
-    """A gateway with keys: chat and embedding, embedding also on a port of its own."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self.everything, self.secret = issue("everything")
-        self.chat_only, self.chat_secret = issue("chat-only", ("chat",))
-        self.embed_only, self.embed_secret = issue("embed-only", ("embedding",))
-        gateway.keys = (self.everything, self.chat_only, self.embed_only)
-        self.services: tuple[ServicePlan, ...] = (
-            make_service(gateway.root, "chat", "chat", ("gpt-4",)),
-            make_service(gateway.root, "embedding", "embed", ("gte",), port=free_port()),
-        )
-        self.stubs = {s.name: Stub(Path(s.replicas[0].socket), s.name) for s in self.services}
-
-    def post(self, path: str, model: str | None, key: str | None = None, **headers: str) -> httpx.Response:
-        bearer = {"authorization": f"Bearer {key}"} if key else {}
-        with self.gateway.client() as client:
-            return client.post(path, json={"model": model} if model else {}, headers={**bearer, **headers})
-
-    def get(self, path: str, key: str | None = None, port: int | None = None) -> httpx.Response:
-        with self.gateway.client(port) as client:
-            return client.get(path, headers={"x-api-key": key} if key else {})
-
-
 @pytest.fixture
 def locked(gateway: Gateway) -> Iterator[Locked]:
-    made = Locked(gateway)
-    try:
-        for stub in made.stubs.values():
-            stub.start()
-        gateway.start(*made.services)
-        gateway.wait_healthy(chat=1, embedding=1)
+    with Locked(gateway) as made:
         yield made
-    finally:
-        for stub in made.stubs.values():
-            stub.stop()
 
 
 def test_both_headers_and_what_clients_make_of_them(locked: Locked) -> None:
@@ -300,6 +268,42 @@ def test_body_size_of_a_service(gateway: Gateway) -> None:
         assert ask(CHAT, "gpt-4", 90_000).status_code == 200
         told = error(ask(CHAT, "gpt-4", 110_000), 413)
         assert told["message"] == "The request is larger than the 0.0954 MiB that the service 'chat' takes"
-        assert "Content-Length" in error(ask(CHAT, "gpt-4", 10, chunked=True), 411)["message"]
+        # The gateway has the whole body before it looks for the route, so a length need not be announced.
+        assert ask(CHAT, "gpt-4", 90_000, chunked=True).status_code == 200
+        assert error(ask(CHAT, "gpt-4", 110_000, chunked=True), 413)["message"] == told["message"]
         assert "larger than 1 MiB" in error(ask(CHAT, "gpt-4", 2**20), 413)["message"]
         assert ask(CHAT, "other", 110_000).status_code == 200
+
+
+def test_a_default_service_answers_what_names_no_model(gateway: Gateway) -> None:
+    first = make_service(gateway.root, "chat", "chat", ("gpt-4",))
+    second = replace(make_service(gateway.root, "other", "chat", ("other",)), default=True)
+    with Stub(Path(first.replicas[0].socket), "chat"), Stub(Path(second.replicas[0].socket), "other"):
+        gateway.start(first, second)
+        gateway.wait_healthy(chat=1, other=1)
+        with gateway.client() as client:
+            assert client.post(CHAT, json={}).json()["stub"] == "other"
+            assert client.post(CHAT, json={"model": "gpt-4"}).json()["stub"] == "chat"
+            assert client.get("/v1/responses/resp_1").json()["stub"] == "other"
+            error(client.post(CHAT, json={"model": "nobody"}), 404)
+
+
+def test_a_gateway_that_is_short_of_memory_says_so(gateway: Gateway) -> None:
+    gateway.edit = lambda text: text.replace(str(2 * 2**30), str(2**20))
+    service = make_service(gateway.root, "chat", "chat", ("gpt-4",))
+    with Stub(Path(service.replicas[0].socket)) as stub:
+        gateway.launch(service)
+        with gateway.client() as client:
+
+            def answer() -> httpx.Response | None:
+                try:
+                    return client.post(CHAT, json={"model": "gpt-4"})
+                except httpx.HTTPError:
+                    return None
+
+            eventually(lambda: (found := answer()) is not None and "memory" in found.text, "it is short of memory")
+            before = len(stub.asked)  # some, until the gateway has looked at its memory
+            refused = client.post(CHAT, json={"model": "gpt-4"})
+        assert "out of memory" in error(refused, 503)["message"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert len(stub.asked) == before

@@ -7,8 +7,10 @@ import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
+from llmhost.metrics.text import samples
 from tests.integration.metrics.conftest import RECORDED, Samples, ask, page, services, values
 from tests.integration.workflow.conftest import Installed, wait_for
 from tests.tools import need
@@ -133,3 +135,20 @@ def _words(entry: Path) -> list[bytes]:
         return (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def test_requests_are_counted_by_key(installed: Installed) -> None:
+    installed.write(services(installed))
+    installed.run("up")
+    keys = {name: installed.run("keys", "add", name).stdout.strip() for name in ("team.a", "other")}
+    url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
+    for key in (keys["team.a"], keys["team.a"], keys["other"], "sk-wrong"):
+        httpx.post(url, json={"messages": []}, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    assert ask(installed, "/metrics").status_code == 401
+    found = list(samples(installed.run("metrics", "show").stdout))
+    assert values(found, "envoy_vhost_vcluster_upstream_rq", key="team.a", envoy_response_code="200") == [2]
+    assert values(found, "envoy_vhost_vcluster_upstream_rq", key="other", envoy_response_code="200") == [1]
+    assert sum(values(found, "envoy_http_basic_auth_denied")) == 2
+    headers = {"authorization": f"Bearer {keys['other']}"}
+    page_of_other = httpx.get(f"http://127.0.0.1:{installed.port}/metrics", headers=headers, timeout=30)
+    assert (page_of_other.status_code, keys["other"] in page_of_other.text) == (200, False)

@@ -29,7 +29,8 @@ scrape_configs:
   - job_name: llmhost
     file_sd_configs: [{{files: [{targets}]}}]
 """
-NEEDS_GPU = "llmhost_gpu_"
+NOT_HERE = ("llmhost_gpu_", "envoy_vhost_vcluster_")
+"""Metrics of machines with GPUs, and of gateways with keys."""
 HERE = Path(__file__).parent
 
 
@@ -75,13 +76,16 @@ def prometheus(watched: Installed) -> Iterator[Prometheus]:
     """It has scraped often enough for every rate."""
     need("prometheus")
     with short_directory() as directory, running(watched, directory) as found:
-        wait_for(lambda: _answers(found), 60)
-        wait_for(lambda: found.query("count_over_time(llmhost_info[5m]) >= 4"), 60)
-        for _ in range(2):
-            ask(watched, "/v1/chat/completions", {"model": "demo", "messages": []})
-        seen = 'increase(envoy_cluster_upstream_rq_time_count{service="chat"}[1m]) > 0'
-        wait_for(lambda: found.query(seen), 60)
+        wait_for(lambda: _answers(found), 120)
+        wait_for(lambda: found.query("count_over_time(llmhost_info[5m]) >= 4"), 120)
+        wait_for(lambda: _has_seen_a_request(watched, found), 120)
         yield found
+
+
+def _has_seen_a_request(watched: Installed, prometheus: Prometheus) -> bool:
+    """Between two scrapes, in what Envoy shows some seconds later."""
+    ask(watched, "/v1/chat/completions", {"model": "demo", "messages": []})
+    return bool(prometheus.query('increase(envoy_cluster_upstream_rq_time_count{service="chat"}[1m]) > 0'))
 
 
 def _answers(prometheus: Prometheus) -> bool:
@@ -119,7 +123,7 @@ def test_every_panel_of_the_dashboard_has_something_to_show(
     title: str, expression: str, prometheus: Prometheus
 ) -> None:
     found = prometheus.query(expression)
-    assert found or NEEDS_GPU in expression, f"{title}: {expression}"
+    assert found or any(name in expression for name in NOT_HERE), f"{title}: {expression}"
 
 
 def test_the_variables_of_the_dashboard_have_values(prometheus: Prometheus) -> None:

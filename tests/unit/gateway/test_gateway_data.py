@@ -20,6 +20,7 @@ from llmhost.gateway.answers import docs_page, model_list
 from llmhost.gateway.clusters import merge_members, take_out
 from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
+from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
 from llmhost.plan.types import Plan
 from tests.unit.gateway.plans import make_plan, make_service
@@ -252,6 +253,35 @@ def test_model_list() -> None:
 def test_model_list_leaves_out_a_length_that_is_no_number(length: str) -> None:
     service = make_service(HOME, "chat", argv=("python", "--max-model-len", length))
     assert "max_model_len" not in json.loads(model_list((service,)))["data"][0]
+
+
+def test_openapi_lists_what_is_served_with_a_body_that_names_a_model() -> None:
+    document = json.loads(openapi_document((CHAT, EMBED), locked=False))
+    assert "/v1/chat/completions" in document["paths"]
+    assert "/classify" not in document["paths"]
+    assert "security" not in document
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]["application/json"]
+                assert content["example"]["model"] in content["schema"]["properties"]["model"]["enum"], path
+
+
+def test_every_path_with_a_body_has_an_example() -> None:
+    assert set(EXAMPLES) == {e.path for e in ENDPOINTS if "{id}" not in e.path}
+
+
+def test_openapi_of_a_locked_gateway_says_how_to_send_a_key() -> None:
+    document = json.loads(openapi_document((CHAT,), locked=True))
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert document["paths"]["/health"]["get"]["security"] == []
+
+
+def test_docs_page_has_an_example_for_each_kind_that_is_there() -> None:
+    page = docs_page((CHAT, EMBED), locked=True)
+    assert [kind for kind in ("chat", "embed", "rerank") if f"<h2>{kind}</h2>" in page] == ["chat", "embed"]
+    assert "$LLMHOST_API_KEY" in page
+    assert "LLMHOST_API_KEY" not in docs_page((CHAT,))
 
 
 def test_docs_page_escapes_names() -> None:
