@@ -3,6 +3,9 @@
 GATEWAY_PROGRAM = "gateway"
 """Name of the gateway among the supervisor programs; those of engines end in a number."""
 
+ACCESS_LOG = "access"
+"""Name of the log of requests, which the gateway writes beside its own."""
+
 
 def local_url(host: str, port: int) -> str:
     """Where a client on this machine reaches a server that listens on this address."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmhost.files import RenderedFile
 from llmhost.gateway import gateway_argv, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
 from llmhost.supervisor_format import quote_command, quote_value
@@ -40,6 +40,8 @@ class SupervisedProgram:
     startretries: int
     stopwaitsecs: int
     log_file: str
+    stdout_file: str = ""
+    """Where the standard output goes when that is something else than the log."""
 
 
 def render(plan: Plan) -> tuple[RenderedFile, ...]:
@@ -118,8 +120,8 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
-        # Envoy needs no guard; it is only tied to the life of supervisord.
-        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", "--", *gateway_argv(plan)),
+        # Envoy needs no guard; it is only tied to the life of supervisord, and started again at once.
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--keep", "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches: only its bootstrap needs a restart.
         fingerprint=_fingerprint(bootstrap.text),
         autorestart="true",
@@ -128,6 +130,7 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         startretries=10,
         stopwaitsecs=20,
         log_file=str(home.log_file(GATEWAY_PROGRAM)),
+        stdout_file=str(home.log_file(ACCESS_LOG)),
     )
 
 

@@ -17,7 +17,7 @@ from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, ModelFacts
 from llmhost.gateway import gateway_versions, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM
 from llmhost.homedir import claim, is_ours
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -67,12 +67,12 @@ def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
 
     ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
     """
-    plan = _plan_with_engine(home, services, progress)
-    files = render(plan)
-    wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-    with home_lock(home, "up"):
+    claim(home)
+    with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
+        plan = _plan_with_engine(home, services, progress)
+        wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
         _check_ports(home, plan)
-        writer.apply(home, writer.changes(home, files))
+        writer.apply(home, writer.changes(home, render(plan)))
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.converge(home, wanted)
@@ -81,11 +81,11 @@ def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
 
 def reload(home: Home, progress: Progress) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped."""
-    plan = _plan_with_engine(home, (), progress)
-    files = render(plan)
+    claim(home)
     with home_lock(home, "reload"):
+        plan = _plan_with_engine(home, (), progress)
         _check_ports(home, plan)
-        writer.apply(home, writer.changes(home, files))
+        writer.apply(home, writer.changes(home, render(plan)))
         daemon.ensure_running(home)
         wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
         lifecycle.converge(home, wanted)
@@ -94,7 +94,6 @@ def reload(home: Home, progress: Progress) -> Started:
 
 def _plan_with_engine(home: Home, services: tuple[str, ...], progress: Progress) -> Plan:
     """The plan for llmhost.yaml, which must have these services; builds the engine when it is not there."""
-    claim(home)
     config = configuration.load(home.config_file)
     _require_known(services, config.services)
     models = read_models(home, config)
@@ -231,9 +230,12 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
 
 
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
-    """The log file of each program, of all services and the gateway when none is named."""
+    """The log file of each program, of all services and the gateway when none is named.
+
+    A service that has the name of one of our own logs hides it.
+    """
     plan = load_plan(home)
-    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
+    own = [n for n in (GATEWAY_PROGRAM, ACCESS_LOG, "supervisord") if plan.service(n) is None]
     engines = select_services(plan, tuple(n for n in names if n not in own))
     if names and not set(names) - set(own):
         engines = ()

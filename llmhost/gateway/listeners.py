@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 
 from llmhost.errors import GatewayError
+from llmhost.gateway.access_log import access_log
 from llmhost.gateway.envoy import METADATA, Data, extension, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.paths import Home
@@ -105,6 +106,7 @@ def _manager(plan: Plan, name: str) -> Data:
         "preserve_external_request_id": True,
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "llmhost"},
         "http_filters": _filters(plan),
+        "access_log": access_log(),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from llmhost import run
 from llmhost.errors import HomeError, SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
-from llmhost.paths import Home
+from llmhost.paths import Home, supervisord_script
 from llmhost.supervise import lifecycle, systemd
 from llmhost.supervise.guarding import processes
 from llmhost.supervise.guarding.spec import MARK
@@ -115,7 +115,7 @@ def _refuse_second(home: Home) -> None:
 
 
 def _launch(home: Home) -> None:
-    command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(home.supervisord_conf)]
+    command = [sys.executable, "-P", str(supervisord_script()), "-c", str(home.supervisord_conf)]
     before = _log_size(home)
     done = run.capture(command, cwd=home.root, timeout=START_SECONDS, check=False)
     deadline = time.monotonic() + (START_SECONDS if done.returncode == 0 else 0)

@@ -10,7 +10,8 @@ starts it again. Hence ``autorestart=unexpected``, ``exitcodes=0,78``, ``startse
 ``killasgroup=false``, and a ``stopwaitsecs`` of at least ``stop_timeout`` plus what `llmhost.supervise.guarding.stop`
 may need.
 
-``guard.py --exec -- <command…>`` only ties a command to the life of supervisord and becomes it (the gateway).
+``guard.py --exec -- <command…>`` only ties a command to the life of supervisord and becomes it; with ``--keep`` it
+stays and starts the command again at once when it ends (the gateway).
 
 This file only finds its modules: ``-I -S`` keeps site-packages, and with them memory and surprises, out.
 """
@@ -20,6 +21,10 @@ import sys
 
 if __name__ == "__main__":
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+    if sys.argv[1:3] in (["--exec", "--"], ["--keep", "--"]):  # without the modules of a guard, which need memory
+        from llmhost.supervise.guarding import tether
+
+        sys.exit((tether.keep if sys.argv[1] == "--keep" else tether.tether)(sys.argv[3:]))
     from llmhost.supervise.guarding.life import main
 
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[N
     try:
         with _turn(home, fd, _wait_seconds() if wait is None else wait):
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
+            with contextlib.suppress(OSError):  # a full disk: then the others are not told by name
+                os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
             yield
             os.ftruncate(fd, 0)
     finally:

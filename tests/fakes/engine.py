@@ -94,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     core: Core | None = None
     running = 0
     served = 0
+    memory = bytearray()
     busy: ClassVar[list[Handler]] = []
 
     def do_GET(self) -> None:
@@ -155,6 +156,8 @@ class Handler(BaseHTTPRequestHandler):
     def work(self, body: dict[str, Any]) -> None:
         if body.get("fake_file"):
             Path(body["fake_file"]).touch()
+        if self.path == "/fake/allocate":
+            Handler.memory = bytearray(b"x") * (int(body["megabytes"]) * 2**20)
         make = ANSWERS.get(self.path)
         if make is None:
             self.answer({"error": {"message": "not found"}}, 404)

@@ -19,7 +19,6 @@ from llmhost.supervise.guarding.restarts import Restarts
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
 from llmhost.supervise.guarding.state import StateFile
 from llmhost.supervise.guarding.stop import BROKEN_STOP_SECONDS, Stop
-from llmhost.supervise.guarding.tether import tether
 from llmhost.supervise.guarding.watch import Hung, Lost, Watch
 from llmhost.supervise.guarding.words import outcome, signal_name
 
@@ -254,9 +253,7 @@ def _try_lock(fd: int) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``, or ``--exec -- COMMAND…`` for a tether."""
-    if argv[:2] == ["--exec", "--"]:
-        return tether(argv[2:])
+    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``."""
     try:
         spec = read_spec(argv)
     except BadSpec as e:
