@@ -20,7 +20,7 @@ from llmhost.supervise.guarding.words import last_words, outcome, plain, signal_
 OK, TRANSIENT, DOOMED = 0, 75, 78  # EX_TEMPFAIL and EX_CONFIG of sysexits.h
 
 LOCK_INTERVAL = 0.2
-PROBE_INTERVAL = 0.25
+PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
 ORPHAN_STOP_SECONDS = 2.0
