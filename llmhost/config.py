@@ -206,6 +206,10 @@ class Service(_Section):
     """Seconds that the engine may take to become ready."""
     stop_timeout: float = Field(default=30, ge=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that running requests get to finish when the service is stopped."""
+    hang_timeout: float = Field(default=60, ge=0, le=86400, strict=False)
+    """Seconds after which an engine that does not answer any more is restarted (later when it is busy); 0: never."""
+    max_restarts: int = Field(default=10, ge=1, le=1000)
+    """Failures in a row, without ten good minutes between them, after which a replica is not restarted any more."""
 
     @field_validator("served_as")
     @classmethod
@@ -244,6 +248,8 @@ class Config(_Section):
     models_dir: str | None = None
     """Where models are kept; default: $LLMHOST_HOME/models."""
     gateway: Gateway = Gateway()
+    on_event: str | None = Field(default=None, min_length=1)
+    """Told when a replica is failed, unhealthy or recovered: a command for the shell, or an http(s) URL."""
     services: dict[str, Service] = Field(default_factory=dict)
     """The services by name."""
 

@@ -28,7 +28,7 @@ from llmhost.plan.build import is_loopback, with_keys
 from llmhost.plan.types import EndpointPlan
 from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import gateway_ready, read_gateway
-from llmhost.render import guard_spec_path, plan_file, render
+from llmhost.render import EVENTS, guard_spec_path, plan_file, render
 from llmhost.supervise.planfile import read_plan
 from llmhost.writer import FileChange
 
@@ -68,13 +68,18 @@ def validate(home: Home, plan: Plan) -> None:
 
 
 def with_secrets(home: Home, plan: Plan) -> Plan:
-    """The plan in force, with the secrets that its file leaves out: environments are in the files of the guards."""
+    """The plan in force, with the secrets that its file leaves out; they are in files that only guards read."""
     services = []
     for service in plan.services:
         replicas = tuple(replace(p, env=_environment(home, p.name)) for p in service.replicas)
         endpoints = tuple(replace(e, key=_key(home, e)) for e in service.endpoints)
         services.append(replace(service, replicas=replicas, endpoints=endpoints))
-    return replace(plan, services=tuple(services))
+    return replace(plan, services=tuple(services), on_event=_on_event(home))
+
+
+def _on_event(home: Home) -> str | None:
+    on_event: str | None = json.loads(_kept(home, EVENTS))["on_event"]
+    return on_event
 
 
 def _key(home: Home, endpoint: EndpointPlan) -> str | None:
@@ -82,11 +87,15 @@ def _key(home: Home, endpoint: EndpointPlan) -> str | None:
 
 
 def _environment(home: Home, program: str) -> Mapping[str, str]:
-    text = writer.read(home, guard_spec_path(program))
-    if text is None:
-        raise NotReadyError(f"{guard_spec_path(program)} is missing", "run `llmhost up`")
-    env: dict[str, str] = json.loads(text)["env"]
+    env: dict[str, str] = json.loads(_kept(home, guard_spec_path(program)))["env"]
     return env
+
+
+def _kept(home: Home, path: str) -> str:
+    text = writer.read(home, path)
+    if text is None:
+        raise NotReadyError(f"{path} is missing", "run `llmhost up`")
+    return text
 
 
 def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:

@@ -112,6 +112,11 @@ class Home:
         return self.run / f"{program}.state.json"
 
     @property
+    def stopped_file(self) -> Path:
+        """Which services were stopped on purpose: they stay stopped when the machine starts."""
+        return self.run / "stopped.json"
+
+    @property
     def gateway_admin_socket(self) -> Path:
         return self.run / "gateway-admin.sock"
 
@@ -138,11 +143,20 @@ class Home:
 
 def templates_dir() -> Path:
     """The directory of the jinja2 templates, in a wheel or beside the package in an editable install."""
+    return _shipped("conf_templates")
+
+
+def unit_templates_dir() -> Path:
+    """The directory of the templates of systemd units, found as `templates_dir`."""
+    return _shipped("systemd")
+
+
+def _shipped(name: str) -> Path:
     package = Path(__file__).parent
-    for candidate in (package / "conf_templates", package.parent / "conf_templates"):
+    for candidate in (package / name, package.parent / name):
         if candidate.is_dir():
             return candidate
-    raise HomeError("the templates (conf_templates/) are missing from this installation", "install llmhost again")
+    raise HomeError(f"the templates ({name}/) are missing from this installation", "install llmhost again")
 
 
 def guard_script() -> Path:

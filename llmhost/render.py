@@ -19,8 +19,9 @@ from llmhost.templates import template_environment
 
 GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
 METRICS_SPEC = "conf/metrics.json"
+EVENTS = "conf/events.json"
 
-SWEEP_SECONDS = 30
+SWEEP_SECONDS = 45
 """What the guard may need after ``stop_timeout`` to kill and sweep, before supervisord kills the guard itself."""
 
 EXIT_FAILED = 78
@@ -53,7 +54,8 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
     programs += [_gateway_program(home, plan, gateway), _metrics_program(home, plan)]
-    return (*gateway, *specs, _metrics_spec(home, plan), _supervisord_conf(home, programs), plan_file(plan))
+    own = (_events(plan), _metrics_spec(home, plan))
+    return (*gateway, *own, *specs, _supervisord_conf(home, programs), plan_file(plan))
 
 
 def plan_file(plan: Plan) -> RenderedFile:
@@ -63,6 +65,11 @@ def plan_file(plan: Plan) -> RenderedFile:
         for replica in service["replicas"]:
             replica["env"] = {}
     return RenderedFile("conf/plan.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def _events(plan: Plan) -> RenderedFile:
+    """Read by a guard when something happens, so that no engine restarts for a change of it; may hold a secret."""
+    return RenderedFile(EVENTS, json.dumps({"on_event": plan.on_event}, ensure_ascii=False) + "\n")
 
 
 def guard_spec_path(program: str) -> str:
@@ -83,6 +90,10 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "locks": [],
         "start_timeout": service.start_timeout,
         "stop_timeout": service.stop_timeout,
+        "hang_timeout": service.hang_timeout,
+        "max_restarts": service.max_restarts,
+        "gpus": list(program.gpus),
+        "events_file": str(home.root / EVENTS),
     }
     return RenderedFile(guard_spec_path(program.name), json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
 

@@ -23,13 +23,14 @@ from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
-from llmhost.plan.running import NOTHING, Running, beside, running
+from llmhost.plan.running import NOTHING, Running, beside, running, service_of
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import port_owner, read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
+from llmhost.stopped import after_start, after_stop, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -85,15 +86,7 @@ def up(
     another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
     shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
-    claim(home)
-    config = _load(home, insecure)
-    _require_known(services, config.services)
-    # What can be refused now is not refused after minutes of building an engine.
-    read_models(home, config)
-    _check_ports(home, config)
-    for endpoint in check_endpoints(config, read_endpoints(config, home.root)):
-        progress.note(f"{endpoint} does not answer; it gets requests when it does")
-    ensure_engine(home, config.engine, progress)
+    _prepare(home, services, progress, insecure)
     with home_lock(home, "up"):
         # Read again: another command may have been at work while we built.
         ask, there = _read_inputs(home, insecure), _running(home)
@@ -102,12 +95,57 @@ def up(
             changed = frozenset(_changed_services(home, plan, there, services))
             plan = ask.plan(replace(there, surge=changed))
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-        _check_ports(home, ask.config)
-        if plan.gateway.tls is not None:
-            check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
-        fits = _fits(plan, ask.machine.host, there)
-        rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
+        _remember_start(home, plan, services)
+        _deploy(home, ask, plan, there, wanted, progress)
     return Started(plan, wanted)
+
+
+def reload(home: Home, progress: Progress) -> Started:
+    """`up` for what was not stopped on purpose: that stays stopped."""
+    _prepare(home, (), progress, insecure=False)
+    with home_lock(home, "reload"):
+        ask, there = _read_inputs(home, insecure=False), _running(home)
+        plan = ask.plan(there)
+        wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
+        _deploy(home, ask, plan, there, wanted, progress)
+    return Started(plan, wanted)
+
+
+def _prepare(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
+    """Build the engine; what can be refused before that is not refused after minutes of building."""
+    claim(home)
+    config = _load(home, insecure)
+    _require_known(services, config.services)
+    read_models(home, config)
+    _check_ports(home, config)
+    for endpoint in check_endpoints(config, read_endpoints(config, home.root)):
+        progress.note(f"{endpoint} does not answer; it gets requests when it does")
+    ensure_engine(home, config.engine, progress)
+
+
+def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
+    """Check what only this machine can tell, then bring it to the plan."""
+    _check_ports(home, ask.config)
+    if plan.gateway.tls is not None:
+        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
+    fits = _fits(plan, ask.machine.host, there)
+    rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
+
+
+def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
+    """Those of these programs that nobody stopped on purpose."""
+    stopped = read_stopped(home)
+
+    def wanted(program: str) -> bool:
+        return not stopped.gateway if program == GATEWAY_PROGRAM else service_of(program) not in stopped.services
+
+    return tuple(filter(wanted, programs))
+
+
+def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
+    every = (s.name for s in plan.services)
+    alone = not daemon.is_running(home)
+    write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
 def _running(home: Home) -> Running:
@@ -167,7 +205,9 @@ def down(home: Home, progress: rollout.Told) -> bool:
         plan = read_plan(home)
         if plan is not None and daemon.is_running(home):
             rollout.stop_engines(home, plan, [p.name for p in plan.programs], progress)
-        return daemon.shutdown(home, rollout.waiting(progress))
+        found = daemon.shutdown(home, rollout.waiting(progress))
+    daemon.settle_unit(home)
+    return found
 
 
 def start(home: Home, services: tuple[str, ...]) -> Started:
@@ -175,6 +215,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
@@ -186,6 +227,7 @@ def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
         if not daemon.is_running(home):
             return ()
         stopped = rollout.stop_engines(home, plan, names, progress)
@@ -197,6 +239,7 @@ def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> St
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
         rollout.stop_engines(home, plan, names, progress)
         lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
@@ -219,6 +262,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Tol
         )
     with home_lock(home, "restart --rolling"):
         _require_live(home)
+        _remember_start(home, plan, services)
         rollout.roll(home, plan, chosen, progress)
     return Started(plan, (GATEWAY_PROGRAM, *_programs(plan, services)))
 
@@ -240,6 +284,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told)
             chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
         )
         wanted = (GATEWAY_PROGRAM, *_programs(new, services))
+        _remember_start(home, plan, services)
         rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
     return Started(new, wanted)
 

@@ -35,9 +35,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
     "top": ("llmhost.cli.top", "Show what the services do just now: requests, tokens, queues, memory."),
     "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),
+    "doctor": ("llmhost.cli.doctor", "Find and remove what a former life left."),
+    "enable": ("llmhost.cli.boot", "Start with the machine, through systemd."),
+    "disable": ("llmhost.cli.boot", "Do not start with the machine any more."),
     "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),
 }
 """Name -> module that defines it and the line that `--help` shows, so that help imports none of them."""
+
+HIDDEN = {"boot": "llmhost.cli.boot"}
+"""Commands for the systemd unit: they are not listed."""
 
 EPILOG = """\b
 A first run, without a GPU or a model hub:
@@ -57,9 +63,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(HIDDEN.get(cmd_name) or COMMANDS[cmd_name][0])
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
@@ -67,7 +73,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS and name not in HIDDEN and not name.startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ def up_command(
 
     if port is not None and not demo:
         raise click.UsageError("--port goes with --demo; otherwise write gateway.port in llmhost.yaml")
+    _take_turns()
     if demo:
         workflow.require_demo_config(session.home, port)
     with shown_progress() as progress:
@@ -94,9 +96,12 @@ def down_command(session: Session) -> None:
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    begin = time.time()
+    _take_turns()
     with shown_progress() as progress:
         stopped = workflow.down(session.home, progress)
     if stopped:
+        _tell_stops(session, begin)
         console.result("everything has stopped")
     else:
         console.result("nothing was running")
@@ -111,6 +116,7 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    _take_turns()
     with shown_progress() as progress:
         started = workflow.start(session.home, services)
         if wait:
@@ -128,8 +134,11 @@ def stop_command(session: Session, services: tuple[str, ...]) -> None:
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
+    begin = time.time()
+    _take_turns()
     with shown_progress() as progress:
         stopped = workflow.stop(session.home, services, progress)
+    _tell_stops(session, begin)
     console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
@@ -164,10 +173,29 @@ def restart_command(
     if (rolling or surge) and not wait:
         raise click.UsageError("--no-wait: taking turns means to wait for each other")
     way = workflow.restart_rolling if rolling else workflow.restart_surge if surge else workflow.restart
+    _take_turns()
     with shown_progress() as progress:
         started = way(session.home, services, progress)
         if wait:
             _await_ready(session, started, timeout, progress)
+
+
+def _take_turns() -> None:
+    """Say so when another command has to finish first."""
+    from llmhost.supervise.lock import on_wait
+
+    on_wait.set(console.remark)
+
+
+def _tell_stops(session: Session, since: float) -> None:
+    """What had to be ended or could not be undone, of everything that was stopped since then."""
+    from llmhost.supervise.states import stop_reports
+
+    for report in stop_reports(session.home, since):
+        if report.killed:
+            console.remark(f"{report.name}: had to end {', '.join(report.killed)}")
+        if report.trouble:
+            console.remark(f"{report.name}: {report.trouble}")
 
 
 def _await_ready(session: Session, started: Started, timeout: float | None, progress: Progress) -> None:

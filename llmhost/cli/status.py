@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from llmhost.cli import Session, console
 from llmhost.homedir import require_access
 from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
+from llmhost.supervise.units import Unit
 
 MIB = 2**20
 
@@ -28,6 +31,7 @@ def status_command(session: Session, as_json: bool) -> int:
     supervisor, gateway = status.supervisor, status.gateway
     console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
     console.result(f"gateway     {console.state(gateway.state)}{_pid(gateway.pid)}  {gateway.url or ''}".rstrip())
+    console.result(f"boot        {_boot(status.unit)}")
     if not status.services:
         console.remark("no services: write some into llmhost.yaml and run `llmhost up`")
     else:
@@ -37,12 +41,26 @@ def status_command(session: Session, as_json: bool) -> int:
             [row for service in status.services for row in _rows(service)],
         )
         for replica in (r for service in status.services for r in service.replicas if r.error):
-            console.result(f"\n{replica.name}: {replica.error}")
+            console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
+
+
+def _boot(unit: Unit | None) -> str:
+    if unit is None:
+        return "not with the machine (see `llmhost enable --help`)"
+    if unit.at_boot:
+        return f"with the machine ({unit.name})"
+    when = f"when {unit.account} logs in" if unit.enabled else "not with the machine"
+    return f"{when} ({unit.name})"
 
 
 def _pid(pid: int | None) -> str:
     return f" (pid {pid})" if pid else ""
+
+
+def _retry(moment: float | None) -> str:
+    """When an engine is started again."""
+    return f"; next try in {_duration(max(0.0, moment - time.time()))}" if moment else ""
 
 
 def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:

@@ -29,6 +29,8 @@ HEALTH_CHECK: Data = {
     "no_traffic_interval": "1s",
     "unhealthy_threshold": 2,
     "healthy_threshold": 1,
+    # A guard that stops its engine waits for all connections to be gone; this one would never be idle.
+    "reuse_connection": False,
 }
 
 OUTLIERS: Data = {

@@ -69,6 +69,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
         engine=EnginePlan(engine.name, engine.python, engine.device, engine.vllm_version),
         gateway=_gateway(config.gateway, machine),
         services=services,
+        on_event=config.on_event,
     )
 
 
@@ -146,6 +147,8 @@ def _service(
         default=service.default,
         endpoints=_endpoints(name, service, machine),
         sticky=_sticky(service),
+        hang_timeout=service.hang_timeout,
+        max_restarts=service.max_restarts,
     )
 
 

@@ -128,6 +128,10 @@ class ServicePlan:
     limits: Limits = Limits()
     default: bool = False
     """Answers requests of its kind that name no model, also beside other services of the kind."""
+    hang_timeout: float = 60.0
+    """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
+    max_restarts: int = 10
+    """Failures in a row after which a replica is given up."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ class Plan:
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
+    on_event: str | None = field(default=None, repr=False)
+    """Command or URL that is told of trouble; it may hold a secret."""
 
     @property
     def programs(self) -> tuple[ProgramPlan, ...]:
@@ -181,12 +187,15 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back. Without digests of keys and keys of endpoints: those are for Envoy."""
+        """JSON-ready; `from_dict` reads it back.
+
+        Without what is for Envoy only (digests of keys, keys of endpoints) and ``on_event``, for the guards only.
+        """
         keys = tuple(replace(key, digest="") for key in self.gateway.keys)
         data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
         for service in data["services"]:
             service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
-        return data
+        return {key: value for key, value in data.items() if key != "on_event"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 
 from llmhost import run
 from llmhost.errors import HomeError, SupervisorError
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
-from llmhost.supervise import lifecycle
+from llmhost.supervise import lifecycle, systemd
 from llmhost.supervise.guarding import processes
 from llmhost.supervise.guarding.spec import MARK
 from llmhost.supervise.rpc import Supervisor
+from llmhost.supervise.units import Unit, managed
 
 START_SECONDS = 30.0
 """Seconds for supervisord to answer after it was started."""
@@ -25,6 +27,11 @@ END_SECONDS = 20.0
 SHUTDOWN_SECONDS = 300.0
 """Seconds for a shutdown that somebody else asked for: supervisord then stops one program after the other."""
 POLL_SECONDS = 0.05
+STOP_EXTRA = 2 * lifecycle.STOP_MARGIN + 3 * END_SECONDS
+"""Seconds that a shutdown may take beyond the longest stop of an engine and the gateway's."""
+UNIT_POLL_SECONDS = 0.2
+UNIT_SECONDS = 420.0
+"""Seconds for a unit to start supervisord: it may wait for GPUs first (`llmhost.boot.phases`)."""
 
 Progress = Callable[[tuple[str, ...]], None]
 """Told the names of the programs that are still there, whenever they change."""
@@ -38,22 +45,53 @@ def is_running(home: Home) -> bool:
 def ensure_running(home: Home) -> bool:
     """Start supervisord from ``home.supervisord_conf`` unless it runs; True when it was started.
 
-    It leaves the terminal and outlives us. Raises SupervisorError with its own words when it does not come up, and
-    HomeError when the run directory is not ours alone.
+    It leaves the terminal and outlives us; where a systemd unit runs this home, systemd is asked to start it. Raises
+    SupervisorError with its own words when it does not come up, and HomeError when the run directory is not ours alone.
     """
-    _secure(home)
+    secure(home)
     if is_running(home):
         if Supervisor(home.supervisor_socket).state() == "RUNNING":
             return False
         _await_end(home, SHUTDOWN_SECONDS)
-    _refuse_second(home)
-    _await_guards(home)
-    sweep(home)
+    unit = managed(home)
+    if unit is not None:
+        _start_unit(home, unit)
+        return True
+    clear(home)
     _launch(home)
     return True
 
 
-def _secure(home: Home) -> None:
+def clear(home: Home) -> None:
+    """Make sure that supervisord may start: no other one runs, and nothing of a former one is left.
+
+    Raises SupervisorError when a process of a former life does not end.
+    """
+    _refuse_second(home)
+    _await_guards(home)
+    sweep(home)
+
+
+def _start_unit(home: Home, unit: Unit) -> None:
+    # Not waited for: the unit's last step wants the lock of the home, which our caller holds.
+    systemd.systemctl(unit, "start", "--no-block", unit.name)
+    deadline = time.monotonic() + UNIT_SECONDS
+    while not is_running(home):
+        if systemd.active_state(unit) in ("failed", "inactive") or time.monotonic() > deadline:
+            raise SupervisorError(f"{unit.name} did not start supervisord", f"see `{systemd.journal(unit)}`")
+        time.sleep(UNIT_POLL_SECONDS)
+
+
+def await_answer(home: Home) -> None:
+    """Wait for a supervisord that is being started; raises SupervisorError when it does not answer."""
+    deadline = time.monotonic() + START_SECONDS
+    while not is_running(home):
+        if time.monotonic() > deadline:
+            raise SupervisorError("supervisord does not answer", f"see {home.log_file('supervisord')}")
+        time.sleep(POLL_SECONDS)
+
+
+def secure(home: Home) -> None:
     """Sockets in there control everything, so nobody else may enter."""
     for directory in (home.run, home.logs):
         try:
@@ -112,7 +150,7 @@ def _log_since(home: Home, position: int) -> str:
 
 
 def shutdown(home: Home, on_progress: Progress = lambda _: None) -> bool:
-    """Stop every program at the same time, then supervisord; False when nothing was running.
+    """Stop all engines at the same time, then the gateway and supervisord; False when nothing was running.
 
     Returns when all of it is gone, leftovers of killed guards included. A supervisord that does not end is killed,
     and its guards end their engines. Raises SupervisorError when a process cannot be ended.
@@ -128,6 +166,31 @@ def shutdown(home: Home, on_progress: Progress = lambda _: None) -> bool:
     found = bool(sweep(home)) or found
     _remove_sockets(home)
     return found
+
+
+def settle_unit(home: Home) -> None:
+    """After a `shutdown`: wait until systemd knows of it, and keep it from a next try that it was waiting for.
+
+    Not with the lock of the home held: the unit's last step wants it.
+    """
+    unit = managed(home)
+    deadline = time.monotonic() + END_SECONDS
+    while unit is not None and time.monotonic() < deadline:
+        state = systemd.active_state(unit)
+        if state == "activating":
+            systemd.systemctl(unit, "stop", unit.name, timeout=SHUTDOWN_SECONDS)
+        elif state != "deactivating":
+            return
+        time.sleep(UNIT_POLL_SECONDS)
+
+
+def stop_limit(home: Home) -> float:
+    """Seconds after which `shutdown` has ended everything or given up; 0 when nothing runs."""
+    if not is_running(home):
+        return 0.0
+    seconds = Supervisor(home.supervisor_socket).stop_seconds()
+    gateway = seconds.pop(GATEWAY_PROGRAM, 0)
+    return max(seconds.values(), default=0) + gateway + STOP_EXTRA
 
 
 def _await_end(home: Home, seconds: float) -> bool:

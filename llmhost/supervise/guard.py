@@ -1,13 +1,14 @@
 """The guard: the small parent of every engine process.
 
 supervisord runs it as ``<python> -I -S guard.py <spec.json> -- <engine command…>``. It takes the start locks, starts
-the engine, waits until a real request works, and leaves nothing behind when the engine ends. The spec is described at
-`llmhost.supervise.guarding.spec.Spec`, the state file at `llmhost.supervise.guarding.state`.
+the engine, waits until a real request works, watches it, and leaves nothing behind when the engine ends. The spec is
+described at `llmhost.supervise.guarding.spec.Spec`, the state file at `llmhost.supervise.guarding.state`.
 
-Exit status: 0 after a wanted stop (SIGTERM, SIGINT); 75 when the engine ended after it was ready, whatever its status,
-so that supervisord starts it again; 78 when trying again is pointless. Hence in supervisord ``autorestart=unexpected``,
-``exitcodes=0,78``, ``startsecs=0``, ``stopasgroup=false``, ``killasgroup=false`` and a ``stopwaitsecs`` of at least
-``stop_timeout`` plus `llmhost.supervise.guarding.life.SWEEP_SECONDS`.
+A failed engine is started again by its guard, which waits out the back-off itself. Exit status: 0 after a wanted stop
+(SIGTERM, SIGINT); 78 when trying again is pointless. A guard that ended in any other way was killed, and supervisord
+starts it again. Hence ``autorestart=unexpected``, ``exitcodes=0,78``, ``startsecs=0``, ``stopasgroup=false``,
+``killasgroup=false``, and a ``stopwaitsecs`` of at least ``stop_timeout`` plus what `llmhost.supervise.guarding.stop`
+may need.
 
 ``guard.py --exec [<file>…] -- <command…>`` only ties a command to the life of supervisord and becomes it (the gateway);
 the files name certificates that the gateway must read again when they change.

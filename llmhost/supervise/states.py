@@ -26,6 +26,8 @@ class ProgramState(NamedTuple):
     engine_pid: int | None = None
     restarts: int = 0
     error: str | None = None
+    retry_at: float | None = None
+    """Unix time of the next try in state backoff."""
 
 
 def read_states(home: Home, programs: Iterable[ProgramInfo], names: Iterable[str]) -> dict[str, ProgramState]:
@@ -48,7 +50,8 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
     if info.state in ("RUNNING", "STARTING"):
         if guard.get("guard_pid") != info.pid or guard.get("state") not in _GUARD_STATES:
             return ProgramState(info.name, "queued", info.pid)  # the guard has not said anything yet
-        return ProgramState(info.name, guard["state"], info.pid, guard.get("engine_pid"), restarts, guard.get("error"))
+        engine, error, retry_at = guard.get("engine_pid"), guard.get("error"), guard.get("retry_at")
+        return ProgramState(info.name, guard["state"], info.pid, engine, restarts, error, retry_at)
     error = guard.get("error") or None
     if info.state == "EXITED" and info.exit_status == 0:
         return ProgramState(info.name, "stopped", error=error)
@@ -56,6 +59,27 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
         return ProgramState(info.name, "backoff", restarts=restarts, error=error or info.spawn_error or None)
     told = error if guard.get("state") == "failed" else None
     return ProgramState(info.name, "failed", restarts=restarts, error=told or info.spawn_error or None)
+
+
+class StopReport(NamedTuple):
+    """What the last stop of a program took."""
+
+    name: str
+    killed: tuple[str, ...]
+    """Processes that did not end by themselves."""
+    trouble: str | None
+    """What could not be undone: a process that does not die, GPU memory that does not come back."""
+
+
+def stop_reports(home: Home, since: float) -> list[StopReport]:
+    """Of programs that were stopped since then (unix time), those that left something to tell."""
+    found = []
+    for path in sorted(home.run.glob("*.state.json")):
+        name = path.name.removesuffix(".state.json")
+        said = _guard_says(home, name)
+        if said.get("state") == "stopped" and float(said.get("since") or 0) >= since:
+            found.append(StopReport(name, tuple(map(str, said.get("killed") or ())), said.get("trouble")))
+    return [report for report in found if report.killed or report.trouble]
 
 
 def _guard_says(home: Home, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
+from llmhost.supervise.units import Unit, find_unit
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
@@ -37,7 +38,10 @@ class GatewayStatus(NamedTuple):
 
 
 class ReplicaStatus(NamedTuple):
-    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it."""
+    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it.
+
+    ``uptime_s`` is the engine's; ``retry_at``, unix time, is when an engine in state backoff is started again.
+    """
 
     name: str
     state: State
@@ -48,6 +52,7 @@ class ReplicaStatus(NamedTuple):
     rss_bytes: int | None
     gpus: tuple[int, ...]
     error: str | None
+    retry_at: float | None
 
 
 class EndpointStatus(NamedTuple):
@@ -75,6 +80,8 @@ class Status(NamedTuple):
     supervisor: SupervisorStatus
     gateway: GatewayStatus
     services: tuple[ServiceStatus, ...]
+    unit: Unit | None = None
+    """The systemd unit that starts the home; None when it is started by hand."""
 
     @property
     def ready(self) -> bool:
@@ -90,7 +97,12 @@ class Status(NamedTuple):
             endpoints = [endpoint._asdict() for endpoint in service.endpoints]
             lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints}
             services.append({**service._asdict(), **lists})
-        return {"supervisor": self.supervisor._asdict(), "gateway": self.gateway._asdict(), "services": services}
+        return {
+            "supervisor": self.supervisor._asdict(),
+            "gateway": self.gateway._asdict(),
+            "boot": self.unit.to_dict() if self.unit else None,
+            "services": services,
+        }
 
 
 def read_status(home: Home) -> Status:
@@ -106,6 +118,7 @@ def read_status(home: Home) -> Status:
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid),
         tuple(_service(service, states, trees, served) for service in planned),
+        find_unit(home),
     )
 
 
@@ -172,10 +185,12 @@ def _endpoint(endpoint: dict[str, Any], served: frozenset[str] | None) -> State:
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:
     uptime = rss = None
     if state.pid and trees is not None:
-        uptime, rss = trees.uptime(state.pid), trees.rss(state.pid)
+        uptime = trees.uptime(state.engine_pid) if state.engine_pid else None
+        rss = trees.rss(state.pid)
     return ReplicaStatus(
-        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error
-    )
+        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error,
+        state.retry_at,
+    )  # fmt: skip
 
 
 class _Processes:

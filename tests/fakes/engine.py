@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -41,61 +42,152 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shutdown-timeout", type=float, default=0, help="seconds to drain after SIGTERM, as in vLLM")
     parser.add_argument("--mark", help="a word that every answer carries")
     parser.add_argument("--metrics", help="a page of vLLM's metrics after one request, to be served at /metrics")
+    parser.add_argument("--core", action="store_true", help="compute in VLLM::EngineCore and VLLM::Worker processes")
+    parser.add_argument("--hang", help="while this file exists, only /health and /metrics are answered")
+    parser.add_argument("--no-metrics", action="store_true", help="/metrics holds no numbers, as --disable-log-stats")
+    parser.add_argument("--load", help="a file with a number: so many more requests are reported to be running")
+    parser.add_argument("--tokens", help="while this file exists, tokens are reported to be generated")
     parser.add_argument("--dump", help="write argv, environment and process id to this file as JSON")
     known, _ = parser.parse_known_args([*shlex.split(os.environ.get("FAKE_ENGINE", "")), *argv])
     return known
+
+
+class Core:
+    """VLLM::EngineCore with its VLLM::Worker: every request takes a byte there and back."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.here, there = socket.socketpair()
+        if os.fork() == 0:
+            self.here.close()
+            named("VLLM::EngineCore")
+            near, far = socket.socketpair()
+            if os.fork() == 0:
+                near.close()
+                named("VLLM::Worker")
+                serve(far, lambda byte: byte)
+            far.close()
+            serve(there, lambda byte: near.sendall(byte) or near.recv(1))
+        there.close()
+
+    def compute(self) -> bool:
+        with self.turn:
+            try:
+                self.here.sendall(b".")
+                return self.here.recv(1) == b"."
+            except OSError:
+                return False
+
+
+def named(name: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+
+
+def serve(connection: socket.socket, answer: Any) -> None:
+    """Until the other end is gone."""
+    with contextlib.suppress(OSError):
+        while byte := connection.recv(1):
+            connection.sendall(answer(byte))
+    os._exit(0)
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     given: argparse.Namespace
     answered = 0
+    core: Core | None = None
+    running = 0
+    served = 0
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             names = self.given.served_model_name
             self.answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
         elif self.path == "/metrics" and self.given.metrics:
-            self.send(metrics(Path(self.given.metrics).read_text(), Handler.answered).encode(), 200, "text/plain")
+            page = metrics(Path(self.given.metrics).read_text(), Handler.answered)
+            self.send_text(page.encode(), 200, "text/plain")
+        elif self.path == "/metrics":
+            self.metrics()
         else:
             self.answer({}, 200 if self.path == "/health" else 404)
 
+    def metrics(self) -> None:
+        """The numbers of vLLM that say how much it has to do."""
+        extra = int(Path(self.given.load).read_text()) if self.given.load and Path(self.given.load).exists() else 0
+        tokens = time.monotonic() if self.given.tokens and Path(self.given.tokens).exists() else Handler.served
+        label = '{engine="0",model_name="fake"}'
+        lines = [
+            f"vllm:num_requests_running{label} {float(Handler.running + extra)}",
+            f"vllm:num_requests_waiting{label} 0.0",
+            f"vllm:prompt_tokens_total{label} {float(Handler.served)}",
+            f"vllm:generation_tokens_total{label} {float(tokens)}",
+            f'vllm:request_success_total{{engine="0",finished_reason="stop"}} {float(Handler.served)}',
+            f'vllm:request_success_total{{engine="0",finished_reason="abort"}} {time.monotonic()}',
+        ]
+        text = "" if self.given.no_metrics else "\n".join(lines) + "\n"
+        self.send_text(text.encode(), 200, "text/plain")
+
     def do_POST(self) -> None:
         Handler.answered += 1
+        Handler.running += 1
+        try:
+            self.post()
+        finally:
+            Handler.running -= 1
+
+    def compute(self, seconds: float) -> bool:
+        """What a request takes before it is answered."""
+        while self.given.hang and Path(self.given.hang).exists():
+            time.sleep(0.05)
+        time.sleep(seconds)
+        if self.core is not None and not self.core.compute():
+            # vLLM's watchdog looks every 5 s whether its engine core lives, and then ends with status 0.
+            threading.Timer(5, os._exit, [0]).start()
+            return False
+        Handler.served += 1
+        return True
+
+    def post(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         if self.path == "/fake/exit":
             with contextlib.suppress(OSError):  # whoever asked may be gone already
                 self.answer({})
             os._exit(int(body.get("code", 0)))
+        if Drain.began.is_set():
+            self.answer({"choices": [{"index": 0, "message": {}, "finish_reason": "abort"}]})  # vLLM 0.32 does this
+            return
+        with Drain.working():
+            self.work(body)
+
+    def work(self, body: dict[str, Any]) -> None:
+        """``fake: {"chunks": 20, "seconds": 0.1}`` makes a slow stream, ``seconds`` alone a late answer.
+
+        With ``until`` a stream ends early, when that file is there; the file ``begun`` is made when a request is there.
+        """
+        wish = body.get("fake") or {}
+        if wish.get("begun"):
+            Path(wish["begun"]).touch()
         make = ANSWERS.get(self.path)
         if make is None:
             self.answer({"error": {"message": "not found"}}, 404)
         elif self.given.status != 200:
             self.answer({"error": {"message": "as the test wants it"}}, self.given.status)
+        elif not self.compute(0 if body.get("stream") else float(wish.get("seconds", 0))):
+            self.answer({"error": {"message": "EngineCore encountered an issue."}}, 500)
         elif self.given.no_chat_template and self.path == "/v1/chat/completions":
             self.answer({"error": {"message": "you must provide a chat template"}}, 400)
-        elif Drain.began.is_set():
-            self.answer({"choices": [{"index": 0, "message": {}, "finish_reason": "abort"}]})  # vLLM 0.32 does this
-        else:
-            with Drain.working():
-                self.work(body, make)
-
-    def work(self, body: dict[str, Any], make: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """``fake: {"chunks": 20, "seconds": 0.1}`` makes a slow stream, ``seconds`` alone a late answer.
-
-        With ``until`` a stream ends early, when that file is there.
-        """
-        wish = body.get("fake") or {}
-        if body.get("stream"):
+        elif body.get("stream"):
             self.stream(body, int(wish.get("chunks", 3)), float(wish.get("seconds", 0)), wish.get("until"))
-            return
-        time.sleep(float(wish.get("seconds", 0)))
-        self.answer({"model": body.get("model"), "mark": self.given.mark, "program": program(), **make(body)})
+        else:
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            said = {"model": body.get("model"), "mark": self.given.mark, "program": program(), "usage": usage}
+            self.answer({**said, **make(body)})
 
     def answer(self, data: dict[str, Any], status: int = 200) -> None:
-        self.send(json.dumps(data).encode(), status, "application/json")
+        self.send_text(json.dumps(data).encode(), status, "application/json")
 
-    def send(self, text: bytes, status: int, content_type: str) -> None:
+    def send_text(self, text: bytes, status: int, content_type: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(text)))
@@ -249,6 +341,7 @@ def main(argv: list[str]) -> int:
     if given.exit_early is not None:
         return int(given.exit_early)
     Handler.given = given
+    Handler.core = Core() if given.core else None
     with Server(given.uds, Handler) as server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

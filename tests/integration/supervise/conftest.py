@@ -95,13 +95,13 @@ class LoneGuard:
             return {}
         return said
 
-    def wait(self, state: str, guard: subprocess.Popen[bytes] | None = None) -> dict[str, Any]:
-        """What the file says once it says `state`, written by this guard."""
+    def wait(self, state: str, guard: subprocess.Popen[bytes] | None = None, **also: Any) -> dict[str, Any]:
+        """What the file says once it says `state` (and these), written by this guard."""
 
         def there() -> dict[str, Any] | None:
             said = self.says()
             ours = guard is None or said.get("guard_pid") == guard.pid
-            return said if ours and said.get("state") == state else None
+            return said if ours and said.get("state") == state and also.items() <= said.items() else None
 
         return dict(wait_for(there))
 

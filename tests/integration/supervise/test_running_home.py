@@ -94,7 +94,8 @@ def test_logs_across_a_rotation_by_supervisord(house: House) -> None:
     assert requests == [str(n) for n in range(1, 101)]
 
 
-def test_the_lock_of_a_home_dies_with_its_holder(house: House) -> None:
+def test_the_lock_of_a_home_dies_with_its_holder(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMHOST_LOCK_TIMEOUT", "0.2")
     root = str(Path(__file__).parents[3])
     code = (
         f"import sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; from llmhost.paths import Home\n"
