@@ -102,6 +102,11 @@ def await_served(home: Home, members: Collection[str], seconds: float = SECONDS)
         )
 
 
+def await_some_served(home: Home, service: str, seconds: float = SECONDS) -> bool:
+    """Wait until a service has a member that gets requests; False when it has none in time."""
+    return bool(_await(home, lambda state: bool(state.healthy.get(service)), seconds).healthy.get(service))
+
+
 def await_idle(home: Home, members: Collection[str], seconds: float, on_busy: Busy) -> None:
     """Wait until these members work on nothing, or `seconds` are over: then the engine ends what is left."""
     told: dict[str, int] = {}

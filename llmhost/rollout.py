@@ -54,6 +54,8 @@ class Stages:
     """Wanted and not running, as they are or new."""
     heirs: tuple[str, ...] = ()
     """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
+    elsewhere: tuple[str, ...] = ()
+    """Services that are to answer to names that are being served, and have no engine here: their endpoints must."""
     one_by_one: tuple[str, ...] = ()
     """Changed, with others of their service that serve meanwhile."""
     after_switch: tuple[str, ...] = ()
@@ -99,26 +101,37 @@ def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collect
         after_switch=tuple(late),
         start=actions.start,
         heirs=heirs,
+        elsewhere=_moved_away(before, plan),
         one_by_one=tuple(covered),
         leave_last=tuple(last),
         cramped=cramped,
     )
 
 
+def _answered(before: Before) -> set[str]:
+    """The names that engines here answer to now."""
+    return {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
+
+
 def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
     """Programs of services without an engine in force, which are to answer to a name that one in force answers to."""
-    answered = {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    new = [s for s in plan.services if answered & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
+    names = _answered(before)
+    new = [s for s in plan.services if names & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
     return tuple(p.name for s in new for p in s.replicas if p.name in coming)
 
 
+def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
+    names = _answered(before)
+    return tuple(s.name for s in plan.services if s.endpoints and not s.replicas and names & set(s.served_as))
+
+
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
-    """Whether programs that come answer to a name of this one."""
+    """Whether programs that come, or other hosts alone, answer to a name of this one."""
     old = _owner(before.plan, program)
     following = [s for s in plan.services if old and set(old.served_as) & set(s.served_as)]
-    return any(p.name in coming for s in following for p in s.replicas)
+    return any(not s.replicas or any(p.name in coming for p in s.replicas) for s in following)
 
 
 def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
@@ -126,7 +139,10 @@ def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str
     service = _owner(plan, program)
     mates = {p.name for p in service.replicas} if service else set()
     leaving = {p for p in coming if service and service_of(p) == service.name}
-    return any(p in coming or before.serves(p) for p in (mates | leaving) - {program})
+    elsewhere = {e.member for e in service.endpoints} if service else set()
+    return bool(elsewhere & before.served) or any(
+        p in coming or before.serves(p) for p in (mates | leaving) - {program}
+    )
 
 
 def _owner(plan: Plan, program: str) -> ServicePlan | None:
@@ -194,6 +210,11 @@ class Rollout:
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
+        for service in self.stages.elsewhere:
+            if not balancing.await_some_served(self.home, service):
+                raise NotReadyError(
+                    f"no endpoint of {service} answers; what ran before goes on", "see `llmhost status` on that host"
+                )
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
 

@@ -254,7 +254,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Tol
     """
     plan = load_plan(home)
     chosen = select_services(plan, services)
-    alone = [s.name for s in chosen if len(s.replicas) < 2]
+    alone = [s.name for s in chosen if len(s.replicas) == 1 and not s.endpoints]
     if alone:
         raise ConfigError(
             f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",

@@ -48,7 +48,7 @@ def _row(service: ServicePlan) -> tuple[str, ...]:
         service.name,
         service.kind,
         ", ".join(service.served_as),
-        str(len(replicas)),
+        " + ".join(filter(None, (str(len(replicas)), ", ".join(e.url for e in service.endpoints)))),
         "/".join(map(str, sorted(cores))) or "shared",
         f"{sum(r.memory_bytes for r in replicas) / GIB:.1f} GiB",
         f"{sum(r.kv_cache_bytes for r in replicas) / GIB:.1f} GiB",
@@ -71,7 +71,8 @@ def _without_secrets(plan: Plan) -> dict[str, object]:
 def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     """List the files that `llmhost up` would write; with --diff their changes, with -o the files themselves.
 
-    Files that hold the environment of an engine (conf/guard/…) are named in a diff, their lines are not shown.
+    Files that hold the environment of an engine (conf/guard/…) or the key of an endpoint (conf/gateway/eds-…) are named
+    in a diff, their lines are not shown.
     """
     from pathlib import Path
 
@@ -106,4 +107,4 @@ def _verb(change: object) -> str:
 
 
 def _may_hold_secrets(path: str) -> bool:
-    return path.startswith("conf/guard/")
+    return path.startswith(("conf/guard/", "conf/gateway/eds-"))

@@ -165,6 +165,7 @@ def _filters(plan: Plan) -> list[Data]:
 def _mappers(plan: Plan) -> list[Data]:
     """Local replies by cause, then by status. Answers with status 200 match none and stay as they are."""
     mebibytes = plan.gateway.max_body_bytes / 2**20
+    full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
         *_refused(),
         _by_cause(("UH", "UF", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
@@ -172,6 +173,8 @@ def _mappers(plan: Plan) -> list[Data]:
         _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
         # Not larger than the gateway takes, but than a service does: its route says so.
         _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
+        # Every other cause has a flag, see above.
+        _mapper(_status("EQ", 503), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
         _mapper(_both(_status("EQ", 400), NO_HOST), _error("The request is not valid HTTP/1.1", "BadRequestError")),
         _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
@@ -197,9 +200,7 @@ def _refused() -> list[Data]:
     busy = _error(f"The service '{SERVICE}' has as many requests at once as it may have", "RateLimitError")
     often = _error("Too many requests in this minute", "RateLimitError")
     bearer = {"headers_to_add": [_header("www-authenticate", "Bearer")]}
-    full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
-        _mapper(_flags("OM"), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         # Who is known is refused by a route, which says why: the key has expired.
         _mapper(_both(_status("EQ", 401), _sent(access.USER)), _error("%LOCAL_REPLY_BODY%", "AuthenticationError")),
         _mapper(_both(_status("EQ", 401), _either("authorization", "x-api-key")), wrong) | bearer,

@@ -29,7 +29,7 @@ OWN_CLUSTER = "llmhost_metrics"
 _GATEWAY = "gateway"
 _ENVOY_STATS = (
     # Names of Envoy's statistics before they become Prometheus' (a tenth of all that it has).
-    r"^(cluster\.[^.]+\.(upstream_rq_(\d+xx|\d\d\d|total|active|pending_active|time|retry|cancelled|timeout|[rt]x_reset)"
+    r"^(cluster\.[^.]+\.(upstream_rq_(\dxx|\d\d\d|total|active|pending_active|time|retry|cancelled|timeout|[rt]x_reset)"
     r"|upstream_cx_(active|total|connect_fail|none_healthy|[rt]x_bytes_total)"
     r"|membership_(healthy|total)|outlier_detection\.ejections_active)"
     r"|http\.[^.]+\.(downstream_rq_(\d+xx|total|active|time|rx_reset|too_large|overload_close|idle_timeout)"
@@ -37,7 +37,7 @@ _ENVOY_STATS = (
     r"|vhost\.[^.]+\.vcluster\.[^.]+\.upstream_rq_(\d\d\d|total|time)"
     r"|server\.(live|uptime|memory_(allocated|physical_size)|total_connections|days_until_first_cert_expiring)"
     r"|cluster_manager\.cds\.update_rejected|listener_manager\.(lds\.update_rejected|listener_create_failure)"
-    r"|overload\..*(active|pressure)|.*(rate_limit|ratelimit|rbac|api_key).*)$"
+    r"|overload\..*(active|pressure)|[^.]+\.http_local_rate_limit\.(ok|rate_limited)|http\.[^.]+\.basic_auth\.(allowed|denied))$"
 )
 _MARK = "~"
 """As in `llmhost.gateway.statistics.MARK`."""

@@ -74,7 +74,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
 
 
 def _gateway(gateway: configuration.Gateway, machine: Machine) -> GatewayPlan:
-    if not (machine.keys or gateway.insecure or is_loopback(gateway.host)):
+    if not (machine.keys or gateway.insecure or is_loopback(gateway.host)) and _is_address(gateway.host):
         raise GatewayError(
             f"gateway.host: others can reach {gateway.host}, and there are no API keys",
             "make one with `llmhost keys add NAME`, or write `insecure: true` below gateway: to serve everybody",
@@ -97,6 +97,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(host: str) -> bool:
+    """What is none is refused with better words when it is rendered."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def with_keys(gateway: GatewayPlan, keys: Sequence[ApiKey]) -> GatewayPlan:

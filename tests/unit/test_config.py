@@ -92,6 +92,16 @@ def test_a_configuration_cannot_be_changed() -> None:
         ),
         ("services: {a: {model: /m, args: {x: 2024-01-01}}}", "services.a.args.x: no flag takes this value", "quotes"),
         ("services: {a: {model: null}}", "services.a.model: field required", ""),
+        ("gateway: {limits: {requests_per_minute: 0}}", "gateway.limits.requests_per_minute: input should be", ""),
+        ("services: {a: {model: /m, limits: {concurrent_requests: -1}}}", "limits.concurrent_requests: input", ""),
+        ("services: {a: {model: /m, limits: {max_body_mib: 0}}}", "limits.max_body_mib: input should be greater", ""),
+        ("services: {a: {model: /m, limits: {rpm: 1}}}", "unknown key services.a.limits.rpm", "requests_per_minute"),
+        ("gateway: {tls: {certificate: /c}}", "gateway.tls.key: field required", ""),
+        (
+            "gateway: {tls: {certificat: /c, key: /k}}",
+            "unknown key gateway.tls.certificat",
+            "mean certificate?",
+        ),
         ("engine: {kind: docker}", "engine.kind: input should be 'venv'", "schema"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmhost.plan.types import Plan, ServicePlan
+from llmhost.plan.types import EndpointPlan, Plan, ServicePlan
 from llmhost.rollout import Before, Stages, stages
 from llmhost.supervise.lifecycle import Actions
 from tests.unit.gateway.plans import make_plan, make_service
@@ -87,6 +87,20 @@ def test_what_an_interrupted_change_left_is_still_waited_for() -> None:
     loading = replace(there, running=there.running | {"new-0"})
     done = computed(loading, service("new", "gpt"), remove=("chat-0",))
     assert done == Stages(heirs=("new-0",), leave_last=("chat-0",))
+
+
+def test_another_host_takes_over_before_the_engine_here_leaves() -> None:
+    far = (EndpointPlan("http://10.0.0.2:8000", "10.0.0.2"),)
+    done = computed(before(CHAT), replace(CHAT, replicas=(), endpoints=far), remove=("chat-0",))
+    assert done == Stages(elsewhere=("chat",), leave_last=("chat-0",))
+
+
+def test_another_host_serves_while_the_engine_here_changes() -> None:
+    service = replace(CHAT, endpoints=(EndpointPlan("http://10.0.0.2:8000", "10.0.0.2"),))
+    there = before(service)
+    assert computed(there, service, restart=("chat-0",)) == Stages(at_once=("chat-0",))
+    up = replace(there, served=there.served | {"10.0.0.2:8000"})
+    assert computed(up, service, restart=("chat-0",)) == Stages(one_by_one=("chat-0",))
 
 
 def test_an_engine_that_nobody_asks_has_no_heir() -> None:

@@ -96,6 +96,7 @@ class Gateway:
             target, text = self.root / file.path, self.edit(file.text)
             if target.exists() and target.read_text() == text:
                 continue
+            target.parent.mkdir(exist_ok=True)
             fresh = target.with_suffix(".tmp")
             fresh.write_text(text)
             fresh.rename(target)

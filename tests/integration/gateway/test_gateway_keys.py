@@ -273,3 +273,37 @@ def test_body_size_of_a_service(gateway: Gateway) -> None:
         assert error(ask(CHAT, "gpt-4", 110_000, chunked=True), 413)["message"] == told["message"]
         assert "larger than 1 MiB" in error(ask(CHAT, "gpt-4", 2**20), 413)["message"]
         assert ask(CHAT, "other", 110_000).status_code == 200
+
+
+def test_a_default_service_answers_what_names_no_model(gateway: Gateway) -> None:
+    first = make_service(gateway.root, "chat", "chat", ("gpt-4",))
+    second = replace(make_service(gateway.root, "other", "chat", ("other",)), default=True)
+    with Stub(Path(first.replicas[0].socket), "chat"), Stub(Path(second.replicas[0].socket), "other"):
+        gateway.start(first, second)
+        gateway.wait_healthy(chat=1, other=1)
+        with gateway.client() as client:
+            assert client.post(CHAT, json={}).json()["stub"] == "other"
+            assert client.post(CHAT, json={"model": "gpt-4"}).json()["stub"] == "chat"
+            assert client.get("/v1/responses/resp_1").json()["stub"] == "other"
+            error(client.post(CHAT, json={"model": "nobody"}), 404)
+
+
+def test_a_gateway_that_is_short_of_memory_says_so(gateway: Gateway) -> None:
+    gateway.edit = lambda text: text.replace(str(2 * 2**30), str(2**20))
+    service = make_service(gateway.root, "chat", "chat", ("gpt-4",))
+    with Stub(Path(service.replicas[0].socket)) as stub:
+        gateway.launch(service)
+        with gateway.client() as client:
+
+            def answer() -> httpx.Response | None:
+                try:
+                    return client.post(CHAT, json={"model": "gpt-4"})
+                except httpx.HTTPError:
+                    return None
+
+            eventually(lambda: (found := answer()) is not None and "memory" in found.text, "it is short of memory")
+            before = len(stub.asked)  # some, until the gateway has looked at its memory
+            refused = client.post(CHAT, json={"model": "gpt-4"})
+        assert "out of memory" in error(refused, 503)["message"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert len(stub.asked) == before

@@ -148,6 +148,7 @@ def test_requests_are_counted_by_key(installed: Installed) -> None:
     found = list(samples(installed.run("metrics", "show").stdout))
     assert values(found, "envoy_vhost_vcluster_upstream_rq", key="team.a", envoy_response_code="200") == [2]
     assert values(found, "envoy_vhost_vcluster_upstream_rq", key="other", envoy_response_code="200") == [1]
+    assert sum(values(found, "envoy_http_basic_auth_denied")) == 2
     headers = {"authorization": f"Bearer {keys['other']}"}
     page_of_other = httpx.get(f"http://127.0.0.1:{installed.port}/metrics", headers=headers, timeout=30)
     assert (page_of_other.status_code, keys["other"] in page_of_other.text) == (200, False)
