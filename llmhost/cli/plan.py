@@ -11,6 +11,7 @@ from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
     from llmhost.plan import Plan, ServicePlan
+    from llmhost.writer import FileChange
 
 GIB = 2**30
 
@@ -71,8 +72,8 @@ def _without_secrets(plan: Plan) -> dict[str, object]:
 def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     """List the files that `llmhost up` would write; with --diff their changes, with -o the files themselves.
 
-    Files that hold the environment of an engine (conf/guard/…) or the key of an endpoint (conf/gateway/eds-…) are named
-    in a diff, their lines are not shown.
+    Files that may hold secrets (the environment of an engine, the key of an endpoint, hashes of API keys, `on_event`)
+    are named in a diff, their lines are not shown.
     """
     from pathlib import Path
 
@@ -90,9 +91,7 @@ def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     changes = writer.changes(session.home, files)
     for change in changes:
         if as_diff:
-            console.result(
-                f"{_verb(change)} {change.path}" if _may_hold_secrets(change.path) else change.diff().rstrip()
-            )
+            console.result(f"{_verb(change)} {change.path}" if _may_hold_secrets(change) else change.diff().rstrip())
         else:
             console.result(f"{_verb(change):8} {change.path}")
     if not changes:
@@ -106,5 +105,7 @@ def _verb(change: object) -> str:
     return "new" if old is None else "changed"
 
 
-def _may_hold_secrets(path: str) -> bool:
-    return path.startswith(("conf/guard/", "conf/gateway/eds-"))
+def _may_hold_secrets(change: FileChange) -> bool:
+    """The environment of an engine, the key of an endpoint, who is told of events, or hashes of API keys."""
+    hashes = "{SHA}" in f"{change.old}{change.new}"
+    return hashes or change.path.startswith(("conf/guard/", "conf/gateway/eds-", "conf/events.json"))

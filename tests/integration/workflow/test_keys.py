@@ -96,6 +96,8 @@ def test_a_key_is_nowhere_on_disk_in_no_process_and_in_no_output(installed: Inst
     keys.append(installed.run("keys", "rotate", "one", "--grace", "1h").stdout.strip())
     for key in keys:
         status(installed, "/v1/chat/completions", key, {"messages": []})
+    text = installed.home.config_file.read_text()
+    installed.home.config_file.write_text(text.replace("chat: {", "chat: {served_as: another, "))
     digests = [k["digest"] for k in json.loads(installed.home.keys_file.read_text())["keys"]]
     assert len(digests) == 3
     said = "".join(
