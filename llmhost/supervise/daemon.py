@@ -30,6 +30,8 @@ POLL_SECONDS = 0.05
 STOP_EXTRA = 2 * lifecycle.STOP_MARGIN + 3 * END_SECONDS
 """Seconds that a shutdown may take beyond the longest stop of an engine and the gateway's."""
 UNIT_POLL_SECONDS = 0.2
+JOB_SECONDS = 5.0
+"""Seconds for systemd to begin with what it was asked for."""
 UNIT_SECONDS = 420.0
 """Seconds for a unit to start supervisord: it may wait for GPUs first (`llmhost.boot.phases`)."""
 
@@ -75,9 +77,11 @@ def clear(home: Home) -> None:
 def _start_unit(home: Home, unit: Unit) -> None:
     # Not waited for: the unit's last step wants the lock of the home, which our caller holds.
     systemd.systemctl(unit, "start", "--no-block", unit.name)
-    deadline = time.monotonic() + UNIT_SECONDS
+    begin = time.monotonic()
     while not is_running(home):
-        if systemd.active_state(unit) in ("failed", "inactive") or time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        idle = waited > JOB_SECONDS and systemd.active_state(unit) in ("failed", "inactive")
+        if idle or waited > UNIT_SECONDS:
             raise SupervisorError(f"{unit.name} did not start supervisord", f"see `{systemd.journal(unit)}`")
         time.sleep(UNIT_POLL_SECONDS)
 

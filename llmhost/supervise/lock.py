@@ -63,8 +63,10 @@ def _wait_seconds() -> float:
 def _require_account(home: Home) -> None:
     """Files of another user's, root's too, could not be read by the services of a unit."""
     unit = find_unit(home)
+    if unit is None:
+        return
     me = pwd.getpwuid(os.geteuid()).pw_name
-    if unit is not None and unit.account != me and owner(home) != me:
+    if me not in (unit.account, owner(home)):
         raise HomeError(
             f"{unit.name} runs {home.root} as {unit.account}, and you are {me}",
             f"use `sudo -u {unit.account} llmhost --home {home.root} …`, or systemctl start, stop, reload {unit.name}",

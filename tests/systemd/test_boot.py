@@ -233,6 +233,12 @@ def test_a_unit_of_a_user(box: Served) -> None:
     box.reboot()
     box.await_states(home)
     assert box.status(home)["boot"] == {"unit": UNIT, "scope": "user", "account": "alice", "at_boot": True}
+    box.llmhost("down", user="alice", home=home)
+    assert "supervisord" not in box.processes("alice")
+    box.llmhost("up", user="alice", home=home)
+    state = ("systemctl", "--user", "show", "--property", "MainPID", "--value", UNIT)
+    runtime = ("env", "XDG_RUNTIME_DIR=/run/user/4321")
+    assert int(box.run(*runtime, *state, user="alice").stdout) == box.status(home)["supervisor"]["pid"]
     box.llmhost("disable", "--now", user="alice", home=home)
     assert "supervisord" not in box.processes("alice")
     assert not list(box.path("/home/alice/.config/systemd/user").rglob("llmhost*"))
