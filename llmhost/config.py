@@ -26,7 +26,7 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST = 7 * 86400
 """Seconds; whoever waits longer than a week has forgotten about it."""
 
-RESERVED = ("gateway", "supervisord", "metrics")
+RESERVED = ("gateway", "supervisord", "metrics", "access")
 """Names of programs beside the engines, in `llmhost logs` for one."""
 
 ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None

@@ -5,6 +5,8 @@ GATEWAY_PROGRAM = "gateway"
 
 METRICS_PROGRAM = "metrics"
 """Name of the exporter among them."""
+ACCESS_LOG = "access"
+"""Name of the log of requests, which the gateway writes beside its own."""
 
 
 def local_url(host: str, port: int, scheme: str = "http") -> str:

@@ -159,6 +159,11 @@ def _shipped(name: str) -> Path:
     raise HomeError(f"the templates ({name}/) are missing from this installation", "install llmhost again")
 
 
+def supervisord_script() -> Path:
+    """supervisord as llmhost starts it, by its path as well: nothing depends on where llmhost is installed."""
+    return Path(__file__).parent / "supervise" / "supervisord.py"
+
+
 def guard_script() -> Path:
     """The guard, which supervisord starts by its path: it needs nothing of site-packages."""
     return Path(__file__).parent / "supervise" / "guard.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmhost import __version__
 from llmhost.files import RenderedFile
 from llmhost.gateway import WATCHED_FILE, gateway_argv, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
 from llmhost.supervisor_format import quote_command, quote_value
@@ -42,6 +42,8 @@ class SupervisedProgram:
     startretries: int
     stopwaitsecs: int
     log_file: str
+    stdout_file: str = ""
+    """Where the standard output goes when that is something else than the log."""
 
 
 def render(plan: Plan) -> tuple[RenderedFile, ...]:
@@ -122,8 +124,8 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
-        # Envoy needs no guard; it is only tied to the life of supervisord.
-        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", *watched, "--", *gateway_argv(plan)),
+        # Envoy needs no guard; it is only tied to the life of supervisord, and started again at once.
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--keep", *watched, "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches. Its bootstrap needs a restart, and so does another
         # address: the kernel refuses 0.0.0.0 beside 127.0.0.1 on one port.
         fingerprint=_fingerprint(bootstrap.text + plan.gateway.host),
@@ -133,6 +135,7 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         startretries=10,
         stopwaitsecs=20,
         log_file=str(home.log_file(GATEWAY_PROGRAM)),
+        stdout_file=str(home.log_file(ACCESS_LOG)),
     )
 
 

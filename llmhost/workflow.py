@@ -16,7 +16,7 @@ from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts
-from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -86,9 +86,8 @@ def up(
     another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
     shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
-    _prepare(home, services, progress, insecure)
-    with home_lock(home, "up"):
-        # Read again: another command may have been at work while we built.
+    _build(home, services, progress, insecure)
+    with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
         plan = ask.plan(NOTHING if rebalance else there)
         if surge:
@@ -102,7 +101,7 @@ def up(
 
 def reload(home: Home, progress: Progress) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped."""
-    _prepare(home, (), progress, insecure=False)
+    _build(home, (), progress, insecure=False)
     with home_lock(home, "reload"):
         ask, there = _read_inputs(home, insecure=False), _running(home)
         plan = ask.plan(there)
@@ -111,21 +110,22 @@ def reload(home: Home, progress: Progress) -> Started:
     return Started(plan, wanted)
 
 
-def _prepare(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
-    """Build the engine; what can be refused before that is not refused after minutes of building."""
+def _build(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
+    """Build the engine when it is not there; what can be refused is not refused after these minutes."""
     claim(home)
     config = _load(home, insecure)
-    _require_known(services, config.services)
-    read_models(home, config)
-    _check_ports(home, config)
-    for endpoint in check_endpoints(config, read_endpoints(config, home.root)):
-        progress.note(f"{endpoint} does not answer; it gets requests when it does")
-    ensure_engine(home, config.engine, progress)
+    if find_engine(home, config.engine) is None:
+        _require_known(services, config.services)
+        read_models(home, config)
+        _check_ports(home, config)
+        ensure_engine(home, config.engine, progress)
 
 
 def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
     _check_ports(home, ask.config)
+    for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
+        progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
         check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
     fits = _fits(plan, ask.machine.host, there)
@@ -312,7 +312,7 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     """The log file of each program, of all services and the gateway when none is named."""
     plan = load_plan(home)
-    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, "supervisord")}
+    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, ACCESS_LOG, "supervisord")}
     engines = select_services(plan, tuple(n for n in names if n not in own))
     if names and not set(names) - set(own):
         engines = ()

@@ -18,6 +18,7 @@ FLAGS = {
         VllmFlag("kv_cache_memory_bytes", boolean=False),
         VllmFlag("shutdown_timeout", boolean=False),
         VllmFlag("disable_access_log_for_endpoints", boolean=False),
+        VllmFlag("disable_uvicorn_access_log", boolean=True, negatable=True),
         VllmFlag("enforce_eager", boolean=True, negatable=True),
         VllmFlag("enable_auto_tool_choice", boolean=True, negatable=True),
         VllmFlag("tool_call_parser", boolean=False),

@@ -20,7 +20,7 @@ from llmhost.config import Config
 from llmhost.env import Silent, find_engine
 from llmhost.errors import CommandError, ConfigError, EngineError, HomeError, SupervisorError
 from llmhost.homedir import is_ours
-from llmhost.paths import Home
+from llmhost.paths import Home, supervisord_script
 from llmhost.render import SWEEP_SECONDS
 from llmhost.supervise import daemon, systemd
 from llmhost.supervise.units import BOOTED, LINGER, Unit, find_unit, owner, unit_directory, units
@@ -224,6 +224,7 @@ def unit_plan(home: Home, unit: Unit, config: Config) -> UnitPlan:
         home=str(home.root),
         account=unit.account,
         python=sys.executable,
+        supervisord_script=str(supervisord_script()),
         supervisord_conf=str(home.supervisord_conf),
         start_seconds=int(GPU_SECONDS) + START_EXTRA_SECONDS,
         stop_seconds=int(max(stops, default=0)) + STOP_EXTRA_SECONDS,

@@ -15,8 +15,8 @@ from llmhost.supervise.lock import home_lock
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.systemd import notify
 
-LOCK_SECONDS = 60.0
-"""Seconds to wait for another llmhost command before the services are started."""
+LOCK_SECONDS = 20.0
+"""Seconds to wait for another llmhost command before the services are started all the same."""
 STOP_LOCK_SECONDS = 10.0
 """Seconds to wait for another llmhost command before everything is stopped all the same."""
 
@@ -55,11 +55,19 @@ def _apply(home: Home, say: Say) -> None:
 def started(home: Home) -> tuple[str, ...]:
     """After supervisord: start all programs but those that were stopped on purpose; returns their names."""
     daemon.await_answer(home)
-    with home_lock(home, "boot", LOCK_SECONDS):
-        every = [p.name for p in Supervisor(home.supervisor_socket).programs()]
-        wanted = workflow.not_stopped(home, every)
-        lifecycle.start(home, wanted)
+    try:
+        with home_lock(home, "boot", LOCK_SECONDS):
+            wanted = _start(home)
+    except BusyError:
+        wanted = _start(home)  # somebody builds an engine, say: what can run does not wait for that
     notify(f"STATUS={_status(wanted)}; see `llmhost status`")
+    return wanted
+
+
+def _start(home: Home) -> tuple[str, ...]:
+    every = [p.name for p in Supervisor(home.supervisor_socket).programs()]
+    wanted = workflow.not_stopped(home, every)
+    lifecycle.start(home, wanted)
     return wanted
 
 

@@ -22,6 +22,7 @@ class UnitPlan:
     home: str
     account: str
     python: str
+    supervisord_script: str
     supervisord_conf: str
     start_seconds: int
     stop_seconds: int
@@ -47,7 +48,7 @@ class UnitPlan:
     @property
     def supervisord(self) -> tuple[str, ...]:
         """supervisord in the foreground: systemd is its parent, and sees at once when it ends."""
-        return (self.python, "-P", "-m", "supervisor.supervisord", "-n", "-c", self.supervisord_conf)
+        return (self.python, "-P", self.supervisord_script, "-n", "-c", self.supervisord_conf)
 
 
 def render_unit(plan: UnitPlan) -> str:

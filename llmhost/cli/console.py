@@ -31,6 +31,11 @@ def json_result(data: Any) -> None:
     click.echo(json.dumps(data, ensure_ascii=False, indent=2))
 
 
+def json_line(data: Any) -> None:
+    """One of many machine-readable results."""
+    click.echo(json.dumps(data, ensure_ascii=False))
+
+
 def remark(text: str) -> None:
     """A line about what is going on."""
     click.echo(text, err=True)

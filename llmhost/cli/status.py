@@ -31,6 +31,8 @@ def status_command(session: Session, as_json: bool) -> int:
     supervisor, gateway = status.supervisor, status.gateway
     console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
     console.result(f"gateway     {console.state(gateway.state)}{_pid(gateway.pid)}  {gateway.url or ''}".rstrip())
+    if status.disk is not None and status.disk.low:
+        console.result(f"disk        {_disk(status.disk.free_bytes)}")
     console.result(f"boot        {_boot(status.unit)}")
     if not status.services:
         console.remark("no services: write some into llmhost.yaml and run `llmhost up`")
@@ -43,6 +45,12 @@ def status_command(session: Session, as_json: bool) -> int:
         for replica in (r for service in status.services for r in service.replicas if r.error):
             console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
+
+
+def _disk(free: int) -> str:
+    if free < MIB:
+        return click.style("full: services go on, but what they log is lost, and nothing can be changed", fg="red")
+    return click.style(f"only {free / MIB:.0f} MiB free for logs and state", fg="yellow")
 
 
 def _boot(unit: Unit | None) -> str:

@@ -46,6 +46,8 @@ close after their next answer at once, so that only long streams stay."""
 RELEASE: Data = {"bytes_to_release": 256 * 1024 * 1024, "memory_release_interval": "1s"}
 """Reading a body of many megabytes takes many times its size for a moment; Envoy by itself would keep that memory."""
 
+FLUSH_MILLISECONDS = 1000
+
 LOG_FORMAT = "%Y-%m-%d %H:%M:%S.%e %l gateway: %v"
 """spdlog's: one line with its time for each message (line breaks are escaped)."""
 
@@ -64,6 +66,9 @@ def gateway_argv(plan: Plan) -> tuple[str, ...]:
         str(DRAIN_SECONDS),
         "--drain-strategy",
         "immediate",
+        # The access log: written at least this often, and at once when there is much of it.
+        "--file-flush-interval-msec",
+        str(FLUSH_MILLISECONDS),
         "--log-level",
         "warn",
         "--log-format",

@@ -6,6 +6,7 @@ import ipaddress
 
 from llmhost.errors import GatewayError
 from llmhost.gateway import access, limits, sticky
+from llmhost.gateway.access_log import access_log
 from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.gateway.tls import filter_chain
@@ -119,6 +120,7 @@ def _manager(plan: Plan, name: str) -> Data:
         "http2_protocol_options": HTTP2,
         "early_header_mutation_extensions": [access.early_mutation()],
         "http_filters": _filters(plan),
+        "access_log": access_log(),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
 

@@ -248,6 +248,8 @@ def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, s
         wanted["runner"] = "pooling"
     wanted["kv_cache_memory_bytes"] = str(share.kv_cache_bytes)
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
+    # The gateway's access log has every request, with its service and its time.
+    wanted["disable_uvicorn_access_log"] = None
     wanted["disable_access_log_for_endpoints"] = QUIET_PATHS
     written = {flag_name(key) for key in service.args}
     flags = machine.engine.flags
@@ -271,6 +273,8 @@ def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, s
         # Models are directories here; without this a hub is asked for files that do not exist in them.
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # Progress bars go to a log file, where each step of one is more text: one in ten seconds is enough.
+        "TQDM_MININTERVAL": "10",
         **share.environment,
     }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from llmhost import run
 from llmhost.errors import HomeError, SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
-from llmhost.paths import Home
+from llmhost.paths import Home, supervisord_script
 from llmhost.supervise import lifecycle, systemd
 from llmhost.supervise.guarding import processes
 from llmhost.supervise.guarding.spec import MARK
@@ -30,8 +30,13 @@ POLL_SECONDS = 0.05
 STOP_EXTRA = 2 * lifecycle.STOP_MARGIN + 3 * END_SECONDS
 """Seconds that a shutdown may take beyond the longest stop of an engine and the gateway's."""
 UNIT_POLL_SECONDS = 0.2
+JOB_SECONDS = 5.0
+"""Seconds for systemd to begin with what it was asked for."""
 UNIT_SECONDS = 420.0
 """Seconds for a unit to start supervisord: it may wait for GPUs first (`llmhost.boot.phases`)."""
+
+SCRIPT = b"/".join(os.fsencode(part) for part in supervisord_script().parts[-2:])
+"""``supervise/supervisord.py``"""
 
 Progress = Callable[[tuple[str, ...]], None]
 """Told the names of the programs that are still there, whenever they change."""
@@ -75,9 +80,11 @@ def clear(home: Home) -> None:
 def _start_unit(home: Home, unit: Unit) -> None:
     # Not waited for: the unit's last step wants the lock of the home, which our caller holds.
     systemd.systemctl(unit, "start", "--no-block", unit.name)
-    deadline = time.monotonic() + UNIT_SECONDS
+    begin = time.monotonic()
     while not is_running(home):
-        if systemd.active_state(unit) in ("failed", "inactive") or time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        idle = waited > JOB_SECONDS and systemd.active_state(unit) in ("failed", "inactive")
+        if idle or waited > UNIT_SECONDS:
             raise SupervisorError(f"{unit.name} did not start supervisord", f"see `{systemd.journal(unit)}`")
         time.sleep(UNIT_POLL_SECONDS)
 
@@ -115,7 +122,7 @@ def _refuse_second(home: Home) -> None:
 
 
 def _launch(home: Home) -> None:
-    command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(home.supervisord_conf)]
+    command = [sys.executable, "-P", str(supervisord_script()), "-c", str(home.supervisord_conf)]
     before = _log_size(home)
     done = run.capture(command, cwd=home.root, timeout=START_SECONDS, check=False)
     deadline = time.monotonic() + (START_SECONDS if done.returncode == 0 else 0)
@@ -268,16 +275,17 @@ def descendants(home: Home) -> frozenset[int]:
 
 def _supervisord_pid(home: Home) -> int | None:
     """Found by its command line: a pid file may be stale, or gone while supervisord still runs."""
-    ours = _words(home)
+    ours = [b"-c", os.fsencode(home.supervisord_conf)]
     for pid in processes.pids():
-        if _command_line(pid)[-len(ours) - 1 : -1] == ours and _alive(pid):
+        words = _command_line(pid)[:-1]
+        if words[-2:] == ours and any(map(_is_supervisord, words[1:-2])) and _alive(pid):
             return pid
     return None
 
 
-def _words(home: Home) -> list[bytes]:
-    """How the command line of our supervisord ends; an editor or `tail` of its files has other words."""
-    return [b"-m", b"supervisor.supervisord", b"-c", os.fsencode(home.supervisord_conf)]
+def _is_supervisord(word: bytes) -> bool:
+    """That of any installed llmhost; an editor or `tail` of its files has other words."""
+    return word.endswith(b"/" + SCRIPT) or word == b"supervisor.supervisord"
 
 
 def _is_guard(pid: int, specs: bytes) -> bool:

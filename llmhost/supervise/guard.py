@@ -10,8 +10,9 @@ starts it again. Hence ``autorestart=unexpected``, ``exitcodes=0,78``, ``startse
 ``killasgroup=false``, and a ``stopwaitsecs`` of at least ``stop_timeout`` plus what `llmhost.supervise.guarding.stop`
 may need.
 
-``guard.py --exec [<file>…] -- <command…>`` only ties a command to the life of supervisord and becomes it (the gateway);
-the files name certificates that the gateway must read again when they change.
+``guard.py --exec [<file>…] -- <command…>`` only ties a command to the life of supervisord and becomes it; with
+``--keep`` it stays and starts the command again at once when it ends (the gateway). The files name certificates that
+the command must read again when they change.
 
 This file only finds its modules: ``-I -S`` keeps site-packages, and with them memory and surprises, out.
 """
@@ -21,6 +22,10 @@ import sys
 
 if __name__ == "__main__":
     sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+    if sys.argv[1:2] in (["--exec"], ["--keep"]):  # without the modules of a guard, which need memory
+        from llmhost.supervise.guarding.tether import main as tether
+
+        sys.exit(tether(sys.argv[1:]))
     from llmhost.supervise.guarding.life import main
 
     sys.exit(main(sys.argv[1:]))

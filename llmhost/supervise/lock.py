@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[N
     try:
         with _turn(home, fd, _wait_seconds() if wait is None else wait):
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
+            with contextlib.suppress(OSError):  # a full disk: then the others are not told by name
+                os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
             yield
             os.ftruncate(fd, 0)
     finally:
@@ -61,8 +63,10 @@ def _wait_seconds() -> float:
 def _require_account(home: Home) -> None:
     """Files of another user's, root's too, could not be read by the services of a unit."""
     unit = find_unit(home)
+    if unit is None:
+        return
     me = pwd.getpwuid(os.geteuid()).pw_name
-    if unit is not None and unit.account != me and owner(home) != me:
+    if me not in (unit.account, owner(home)):
         raise HomeError(
             f"{unit.name} runs {home.root} as {unit.account}, and you are {me}",
             f"use `sudo -u {unit.account} llmhost --home {home.root} …`, or systemctl start, stop, reload {unit.name}",

@@ -93,12 +93,20 @@ def _guard_says(home: Home, name: str) -> dict[str, Any]:
 
 def _gateway(home: Home, info: ProgramInfo) -> ProgramState:
     if info.state == "RUNNING":
-        return ProgramState(
-            GATEWAY_PROGRAM, "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading", info.pid
-        )
+        state: State = "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading"
+        return ProgramState(GATEWAY_PROGRAM, state, _only_child(info.pid or 0) or info.pid)
     if info.state in ("STARTING", "BACKOFF"):
         return ProgramState(GATEWAY_PROGRAM, "loading", info.pid, error=info.spawn_error or None)
     return ProgramState(GATEWAY_PROGRAM, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
+
+
+def _only_child(pid: int) -> int | None:
+    """Envoy itself, below what keeps it; None where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return int(file.read().split()[0])
+    except (OSError, IndexError):
+        return None
 
 
 def _answers(path: str) -> bool:

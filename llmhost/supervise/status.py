@@ -18,6 +18,8 @@ from llmhost.supervise.units import Unit, find_unit
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
+LOW_DISK = 512 * 2**20
+"""Bytes; each program keeps up to 80 MB of logs."""
 _SHOWN = ("name", "kind", "model", "served_as", "replicas", "endpoints")
 """What is needed of a service in the plan."""
 
@@ -74,12 +76,21 @@ class ServiceStatus(NamedTuple):
     endpoints: tuple[EndpointStatus, ...] = ()
 
 
+class DiskStatus(NamedTuple):
+    """The disk that the home's logs and state are on; ``low`` when a few hours of logs might fill it."""
+
+    free_bytes: int
+    low: bool
+
+
 class Status(NamedTuple):
     """A home at one moment."""
 
     supervisor: SupervisorStatus
     gateway: GatewayStatus
     services: tuple[ServiceStatus, ...]
+    disk: DiskStatus | None = None
+    """None when there is no home yet."""
     unit: Unit | None = None
     """The systemd unit that starts the home; None when it is started by hand."""
 
@@ -100,6 +111,7 @@ class Status(NamedTuple):
         return {
             "supervisor": self.supervisor._asdict(),
             "gateway": self.gateway._asdict(),
+            "disk": self.disk._asdict() if self.disk else None,
             "boot": self.unit.to_dict() if self.unit else None,
             "services": services,
         }
@@ -118,8 +130,18 @@ def read_status(home: Home) -> Status:
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid),
         tuple(_service(service, states, trees, served) for service in planned),
+        _disk(home),
         find_unit(home),
     )
+
+
+def _disk(home: Home) -> DiskStatus | None:
+    try:
+        found = os.statvfs(home.logs)
+    except OSError:
+        return None
+    free = found.f_bavail * found.f_frsize
+    return DiskStatus(free, free < LOW_DISK)
 
 
 def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:

@@ -99,6 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     core: Core | None = None
     running = 0
     served = 0
+    memory = bytearray()
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
@@ -168,6 +169,8 @@ class Handler(BaseHTTPRequestHandler):
         wish = body.get("fake") or {}
         if wish.get("begun"):
             Path(wish["begun"]).touch()
+        if self.path == "/fake/allocate":
+            Handler.memory = bytearray(b"x") * (int(body["megabytes"]) * 2**20)
         make = ANSWERS.get(self.path)
         if make is None:
             self.answer({"error": {"message": "not found"}}, 404)

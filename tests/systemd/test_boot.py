@@ -160,6 +160,39 @@ def test_up_and_down_by_hand_go_through_systemd(box: Served) -> None:
     box.await_states()
 
 
+def test_a_full_disk_stops_nothing_and_is_said(box: Served) -> None:
+    logs, filler = f"{HOME}/logs", f"{HOME}/logs/filler"
+    box.run("systemctl", "stop", UNIT)
+    box.run("mount", "-t", "tmpfs", "-o", "size=2M", "logs", logs)
+    box.run("chown", "llmhost:", logs)
+    try:
+        box.run("systemctl", "start", UNIT)
+        box.await_states()
+        box.run("dd", "if=/dev/zero", f"of={filler}", "bs=4k", ok=1)
+        before = box.status()
+        assert before["disk"]["low"]
+        assert "services go on" in box.llmhost("status").stdout
+        for n in range(20):
+            assert box.ask("/v1/embeddings", model="embedding", input="a" * 1000, user=f"{n}")[0] == 200
+        engine = before["services"][0]["replicas"][0]["engine_pid"]
+        box.run("kill", "-KILL", str(engine))
+        wait_for(lambda: box.status()["services"][0]["replicas"][0]["engine_pid"] not in (None, engine))
+        box.await_states()
+        assert box.status()["supervisor"] == before["supervisor"]
+        assert "Traceback" not in box.journal()
+        box.run("rm", filler)
+        assert box.ask("/nowhere")[0] == 404
+        wait_for(lambda: written(box, "/nowhere"))
+    finally:
+        box.run("systemctl", "stop", UNIT)
+        box.run("umount", logs)
+
+
+def written(box: Served, text: str) -> bool:
+    """Whether the access log says so; it lies on a disk that only the machine sees."""
+    return text in box.run("cat", f"{HOME}/logs/access.log").stdout
+
+
 def test_an_upgrade_of_llmhost_renders_anew_and_starts_everything(box: Served) -> None:
     before = box.path(f"{HOME}/conf/supervisord.conf").read_text()
     assert "; of the next version" not in before
@@ -197,6 +230,12 @@ def test_a_unit_of_a_user(box: Served) -> None:
     box.reboot()
     box.await_states(home)
     assert box.status(home)["boot"] == {"unit": UNIT, "scope": "user", "account": "alice", "at_boot": True}
+    box.llmhost("down", user="alice", home=home)
+    assert "supervisord" not in box.processes("alice")
+    box.llmhost("up", user="alice", home=home)
+    state = ("systemctl", "--user", "show", "--property", "MainPID", "--value", UNIT)
+    runtime = ("env", "XDG_RUNTIME_DIR=/run/user/4321")
+    assert int(box.run(*runtime, *state, user="alice").stdout) == box.status(home)["supervisor"]["pid"]
     box.llmhost("disable", "--now", user="alice", home=home)
     assert "supervisord" not in box.processes("alice")
     assert not list(box.path("/home/alice/.config/systemd/user").rglob("llmhost*"))

@@ -37,7 +37,7 @@ def test_the_command_of_a_chat_service() -> None:
     assert program.argv == (
         "/srv/llmhost/engines/default/bin/python", "-m", "vllm.entrypoints.openai.api_server",
         "--model", "/data/models/m", "--served-model-name", "chat", "--uds", "/srv/llmhost/run/chat-0.sock",
-        "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30",
+        "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30", "--disable-uvicorn-access-log",
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--max-model-len", "8192", "--enforce-eager",
     )  # fmt: skip

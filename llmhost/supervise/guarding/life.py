@@ -19,7 +19,6 @@ from llmhost.supervise.guarding.restarts import Restarts
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
 from llmhost.supervise.guarding.state import StateFile
 from llmhost.supervise.guarding.stop import BROKEN_STOP_SECONDS, Stop
-from llmhost.supervise.guarding.tether import tether
 from llmhost.supervise.guarding.watch import Hung, Lost, Watch
 from llmhost.supervise.guarding.words import outcome, signal_name
 
@@ -254,10 +253,7 @@ def _try_lock(fd: int) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``; a tether: ``--exec [FILE…] -- COMMAND…``."""
-    if argv[:1] == ["--exec"] and "--" in argv:
-        end = argv.index("--")
-        return tether(argv[end + 1 :], refreshed=argv[1:end])
+    """The exit status of a guard that was given ``SPEC.json -- COMMAND…``."""
     try:
         spec = read_spec(argv)
     except BadSpec as e:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -227,7 +228,7 @@ def test_a_second_command_at_the_same_time_waits_for_its_turn_and_says_for_whom(
 def test_what_was_asked_for_last_is_what_is_there(installed: Installed) -> None:
     three(installed)
     installed.run("up")
-    commands = (("restart",), ("stop", "rerank"), ("restart", "embedding"), ("start", "rerank"), ("stop", "chat"))
+    commands = (("up",), ("restart",), ("stop", "rerank"), ("restart", "chat"), ("start", "rerank"), ("stop", "chat"))
     running = []
     for command in commands:
         running.append(installed.popen(*command))
@@ -316,6 +317,30 @@ def test_logs_are_prefixed_and_ctrl_c_ends_following_quietly(installed: Installe
         assert process.stdout.readline().startswith("embedding-0 | ")
         status, err = interrupt(process)
     assert (status, err) == (0, "")
+
+
+def test_logs_are_chosen_by_level_time_and_text_and_requests_have_one_of_their_own(installed: Installed) -> None:
+    day = (datetime.now() - timedelta(days=1)).strftime("%m-%d")
+    said = (f"ERROR {day} 10:00:00 [a.py:1] it broke", "Traceback follows", f"INFO {day} 10:00:01 [a.py:1] fine")
+    faults = " ".join(f"--say '{line}'" for line in said)
+    three(installed, chat=f', env: {{FAKE_ENGINE: "{faults}"}}')
+    installed.run("up")
+    errors = installed.run("logs", "chat", "--level", "error").stdout.splitlines()
+    assert [line.partition(" | ")[2] for line in errors] == list(said[:2])
+    assert "it broke" not in installed.run("logs", "chat", "--since", "1h").stdout
+    guards = installed.run("logs", "--grep", r"\[guard\].*starting", "--json").stdout.splitlines()
+    assert {json.loads(line)["program"] for line in guards} == {"chat-0", "embedding-0", "rerank-0"}
+    assert [json.loads(line)["time"] for line in guards] == sorted(json.loads(line)["time"] for line in guards)
+    answer = httpx.post(
+        f"http://127.0.0.1:{installed.port}/v1/embeddings", json={"model": "embedding", "input": "secret"}, timeout=10
+    )
+    assert answer.status_code == 200
+    wait_for(lambda: "embeddings" in installed.run("logs", "access").stdout)
+    request = json.loads(installed.run("logs", "access", "--json").stdout.splitlines()[-1])["request"]
+    assert (request["service"], request["path"], request["status"]) == ("embedding", "/v1/embeddings", 200)
+    assert "secret" not in installed.home.log_file("access").read_text()
+    assert "no regular expression" in installed.run("logs", "--grep", "(", ok=2).stderr
+    assert "is no time" in installed.run("logs", "--since", "yesterday", ok=2).stderr
 
 
 def test_check_says_what_is_wrong_with_an_answer(installed: Installed) -> None:

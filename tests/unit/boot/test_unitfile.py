@@ -14,6 +14,7 @@ from llmhost.errors import RenderError
 
 PLAN = UnitPlan(
     name="llmhost.service", scope="system", home="/srv/llm", account="llmhost", python="/opt/llmhost/bin/python",
+    supervisord_script="/opt/llmhost/supervisord.py",
     supervisord_conf="/srv/llm/conf/supervisord.conf", start_seconds=480, stop_seconds=190,
     mounts=("/srv/llm", "/opt/llmhost"), writable=("/srv/llm", "-/home/a/.cache"), private_tmp=True,
     needs_network=False,
