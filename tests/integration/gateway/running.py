@@ -79,6 +79,10 @@ class Gateway:
         return self.root / "gateway.log"
 
     @property
+    def access_log(self) -> Path:
+        return self.root / "access.log"
+
+    @property
     def state(self) -> GatewayState:
         return read_gateway(self.home.gateway_admin_socket)
 
@@ -111,8 +115,8 @@ class Gateway:
         """Start Envoy; returns the versions that it should come to serve."""
         plan = self.plan(*services)
         versions = self.write(plan)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(gateway_argv(plan), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        with self.log.open("ab") as log, self.access_log.open("ab") as requests:
+            self.process = subprocess.Popen(gateway_argv(plan), stdout=requests, stderr=log, stdin=subprocess.DEVNULL)
         return versions
 
     def kill(self) -> None:

@@ -28,8 +28,8 @@ def entries(suite: Suite, path: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def written() -> bool:
-        lines = suite.gateway.log.read_text(encoding="utf-8").splitlines()
-        parsed = [json.loads(line) for line in lines if line.startswith('{"')]
+        lines = suite.gateway.access_log.read_text(encoding="utf-8").splitlines()
+        parsed = [json.loads(line) for line in lines]
         found[:] = [entry for entry in parsed if entry["path"].startswith(path)]
         return bool(found)
 
@@ -50,7 +50,7 @@ def test_one_line_for_a_request_without_what_was_in_it(suite: Suite) -> None:
     assert isinstance(entry["ms"], int)
     assert entry["bytes_in"] > 60
     assert entry["bytes_out"] > 0
-    text = suite.gateway.log.read_text(encoding="utf-8")
+    text = suite.gateway.access_log.read_text(encoding="utf-8")
     assert not [secret for secret in SECRETS if secret in text]
 
 
