@@ -92,11 +92,10 @@ def _guard_says(home: Home, name: str) -> dict[str, Any]:
 
 
 def _gateway(home: Home, info: ProgramInfo) -> ProgramState:
-    if info.state == "RUNNING":
-        state: State = "ready" if _answers(os.fspath(home.gateway_admin_socket)) else "loading"
-        return ProgramState(GATEWAY_PROGRAM, state, _only_child(info.pid or 0) or info.pid)
-    if info.state in ("STARTING", "BACKOFF"):
-        return ProgramState(GATEWAY_PROGRAM, "loading", info.pid, error=info.spawn_error or None)
+    if info.state in ("RUNNING", "STARTING", "BACKOFF"):
+        ready = info.state == "RUNNING" and _answers(os.fspath(home.gateway_admin_socket))
+        pid = _only_child(info.pid or 0) or info.pid
+        return ProgramState(GATEWAY_PROGRAM, "ready" if ready else "loading", pid, error=info.spawn_error or None)
     return ProgramState(GATEWAY_PROGRAM, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
 
 

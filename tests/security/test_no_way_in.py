@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.integration.gateway.locked import Locked
+from tests.integration.gateway.running import eventually
 from tests.security.conftest import exchange, statuses
 
 pytestmark = pytest.mark.integration
@@ -129,6 +130,8 @@ def test_a_key_is_in_no_log_and_no_process(locked: Locked) -> None:
         ask(locked, "POST", path, locked.secret)
     said = subprocess.run(["ps", "axwwe"], capture_output=True, text=True, check=True).stdout
     assert locked.secret not in said
+    eventually(lambda: '"/nothing"' in locked.gateway.access_log.read_text(), "the access log")
+    assert f'"key":"{locked.everything.name}"' in locked.gateway.access_log.read_text()
     for log in (locked.gateway.log, locked.gateway.access_log):
         assert locked.secret not in log.read_text()
 

@@ -29,7 +29,7 @@ def entries(suite: Suite, path: str) -> list[dict[str, Any]]:
 
     def written() -> bool:
         lines = suite.gateway.access_log.read_text(encoding="utf-8").splitlines()
-        parsed = [json.loads(line) for line in lines]
+        parsed = [json.loads(line) for line in lines if line.endswith("}")]
         found[:] = [entry for entry in parsed if entry["path"].startswith(path)]
         return bool(found)
 
