@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmhost import workflow, writer
+from llmhost import deploy, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, LlmhostError, SupervisorError
 from llmhost.paths import Home
-from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.rpc import Supervisor
@@ -41,9 +40,10 @@ def prepare(home: Home, say: Say) -> None:
 
 def _apply(home: Home, say: Say) -> None:
     try:
-        files = render(workflow.make_home_plan(home))
-        with home_lock(home, "boot", wait=0):
-            writer.apply(home, writer.changes(home, files))
+        plan = workflow.make_home_plan(home)
+        with home_lock(home, "boot", wait=0), deploy.present_changes(home, plan) as changes:
+            deploy.validate(home, plan)
+            writer.apply(home, changes)
     except BusyError:
         return  # an `llmhost up` has just written everything, and waits for us
     except LlmhostError as e:

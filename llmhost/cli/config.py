@@ -38,7 +38,7 @@ def config_command() -> None:
 def show(session: Session, as_json: bool, no_defaults: bool) -> None:
     """Print the configuration as llmhost understands it, defaults filled in.
 
-    Values in env: are not shown, they may be secrets.
+    Values in env: and on_event: are not shown, they may be secrets.
     """
     from llmhost import config
 
@@ -46,6 +46,8 @@ def show(session: Session, as_json: bool, no_defaults: bool) -> None:
     for service in data.get("services", {}).values():
         if service.get("env"):
             service["env"] = dict.fromkeys(service["env"], "***")
+    if data.get("on_event"):
+        data["on_event"] = "***"
     if as_json:
         console.json_result(data)
     else:

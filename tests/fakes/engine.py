@@ -41,7 +41,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--status", type=int, default=200, help="answer every request of a kind with this status")
     parser.add_argument("--shutdown-timeout", type=float, default=0, help="seconds to drain after SIGTERM, as in vLLM")
     parser.add_argument("--mark", help="a word that every answer carries")
-    parser.add_argument("--metrics", help="a page of vLLM's metrics after one request, to be served at /metrics")
+    parser.add_argument("--metrics", help="a page of vLLM's after one request, to be served at /metrics; none: 404")
     parser.add_argument("--core", action="store_true", help="compute in VLLM::EngineCore and VLLM::Worker processes")
     parser.add_argument("--hang", help="while this file exists, only /health and /metrics are answered")
     parser.add_argument("--no-metrics", action="store_true", help="/metrics holds no numbers, as --disable-log-stats")
@@ -105,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             names = self.given.served_model_name
             self.answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+        elif self.path == "/metrics" and self.given.metrics == "none":
+            self.answer({}, 404)
         elif self.path == "/metrics" and self.given.metrics:
             page = metrics(Path(self.given.metrics).read_text(), Handler.answered)
             self.send_text(page.encode(), 200, "text/plain")

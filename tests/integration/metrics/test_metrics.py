@@ -106,11 +106,13 @@ def test_services_come_and_go_and_the_exporter_goes_on(installed: Installed) -> 
     installed.write(services(installed))
     installed.run("up")
     before = _exporter(installed)
-    installed.write(services(installed, f"rerank: {{model: {installed.model('r', 'BertForSequenceClassification')}}}"))
+    rerank = installed.model("r", "BertForSequenceClassification")
+    without = "env: {FAKE_ENGINE: --metrics none}"
+    installed.write(services(installed, f"rerank: {{model: {rerank}, {without}}}"))
     installed.run("up")
     found = page(installed)
     assert values(found, "llmhost_replica_state", service="rerank", state="ready") == [1]
-    assert values(found, "llmhost_source_up", service="rerank") == [0]  # this engine has no metrics
+    assert values(found, "llmhost_source_up", service="rerank") == [0]
     assert _exporter(installed) == before
 
 
