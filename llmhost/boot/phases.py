@@ -42,7 +42,8 @@ def _apply(home: Home, say: Say) -> None:
     try:
         plan = workflow.make_home_plan(home)
         with home_lock(home, "boot", wait=0), deploy.present_changes(home, plan) as changes:
-            deploy.validate(home, plan)
+            if changes:
+                deploy.validate(home, plan)
             writer.apply(home, changes)
     except BusyError:
         return  # an `llmhost up` has just written everything, and waits for us

@@ -148,7 +148,9 @@ def test_check_wants_a_whole_address(home: Path, capsys: pytest.CaptureFixture[s
 
 def test_config_show_fills_in_defaults_and_hides_values_of_env(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.mkdir()
-    (home / "llmhost.yaml").write_text("on_event: https://h/secret\nservices: {chat: {model: /m, env: {HF_TOKEN: secret}}}\n")
+    (home / "llmhost.yaml").write_text(
+        "on_event: https://h/secret\nservices: {chat: {model: /m, env: {HF_TOKEN: secret}}}\n"
+    )
     assert run(["config", "show"]) == 0
     shown = capsys.readouterr().out
     assert "port: 8000" in shown
