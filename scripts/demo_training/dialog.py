@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from .meanings import random_fact
+from .meanings import loose_fact, random_fact
 from .render import Message, Sample
 from .results import report, result
 from .tools import Request, Tool, ask, capabilities, invent, offer, value_for
@@ -198,7 +198,8 @@ CONTEXT = {
 
 def context_sample(words: Words, zh: bool) -> Sample:
     """A question about given documents: the answer is the sentence that holds it."""
-    facts = [random_fact(words) for _ in range(words.rng.randint(1, 5))]
+    make = words.rng.choice((random_fact, loose_fact))
+    facts = [make(words) for _ in range(words.rng.randint(1, 5))]
     asked = words.rng.choice(facts)
     told = [fact.tell(words, zh if words.chance(0.9) else not zh) for fact in facts]
     bullet = words.rng.choice(("", "- ", "* ", "[{}] ", "{}. ", ""))
@@ -206,8 +207,12 @@ def context_sample(words: Words, zh: bool) -> Sample:
     documents = words.rng.choice(("\n", "\n\n", "\n", " ")).join(lines)
     form = words.rng.choice(CONTEXT["zh" if zh else "en"])
     answer = told[facts.index(asked)]
-    sample = Sample([user(form.format(documents, asked.ask(words, zh)))], says(answer), topic="context")
+    question = asked.ask(words, zh)
+    sample = Sample([user(form.format(documents, question))], says(answer), topic="context")
     if words.chance(0.2):
+        told_first = words.rng.choice(("Answer from these documents.\n{}", "Context:\n{}", "资料：\n{}", "{}"))
+        sample.messages = [{"role": "system", "content": told_first.format(documents)}, user(question)]
+    elif words.chance(0.2):
         sample.messages = [{"role": "system", "content": words.rng.choice(SYSTEM)}, *sample.messages]
     return sample
 
@@ -322,7 +327,9 @@ def _dress(text: str, words: Words, zh: bool) -> str:
         return words.pick("leads_zh" if zh else "leads") + text + rng.choice(("", "。" if zh else "."))
     if zh:
         return (
-            rng.choice(("", "", "", "请", "请帮我", "你好，", "麻烦")) + text + rng.choice(("", "", "。", "？", "！"))
+            rng.choice(("", "", "", "请", "请帮我", "你好，", "麻烦", "请问", "请问", "请问一下，", "帮我看看"))
+            + text
+            + rng.choice(("", "", "。", "？", "！"))
         )
     if words.chance(0.18):
         text = (

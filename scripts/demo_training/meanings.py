@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -159,6 +160,35 @@ def random_fact(words: Words) -> Meaning:
     return fact_about(fact, _named(fact.subject, words), words)
 
 
+_LOOSE = {
+    "en.": "(the R of S is O|S has a R of O|the R for S is O|for S, the R is O|S: R O|"
+    "S uses O as its R|the W W R of S is O)",
+    "en?": "(what is the R of S|what R does S have|tell me the R of S|which R has S|R of S|what is the R for S)",
+    "zh.": "(S的R是O|S的R为O|S使用O作为R|对于S，R是O)",
+    "zh?": "(S的R是什么|S的R是多少|告诉我S的R|S有什么R)",
+}
+
+
+def loose_fact(words: Words) -> Meaning:
+    """Something is something's something, in words that no fact has: its sentence can only be copied."""
+    zh_words = words.chance(0.2)
+    relation = words.word(zh_words)
+    subject = words.name(zh_words) if words.chance(0.6) else words.text(zh_words, high=2)
+    value = words.rng.choice((words.text(zh_words, high=3), words.number().said, words.name(), words.code()))
+
+    slots = {"S": lambda: subject, "O": lambda: value, "R": lambda: relation, "W": words.word}
+
+    def put(form: str, w: Words) -> str:
+        return re.sub("[SORW]", lambda m: slots[m[0]](), expand(_LOOSE[form], w.rng))
+
+    return Meaning(
+        f"{relation} {subject}",
+        lambda w, zh: dress(put("zh?" if zh else "en?", w), w, zh),
+        lambda w, zh: _sentence(put("zh." if zh else "en.", w), w, zh),
+        subject,
+    )
+
+
 # --- everyday sentences ----------------------------------------------------------------------------------------------
 
 
@@ -231,4 +261,4 @@ def _sentence(text: str, words: Words, zh: bool) -> str:
 _SOURCES: tuple[Callable[[Words], Meaning], ...] = (_intent, _capital, _request, random_fact, everyday, _keywords)
 _WEIGHTS = (26, 5, 17, 26, 16, 10)
 
-__all__ = ["Meaning", "draw_meaning", "fact_about", "fact_kinds", "random_fact"]
+__all__ = ["Meaning", "draw_meaning", "fact_about", "fact_kinds", "loose_fact", "random_fact"]

@@ -246,9 +246,18 @@ def ask(tool: Tool, words: Words, zh: bool) -> Request:
             break
     else:  # all wordings of this one are on the other side
         return _ask_by_name(tool, words, zh)
+    text = _other_quotes(text, words)
     values = {slot: value_for(tool, slot, words, language == "zh") for slot in set(_SLOT.findall(text))}
     spoken = _SLOT.sub(lambda m: values[m.group(1)].said, text)
     return Request(spoken, tool, _arguments(tool, values))
+
+
+def _other_quotes(text: str, words: Words) -> str:
+    """A wording with the quotation marks that somebody else would type."""
+    if words.chance(0.75):
+        return text
+    pair = words.rng.choice(("''", "‘’", "“”", "「」"))
+    return re.sub(r'["“](\{\w+\})["”]', lambda m: pair[0] + m.group(1) + pair[1], text)
 
 
 def _wording(tool: Tool, words: Words, language: str) -> str:

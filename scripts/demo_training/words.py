@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,11 @@ from .grammar import expand, held_out
 DATA = Path(__file__).parent / "data"
 NUMBER_WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 HAN_START, HAN_END = 0x4E00, 0x9FA5
+#: Characters of the sentence around a name; an invented name that held one could not be told from its sentence.
+FUNCTION_HAN = frozenset(
+    "请问今明后天现在会有没的了吗呢吧和跟与及还以是到从把将给对我你他她它们这那哪什么怎几多少很都也就要想能可告诉查看帮下上里谢麻烦"
+    "点吃喝说叫做去来个为用或但不再又让被比呀啊哦嗯"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,14 @@ def common_han() -> str:
     text = "".join(
         (DATA / name).read_text(encoding="utf-8") for name in ("words.txt", "intents.txt", "capabilities.txt")
     )
-    return "".join(sorted({c for c in text if HAN_START <= ord(c) <= HAN_END}))
+    return "".join(sorted({c for c in text if HAN_START <= ord(c) <= HAN_END} - FUNCTION_HAN))
+
+
+@cache
+def common_words() -> tuple[str, ...]:
+    """Every longer English word of the project's own sentences."""
+    text = " ".join((DATA / name).read_text(encoding="utf-8") for name in ("words.txt", "intents.txt", "facts.txt"))
+    return tuple(sorted({word for word in re.findall(r"[a-z]{5,}", text.lower()) if word.isascii()}))
 
 
 class Words:
@@ -80,6 +93,8 @@ class Words:
         rng = self.rng
         if rng.random() < 0.12:
             return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9)))
+        if rng.random() < 0.2:  # pieces of real words, as the real words that no list holds are made of
+            return "".join(_piece(rng) for _ in range(rng.choice((2, 2, 3))))[:14]
         parts = [_syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 3)))]
         if rng.random() < 0.1:
             parts[0] = self.pick("vowels")
@@ -94,7 +109,9 @@ class Words:
     def _han_char(self) -> str:
         if self.rng.random() < 0.6:
             return self.rng.choice(common_han())
-        return chr(self.rng.randint(HAN_START, HAN_END))
+        while (char := chr(self.rng.randint(HAN_START, HAN_END))) in FUNCTION_HAN:
+            pass
+        return char
 
     def name(self, zh: bool = False) -> str:
         """An invented proper name."""
@@ -187,6 +204,13 @@ class Words:
 def _syllable(rng: random.Random) -> str:
     known = lists()
     return rng.choice(known["onsets"]) + rng.choice(known["vowels"]) + rng.choice(["", *known["codas"]])
+
+
+def _piece(rng: random.Random) -> str:
+    word = rng.choice(common_words())
+    length = rng.randint(2, 5)
+    at = rng.choice((0, rng.randint(0, len(word) - length), len(word) - length))
+    return word[at : at + length]
 
 
 def _ascii(text: str) -> str:
