@@ -198,7 +198,7 @@ class Rollout:
         out = balancing.sockets(self.before.plan, self.stages.leave_first)
         with deploy.present_changes(self.home, self.plan) as changes:
             writer.apply(self.home, [_united(c, out) for c in changes if _is_of_clusters(c)])
-        balancing.await_files(self.home)
+        balancing.await_clusters(self.home)
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmhost import balancing, deploy, keys, rollout, writer
+from llmhost import balancing, deploy, keys, ports, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
+from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
@@ -26,7 +26,7 @@ from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running, service_of
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
-from llmhost.probe.host import port_owner, read_host
+from llmhost.probe.host import read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
@@ -35,7 +35,6 @@ from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
-from llmhost.supervise.status import read_status
 from llmhost.templates import template_environment
 
 DEFAULT_PORT = 8000
@@ -117,19 +116,20 @@ def _build(home: Home, services: tuple[str, ...], progress: Progress, insecure: 
     if find_engine(home, config.engine) is None:
         _require_known(services, config.services)
         read_models(home, config)
-        _check_ports(home, config)
+        ports.require_of_config(home, config)
         ensure_engine(home, config.engine, progress)
 
 
 def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
-    _check_ports(home, ask.config)
+    ports.require_of_config(home, ask.config)
     for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
         check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
     fits = _fits(plan, ask.machine.host, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
+    balancing.rebind(home)
 
 
 def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
@@ -215,9 +215,11 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.start(home, (*wanted, METRICS_PROGRAM))
+        balancing.rebind(home)
         balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted)
 
@@ -239,10 +241,12 @@ def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> St
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         rollout.stop_engines(home, plan, names, progress)
         lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
+        balancing.rebind(home)
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
@@ -415,27 +419,11 @@ def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
 
 def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
     for name in asked:
+        if name == GATEWAY_PROGRAM:
+            raise ConfigError(
+                "the gateway is not a service: it runs as long as one of them is wanted",
+                "`llmhost up` and `llmhost start` start it, and mend it when it cannot listen;"
+                " `llmhost stop` without a name stops it, after the services",
+            )
         if name not in known:
             raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
-
-
-def _check_ports(home: Home, config: Config) -> None:
-    """Refuse a port that somebody else listens on, by name; our own gateway may go on listening on its ports."""
-    ours = _ports_in_force(home)
-    own = {f"services.{name}.port": service.port for name, service in config.services.items() if service.port}
-    for key, port in {"gateway.port": config.gateway.port, **own}.items():
-        owner = None if port in ours else port_owner(config.gateway.host, port)
-        if owner is not None:
-            raise GatewayError(
-                f"port {port} on {config.gateway.host} is in use by {owner}",
-                f"stop it, or write another {key} in llmhost.yaml",
-            )
-
-
-def _ports_in_force(home: Home) -> set[int]:
-    """The ports that our running gateway listens on, on whatever address."""
-    status = read_status(home)
-    plan = read_plan(home)
-    if plan is None or status.gateway.pid is None:
-        return set()
-    return {plan.gateway.port, *(s.port for s in plan.services if s.port is not None)}

@@ -42,6 +42,8 @@ def status_command(session: Session, as_json: bool) -> int:
             ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY"),
             [row for service in status.services for row in _rows(service)],
         )
+        if gateway.error:
+            console.result(f"\ngateway: {gateway.error}; mend that, then run `llmhost up`")
         for replica in (r for service in status.services for r in service.replicas if r.error):
             console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
