@@ -122,13 +122,15 @@ def _await_versions(home: Home, versions: Mapping[str, str], seconds: float) -> 
     time.sleep(SETTLE_SECONDS)
 
 
-def await_served(home: Home, members: Collection[str], seconds: float = SECONDS) -> None:
-    """Wait until all these members get requests; raises GatewayError naming those that do not."""
-    state = _await(home, lambda state: set(members) <= _all_served(state), seconds)
-    missing = set(members) - _all_served(state)
+def await_served(home: Home, plan: Plan, programs: Collection[str], seconds: float = SECONDS) -> None:
+    """Wait until all these engines get requests; raises GatewayError naming those that do not."""
+    members = sockets(plan, programs)
+    state = _await(home, lambda state: members <= _all_served(state), seconds)
+    missing = [p.name for p in plan.programs if p.socket in members - _all_served(state)]
     if missing:
         raise GatewayError(
-            f"the gateway sends no requests to {', '.join(sorted(missing))}", "see `llmhost logs gateway`"
+            f"the gateway sends no requests to {', '.join(missing)}, which cannot be reached",
+            "see `llmhost status` and `llmhost logs gateway`",
         )
 
 

@@ -14,7 +14,7 @@ from llmhost import balancing, deploy, keys, ports, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError
+from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
@@ -38,6 +38,9 @@ from llmhost.supervise.states import ProgramState
 from llmhost.templates import template_environment
 
 DEFAULT_PORT = 8000
+
+SERVED_SECONDS = balancing.SECONDS
+"""Seconds for the gateway to find out that an engine is ready."""
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
@@ -183,6 +186,18 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
     """
     longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)
+    while True:
+        _await_states(home, started, deadline, on_change)
+        balancing.await_files(home)
+        try:
+            return balancing.await_served(home, started.plan, started.programs, SERVED_SECONDS)
+        except GatewayError:  # an engine that has ended meanwhile is waited for, as it would have been before
+            states = lifecycle.states(home, started.programs).values()
+            if all(s.state == "ready" for s in states):
+                raise
+
+
+def _await_states(home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None]) -> None:
     pending, last = set(started.programs), dict[str, ProgramState]()
     while pending:
         last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
@@ -192,8 +207,6 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
         pending -= settled
     if any(s.state != "ready" for s in last.values()):
         raise rollout.not_ready(home, last.values())
-    balancing.await_files(home)
-    balancing.await_served(home, balancing.sockets(started.plan, started.programs))
 
 
 def down(home: Home, progress: rollout.Told) -> bool:
