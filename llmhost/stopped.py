@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from llmhost import writer
 from llmhost.errors import HomeError
+from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
+from llmhost.plan.running import service_of
 
 
 class Stopped(NamedTuple):
@@ -28,6 +30,16 @@ def read_stopped(home: Home) -> Stopped:
         return Stopped(frozenset(map(str, data["services"])), bool(data["gateway"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Stopped()
+
+
+def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
+    """Those of these programs that nobody stopped on purpose."""
+    stopped = read_stopped(home)
+
+    def wanted(program: str) -> bool:
+        return not stopped.gateway if program == GATEWAY_PROGRAM else service_of(program) not in stopped.services
+
+    return tuple(filter(wanted, programs))
 
 
 def after_start(old: Stopped, names: Iterable[str], every: Iterable[str], *, alone: bool) -> Stopped:

@@ -23,21 +23,18 @@ from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
-from llmhost.plan.running import NOTHING, Running, beside, running, service_of
+from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
-from llmhost.stopped import after_start, after_stop, read_stopped, write_stopped
+from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
-from llmhost.templates import template_environment
-
-DEFAULT_PORT = 8000
 
 SERVED_SECONDS = balancing.SECONDS
 """Seconds for the gateway to find out that an engine is ready."""
@@ -133,16 +130,6 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
     fits = _fits(plan, ask.machine.host, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
     balancing.rebind(home)
-
-
-def not_stopped(home: Home, programs: Iterable[str]) -> tuple[str, ...]:
-    """Those of these programs that nobody stopped on purpose."""
-    stopped = read_stopped(home)
-
-    def wanted(program: str) -> bool:
-        return not stopped.gateway if program == GATEWAY_PROGRAM else service_of(program) not in stopped.services
-
-    return tuple(filter(wanted, programs))
 
 
 def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
@@ -370,40 +357,6 @@ def validate_arguments(home: Home, config: Config) -> bool:
     for name, service in config.services.items():
         vllm_arguments(name, service.args, engine.flags)
     return True
-
-
-def write_config(home: Home, *, demo: bool, port: int = DEFAULT_PORT) -> bool:
-    """Write a commented llmhost.yaml; False (and nothing is touched) when there is one already."""
-    claim(home)
-    if home.config_file.exists():
-        return False
-    writer.replace_file(home.config_file, _config_text(home, demo, port), mode=0o600)
-    return True
-
-
-def _config_text(home: Home, demo: bool, port: int) -> str:
-    template = template_environment().get_template("llmhost.yaml.j2")
-    return template.render(home=home.root, demo=demo, port=port)
-
-
-def require_demo_config(home: Home, port: int | None) -> None:
-    """Write the demo's llmhost.yaml, or make sure that the one that is there is the demo's, with this port if given."""
-    if write_config(home, demo=True, port=port or DEFAULT_PORT):
-        return
-    config = configuration.load(home.config_file)
-    if not any(service.model.startswith("demo:") for service in config.services.values()):
-        raise ConfigError(
-            f"{home.config_file} exists and is not the demo",
-            "run `llmhost up` for it, or give the demo a home of its own with --home",
-        )
-    if port is None or port == config.gateway.port:
-        return
-    if home.config_file.read_text(encoding="utf-8") != _config_text(home, True, config.gateway.port):
-        raise ConfigError(
-            f"{home.config_file} has been edited and says gateway.port {config.gateway.port}, not {port}",
-            "change the port there, or leave --port out",
-        )
-    writer.replace_file(home.config_file, _config_text(home, True, port), mode=0o600)
 
 
 def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:

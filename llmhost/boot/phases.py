@@ -9,6 +9,7 @@ from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, LlmhostError, SupervisorError
 from llmhost.paths import Home
+from llmhost.stopped import not_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.rpc import Supervisor
@@ -67,7 +68,7 @@ def started(home: Home) -> tuple[str, ...]:
 
 def _start(home: Home) -> tuple[str, ...]:
     every = [p.name for p in Supervisor(home.supervisor_socket).programs()]
-    wanted = workflow.not_stopped(home, every)
+    wanted = not_stopped(home, every)
     lifecycle.start(home, wanted)
     return wanted
 

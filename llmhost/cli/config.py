@@ -16,7 +16,7 @@ from llmhost.cli import Session, console
 def init_command(session: Session, demo: bool, port: int) -> None:
     """Write a commented llmhost.yaml into the home; one that is already there is never touched."""
     from llmhost.errors import ConfigError
-    from llmhost.workflow import write_config
+    from llmhost.first_config import write_config
 
     if not write_config(session.home, demo=demo, port=port):
         raise ConfigError(

@@ -78,7 +78,9 @@ def up_command(
         raise click.UsageError("--port goes with --demo; otherwise write gateway.port in llmhost.yaml")
     _take_turns()
     if demo:
-        workflow.require_demo_config(session.home, port)
+        from llmhost.first_config import require_demo_config
+
+        require_demo_config(session.home, port)
     with shown_progress() as progress:
         started = workflow.up(session.home, services, progress, surge=surge, rebalance=rebalance, insecure=insecure)
         if wait:

@@ -105,6 +105,8 @@ def test_a_killed_engine_is_no_reason_for_systemd_to_act(box: Served) -> None:
 
 
 def test_a_stop_lets_running_requests_finish(box: Served) -> None:
+    # Ready says the guard; the gateway finds out for itself.
+    wait_for(lambda: box.ask("/v1/chat/completions", model="chat", messages=[])[0] == 200)
     arrived = f"{HOME}/run/arrived"
     body = json.dumps({"model": "chat", "messages": [], "fake": {"seconds": 3, "begun": arrived}})
     request = box.popen(PYTHON, "-P", "-m", "tests.systemd.inside", "ask", "/v1/chat/completions", body)

@@ -15,8 +15,8 @@ from llmhost import config
 from llmhost.__main__ import run
 from llmhost.cli import COMMANDS, cli, console
 from llmhost.errors import ConfigError
+from llmhost.first_config import require_demo_config
 from llmhost.paths import Home
-from llmhost.workflow import require_demo_config
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every kind of change that an operator makes to a running home, for a steady client to live through.
 
-Used by the tests and by benchmarks/zero_loss.py, which writes the table in docs/operations.md.
+The table in docs/operations.md names the same.
 """
 
 from __future__ import annotations
