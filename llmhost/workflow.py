@@ -16,11 +16,11 @@ from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts
-from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
-from llmhost.homedir import claim, is_ours, require_access
+from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.homedir import claim, is_ours, require_access, require_claimable
+from llmhost.in_force import load_plan, select_services
 from llmhost.paths import Home
-from llmhost.plan import Plan, ServicePlan
-from llmhost.plan.args import vllm_arguments
+from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running
@@ -88,6 +88,7 @@ def up(
     _build(home, services, progress, insecure)
     with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
+        _require_in_file(services, ask.config)
         plan = ask.plan(NOTHING if rebalance else there)
         if surge:
             changed = frozenset(_changed_services(home, plan, there, services))
@@ -111,10 +112,15 @@ def reload(home: Home, progress: Progress) -> Started:
 
 def _build(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
     """Build the engine when it is not there; what can be refused is not refused after these minutes."""
+    require_claimable(home)
+    config = _load(home, insecure)  # before anything is made: the home may be misspelt
+    if not config.services:
+        raise ConfigError(
+            f"{home.config_file} has no services", "write some under services:; to stop what runs use `llmhost down`"
+        )
+    _require_in_file(services, config)
     claim(home)
-    config = _load(home, insecure)
     if find_engine(home, config.engine) is None:
-        _require_known(services, config.services)
         read_models(home, config)
         ports.require_of_config(home, config)
         ensure_engine(home, config.engine, progress)
@@ -298,32 +304,6 @@ def _require_live(home: Home) -> None:
         raise NotReadyError("the gateway is not running, so there is nobody to keep serving", "run `llmhost start`")
 
 
-def load_plan(home: Home) -> Plan:
-    """The plan in force; raises NotReadyError before the first `up`, HomeError when the home is somebody else's."""
-    require_access(home)
-    plan = read_plan(home)
-    if plan is None:
-        raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
-    return plan
-
-
-def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
-    """The services of these names, all when none is given; raises ConfigError for one that is not in the plan."""
-    _require_known(names, [s.name for s in plan.services])
-    return tuple(s for s in plan.services if not names or s.name in names)
-
-
-def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
-    """The log file of each program, of all services and the gateway when none is named."""
-    plan = load_plan(home)
-    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, ACCESS_LOG, "supervisord")}
-    engines = select_services(plan, tuple(n for n in names if n not in own))
-    if names and not set(names) - set(own):
-        engines = ()
-    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
-    return {name: home.log_file(name) for name in chosen}
-
-
 def _load(home: Home, insecure: bool) -> Config:
     """llmhost.yaml, with ``gateway.insecure`` switched on when the command line says so."""
     config = configuration.load(home.config_file)
@@ -338,7 +318,10 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
 
 
 def _read_inputs(home: Home, insecure: bool) -> _Inputs:
-    config = _load(home, insecure)
+    return _inputs(home, _load(home, insecure))
+
+
+def _inputs(home: Home, config: Config) -> _Inputs:
     models = read_models(home, config)
     engine = find_engine(home, config.engine)
     if engine is None:
@@ -349,13 +332,12 @@ def _read_inputs(home: Home, insecure: bool) -> _Inputs:
     return _Inputs(config, _machine(home, config, engine), models)
 
 
-def validate_arguments(home: Home, config: Config) -> bool:
-    """Check the flags under ``args:`` against the engine; False when there is no engine to check against."""
-    engine = find_engine(home, config.engine)
-    if engine is None:
+def validate(home: Home, config: Config) -> bool:
+    """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
+    read_models(home, config)
+    if find_engine(home, config.engine) is None:
         return False
-    for name, service in config.services.items():
-        vllm_arguments(name, service.args, engine.flags)
+    _inputs(home, config).plan(_running(home))
     return True
 
 
@@ -383,13 +365,7 @@ def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(r.name for s in select_services(plan, services) for r in s.replicas)
 
 
-def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
+def _require_in_file(asked: Iterable[str], config: Config) -> None:
     for name in asked:
-        if name == GATEWAY_PROGRAM:
-            raise ConfigError(
-                "the gateway is not a service: it runs as long as one of them is wanted",
-                "`llmhost up` and `llmhost start` start it, and mend it when it cannot listen;"
-                " `llmhost stop` without a name stops it, after the services",
-            )
-        if name not in known:
-            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
+        if name not in config.services:
+            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(config.services)}")

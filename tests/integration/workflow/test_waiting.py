@@ -9,6 +9,7 @@ import pytest
 
 from llmhost import balancing, workflow
 from llmhost.errors import GatewayError
+from llmhost.in_force import load_plan
 from llmhost.supervise.states import ProgramState
 from tests.integration.workflow.conftest import Installed, wait_for
 
@@ -50,4 +51,4 @@ def test_who_gets_no_requests_is_called_by_name(installed: Installed) -> None:
     installed.run("stop", "chat")
     wait_for(lambda: not balancing.served_of(installed.home, "chat"))
     with pytest.raises(GatewayError, match="no requests to chat-0,"):
-        balancing.await_served(installed.home, workflow.load_plan(installed.home), {"chat-0"}, 0)
+        balancing.await_served(installed.home, load_plan(installed.home), {"chat-0"}, 0)
