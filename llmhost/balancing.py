@@ -14,7 +14,7 @@ from pathlib import Path
 from llmhost.errors import GatewayError
 from llmhost.gateway.clusters import members_file, members_out, take_out
 from llmhost.gateway.envoy import version_of
-from llmhost.gateway.routes import routes_file
+from llmhost.gateway.routes import MAIN, routes_file
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.probe.gateway import GatewayState, read_gateway
@@ -22,6 +22,8 @@ from llmhost.writer import replace_file
 
 SECONDS = 20.0
 """Seconds for Envoy to take up new files and to find new engines healthy; it checks each once in a second."""
+REBIND_SECONDS = 3.0
+"""Seconds for Envoy to bind its listeners; it takes milliseconds."""
 POLL_SECONDS = 0.1
 SETTLE_SECONDS = 0.2
 """Envoy's threads hear of a change a moment after it is in force; until then they may still choose a member."""
@@ -31,8 +33,24 @@ Busy = Callable[[Mapping[str, int]], None]
 
 
 def is_live(home: Home) -> bool:
-    """Whether the gateway serves."""
-    return read_gateway(home.gateway_admin_socket).live
+    """Whether the gateway serves somebody: one that could not bind its port does not, whatever it says itself."""
+    state = read_gateway(home.gateway_admin_socket)
+    return state.live and MAIN in state.listeners
+
+
+def rebind(home: Home) -> None:
+    """Let a gateway that could not listen somewhere try again. Envoy does so only when it is given its listeners anew.
+
+    Whether that worked shows in its state: nothing is raised.
+    """
+    file = home.gateway_conf / "lds.json"
+    state = read_gateway(home.gateway_admin_socket)
+    if not state.live or not file.exists():
+        return
+    text = file.read_text(encoding="utf-8")
+    if state.errors or not set(_names(text)) <= set(state.listeners):
+        replace_file(file, text)
+        _await(home, lambda now: now.serves({"lds": version_of(text)}), REBIND_SECONDS)
 
 
 def served(home: Home) -> frozenset[str]:
@@ -57,7 +75,7 @@ def take_programs_out(home: Home, services: Iterable[ServicePlan], out: Collecti
     chosen = [(s, members) for s in services if (members := {p.socket for p in s.replicas} & set(out))]
     for service, members in chosen:
         _write(home, service.name, members.union)
-    await_files(home)
+    await_clusters(home)
     started = time.monotonic()
     for service, members in sorted(chosen, key=lambda item: item[0].stop_timeout):
         await_idle(home, members, started + service.stop_timeout - time.monotonic(), on_busy)
@@ -83,22 +101,36 @@ def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collecti
 
 def await_files(home: Home, seconds: float = SECONDS) -> None:
     """Wait until the gateway serves what its files say; raises GatewayError with Envoy's words when it does not."""
+    _await_versions(home, _versions(home.gateway_conf), seconds)
+
+
+def await_clusters(home: Home, seconds: float = SECONDS) -> None:
+    """`await_files` for clusters and their members only, whatever is wrong with a listener."""
     versions = _versions(home.gateway_conf)
-    state = _await(home, lambda state: state.serves(versions), seconds)
-    if not state.serves(versions):
+    _await_versions(home, {n: v for n, v in versions.items() if n == "cds" or n.startswith("eds-")}, seconds)
+
+
+def _await_versions(home: Home, versions: Mapping[str, str], seconds: float) -> None:
+    def serves(state: GatewayState) -> bool:
+        return state.serves(versions) if "lds" in versions else state.knows(versions)
+
+    state = _await(home, serves, seconds)
+    if not serves(state):
         differing = sorted(name for name in versions if state.versions.get(name) != versions[name])
         told = "; ".join(state.errors) or f"{', '.join(f'{name}.json' for name in differing)} was not taken up"
         raise GatewayError(f"the gateway does not serve its new configuration: {told}", "see `llmhost logs gateway`")
     time.sleep(SETTLE_SECONDS)
 
 
-def await_served(home: Home, members: Collection[str], seconds: float = SECONDS) -> None:
-    """Wait until all these members get requests; raises GatewayError naming those that do not."""
-    state = _await(home, lambda state: set(members) <= _all_served(state), seconds)
-    missing = set(members) - _all_served(state)
+def await_served(home: Home, plan: Plan, programs: Collection[str], seconds: float = SECONDS) -> None:
+    """Wait until all these engines get requests; raises GatewayError naming those that do not."""
+    members = sockets(plan, programs)
+    state = _await(home, lambda state: members <= _all_served(state), seconds)
+    missing = [p.name for p in plan.programs if p.socket in members - _all_served(state)]
     if missing:
         raise GatewayError(
-            f"the gateway sends no requests to {', '.join(sorted(missing))}", "see `llmhost logs gateway`"
+            f"the gateway sends no requests to {', '.join(missing)}, which cannot be reached",
+            "see `llmhost status` and `llmhost logs gateway`",
         )
 
 

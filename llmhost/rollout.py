@@ -198,7 +198,7 @@ class Rollout:
         out = balancing.sockets(self.before.plan, self.stages.leave_first)
         with deploy.present_changes(self.home, self.plan) as changes:
             writer.apply(self.home, [_united(c, out) for c in changes if _is_of_clusters(c)])
-        balancing.await_files(self.home)
+        balancing.await_clusters(self.home)
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
@@ -350,7 +350,7 @@ def replace_engine(
         _await_ready(home, service, program)
     finally:
         balancing.put_back(home, [service], own)
-    balancing.await_served(home, own)
+    balancing.await_served(home, plan, {program})
     told.finished(step, "ready")
 
 
@@ -384,7 +384,7 @@ def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -
     states = lifecycle.wait_ready(home, programs, limit)
     if any(s.state != "ready" for s in states.values()):
         raise not_ready(home, states.values(), "what ran before goes on")
-    balancing.await_served(home, balancing.sockets(plan, programs))
+    balancing.await_served(home, plan, programs)
     told.finished(step, "ready")
 
 

@@ -10,23 +10,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmhost import balancing, deploy, keys, rollout, writer
+from llmhost import balancing, deploy, keys, ports, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
 from llmhost.facts import EngineFacts, HostFacts, ModelFacts
-from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
-from llmhost.homedir import claim, is_ours, require_access
+from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.homedir import claim, is_ours, require_access, require_claimable
+from llmhost.in_force import load_plan, select_services
 from llmhost.paths import Home
-from llmhost.plan import Plan, ServicePlan
-from llmhost.plan.args import vllm_arguments
+from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
-from llmhost.probe.host import port_owner, read_host
+from llmhost.probe.host import read_host
 from llmhost.probe.model import read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
@@ -35,7 +35,9 @@ from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
-from llmhost.supervise.status import read_status
+
+SERVED_SECONDS = balancing.SECONDS
+"""Seconds for the gateway to find out that an engine is ready."""
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
@@ -86,6 +88,7 @@ def up(
     _build(home, services, progress, insecure)
     with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
+        _require_in_file(services, ask.config)
         plan = ask.plan(NOTHING if rebalance else there)
         if surge:
             changed = frozenset(_changed_services(home, plan, there, services))
@@ -109,24 +112,30 @@ def reload(home: Home, progress: Progress) -> Started:
 
 def _build(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
     """Build the engine when it is not there; what can be refused is not refused after these minutes."""
+    require_claimable(home)
+    config = _load(home, insecure)  # before anything is made: the home may be misspelt
+    if not config.services:
+        raise ConfigError(
+            f"{home.config_file} has no services", "write some under services:; to stop what runs use `llmhost down`"
+        )
+    _require_in_file(services, config)
     claim(home)
-    config = _load(home, insecure)
     if find_engine(home, config.engine) is None:
-        _require_known(services, config.services)
         read_models(home, config)
-        _check_ports(home, config)
+        ports.require_of_config(home, config)
         ensure_engine(home, config.engine, progress)
 
 
 def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
-    _check_ports(home, ask.config)
+    ports.require_of_config(home, ask.config)
     for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
         check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
     fits = _fits(plan, ask.machine.host, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
+    balancing.rebind(home)
 
 
 def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
@@ -170,6 +179,18 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
     """
     longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)
+    while True:
+        _await_states(home, started, deadline, on_change)
+        balancing.await_files(home)
+        try:
+            return balancing.await_served(home, started.plan, started.programs, SERVED_SECONDS)
+        except GatewayError:  # an engine that has ended meanwhile is waited for, as it would have been before
+            states = lifecycle.states(home, started.programs).values()
+            if all(s.state == "ready" for s in states):
+                raise
+
+
+def _await_states(home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None]) -> None:
     pending, last = set(started.programs), dict[str, ProgramState]()
     while pending:
         last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
@@ -179,8 +200,6 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
         pending -= settled
     if any(s.state != "ready" for s in last.values()):
         raise rollout.not_ready(home, last.values())
-    balancing.await_files(home)
-    balancing.await_served(home, balancing.sockets(started.plan, started.programs))
 
 
 def down(home: Home, progress: rollout.Told) -> bool:
@@ -202,9 +221,11 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         lifecycle.start(home, (*wanted, METRICS_PROGRAM))
+        balancing.rebind(home)
         balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted)
 
@@ -226,10 +247,12 @@ def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> St
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         rollout.stop_engines(home, plan, names, progress)
         lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
+        balancing.rebind(home)
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
@@ -281,32 +304,6 @@ def _require_live(home: Home) -> None:
         raise NotReadyError("the gateway is not running, so there is nobody to keep serving", "run `llmhost start`")
 
 
-def load_plan(home: Home) -> Plan:
-    """The plan in force; raises NotReadyError before the first `up`, HomeError when the home is somebody else's."""
-    require_access(home)
-    plan = read_plan(home)
-    if plan is None:
-        raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
-    return plan
-
-
-def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
-    """The services of these names, all when none is given; raises ConfigError for one that is not in the plan."""
-    _require_known(names, [s.name for s in plan.services])
-    return tuple(s for s in plan.services if not names or s.name in names)
-
-
-def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
-    """The log file of each program, of all services and the gateway when none is named."""
-    plan = load_plan(home)
-    own = {name: home.log_file(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, ACCESS_LOG, "supervisord")}
-    engines = select_services(plan, tuple(n for n in names if n not in own))
-    if names and not set(names) - set(own):
-        engines = ()
-    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
-    return {name: home.log_file(name) for name in chosen}
-
-
 def _load(home: Home, insecure: bool) -> Config:
     """llmhost.yaml, with ``gateway.insecure`` switched on when the command line says so."""
     config = configuration.load(home.config_file)
@@ -321,7 +318,10 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
 
 
 def _read_inputs(home: Home, insecure: bool) -> _Inputs:
-    config = _load(home, insecure)
+    return _inputs(home, _load(home, insecure))
+
+
+def _inputs(home: Home, config: Config) -> _Inputs:
     models = read_models(home, config)
     engine = find_engine(home, config.engine)
     if engine is None:
@@ -332,13 +332,12 @@ def _read_inputs(home: Home, insecure: bool) -> _Inputs:
     return _Inputs(config, _machine(home, config, engine), models)
 
 
-def validate_arguments(home: Home, config: Config) -> bool:
-    """Check the flags under ``args:`` against the engine; False when there is no engine to check against."""
-    engine = find_engine(home, config.engine)
-    if engine is None:
+def validate(home: Home, config: Config) -> bool:
+    """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
+    read_models(home, config)
+    if find_engine(home, config.engine) is None:
         return False
-    for name, service in config.services.items():
-        vllm_arguments(name, service.args, engine.flags)
+    _inputs(home, config).plan(_running(home))
     return True
 
 
@@ -366,29 +365,7 @@ def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(r.name for s in select_services(plan, services) for r in s.replicas)
 
 
-def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
+def _require_in_file(asked: Iterable[str], config: Config) -> None:
     for name in asked:
-        if name not in known:
-            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
-
-
-def _check_ports(home: Home, config: Config) -> None:
-    """Refuse a port that somebody else listens on, by name; our own gateway may go on listening on its ports."""
-    ours = _ports_in_force(home)
-    own = {f"services.{name}.port": service.port for name, service in config.services.items() if service.port}
-    for key, port in {"gateway.port": config.gateway.port, **own}.items():
-        owner = None if port in ours else port_owner(config.gateway.host, port)
-        if owner is not None:
-            raise GatewayError(
-                f"port {port} on {config.gateway.host} is in use by {owner}",
-                f"stop it, or write another {key} in llmhost.yaml",
-            )
-
-
-def _ports_in_force(home: Home) -> set[int]:
-    """The ports that our running gateway listens on, on whatever address."""
-    status = read_status(home)
-    plan = read_plan(home)
-    if plan is None or status.gateway.pid is None:
-        return set()
-    return {plan.gateway.port, *(s.port for s in plan.services if s.port is not None)}
+        if name not in config.services:
+            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(config.services)}")

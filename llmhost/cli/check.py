@@ -28,8 +28,8 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     """
     from llmhost.check import CheckResult, run_checks
     from llmhost.errors import CheckError
+    from llmhost.in_force import load_plan, select_services
     from llmhost.probe.certificate import trusting
-    from llmhost.workflow import load_plan, select_services
 
     if url is not None and not url.startswith(("http://", "https://")):
         raise click.BadParameter("use an address such as http://127.0.0.1:8000", param_hint="--url")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -56,19 +57,36 @@ def show(session: Session, as_json: bool, no_defaults: bool) -> None:
 
 @config_command.command("validate")
 @click.argument("file", type=click.Path(dir_okay=False), required=False)
+@click.option("--file-only", is_flag=True, help="The file alone, for another machine: no models, no engine.")
 @click.pass_obj
-def validate(session: Session, file: str | None) -> None:
-    """Check FILE (default: the home's llmhost.yaml); vLLM flags are checked too once the engine is there."""
+def validate(session: Session, file: str | None, file_only: bool) -> None:
+    """Check FILE (default: the home's llmhost.yaml) as `llmhost plan` does; nothing is started or written.
+
+    Keys and values, the model directories and, once `llmhost setup` has built the engine, the flags under args: and
+    whether everything fits this machine. What was not checked is said.
+    """
     from pathlib import Path
 
     from llmhost import config
-    from llmhost.workflow import validate_arguments
+    from llmhost.workflow import validate as check
 
     path = Path(file) if file else session.home.config_file
-    checked = validate_arguments(session.home, config.load(path))
-    console.result(f"{path} is valid")
-    if not checked:
-        console.remark("the flags under args: are checked once `llmhost setup` has built the engine")
+    found = config.load(path)
+    flags = False if file_only else check(session.home, found)
+    console.result(f"{path} is valid: {_counted(found.services)}")
+    if not found.services:
+        console.remark("`llmhost up` needs at least one, under services:")
+    if file_only:
+        console.remark("not checked: the models, the flags under args:, and whether this machine has room")
+    elif not flags:
+        console.remark(
+            "not checked: the flags under args:, and whether this machine has room;"
+            " that needs the engine, which `llmhost setup` builds"
+        )
+
+
+def _counted(services: Collection[str]) -> str:
+    return f"{len(services)} service{'s' * (len(services) != 1)} ({', '.join(services)})" if services else "no services"
 
 
 @config_command.command("schema")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="As JSON: {ok, swept, processes: [{pid, command}], files}.")
 @click.pass_obj
 def doctor_command(session: Session, sweep: bool, as_json: bool) -> int:
-    """Look for leftovers of a former life: engines whose guard is dead, sockets that nobody listens on.
+    """Look for leftovers of a former life: engines whose guard is dead, their shared memory, sockets without a server.
 
     They are there when something was killed that could not clean up, and they may hold GPU memory. `llmhost up`,
     `start` and `down` remove what is in their way by themselves. What runs in order is never touched. Exit status 1

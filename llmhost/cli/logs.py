@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmhost.cli import Session, console
-from llmhost.cli.completion import complete_services
+from llmhost.cli.completion import complete_logs
 
 if TYPE_CHECKING:
     from llmhost.supervise.logview import Selection
@@ -18,7 +18,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 
 
 @click.command("logs")
-@click.argument("services", nargs=-1, shell_complete=complete_services)
+@click.argument("services", nargs=-1, shell_complete=complete_logs)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0),
@@ -49,8 +49,8 @@ def logs_command(
     `gateway`, `supervisord` and `access` are names, too; `access` is the log of requests, a JSON object a line: time,
     key, service, model, method, path, status, ms, bytes_in, bytes_out. It holds nothing of what was asked or answered.
     """
+    from llmhost.in_force import log_files
     from llmhost.supervise.logview import view_logs
-    from llmhost.workflow import log_files
 
     selection = _selection(lines, since, level, grep)
     files = log_files(session.home, services)

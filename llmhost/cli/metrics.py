@@ -62,8 +62,8 @@ def targets_command(session: Session, host: str | None, output: str | None) -> N
 
     It holds one address, so it changes with the gateway's only; services and replicas are labels of the metrics.
     """
+    from llmhost.in_force import load_plan
     from llmhost.metrics.scraping import targets
-    from llmhost.workflow import load_plan
 
     _give(json.dumps(targets(load_plan(session.home), host), ensure_ascii=False, indent=2) + "\n", output)
 

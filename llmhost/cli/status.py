@@ -35,16 +35,24 @@ def status_command(session: Session, as_json: bool) -> int:
         console.result(f"disk        {_disk(status.disk.free_bytes)}")
     console.result(f"boot        {_boot(status.unit)}")
     if not status.services:
-        console.remark("no services: write some into llmhost.yaml and run `llmhost up`")
+        console.remark(_nothing_yet(session))
     else:
         console.result()
         console.table(
             ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY"),
             [row for service in status.services for row in _rows(service)],
         )
+        if gateway.error:
+            console.result(f"\ngateway: {gateway.error}; mend that, then run `llmhost up`")
         for replica in (r for service in status.services for r in service.replicas if r.error):
             console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
+
+
+def _nothing_yet(session: Session) -> str:
+    if session.home.config_file.exists():
+        return f"nothing has been brought up yet: run `llmhost up` for {session.home.config_file}"
+    return f"there is no {session.home.config_file}: write one with `llmhost init`, or run `llmhost up --demo`"
 
 
 def _disk(free: int) -> str:

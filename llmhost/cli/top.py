@@ -42,7 +42,7 @@ def top_command(session: Session, services: tuple[str, ...], once: bool, as_json
     RUN/WAIT requests in the engine, and queued in it
     KV       how full the KV cache is; a full one makes requests wait
     """
-    from llmhost.workflow import load_plan, select_services
+    from llmhost.in_force import load_plan, select_services
 
     names = {s.name for s in select_services(load_plan(session.home), services)}
     if as_json or once or not _terminal():

@@ -28,6 +28,8 @@ class GatewayState:
     """The version in force of each watched file, by its name without suffix (``lds``, ``cds``, ``rds``, …)."""
     listeners: tuple[str, ...] = ()
     """Names of the listeners that accept connections."""
+    ports: frozenset[int] = frozenset()
+    """The TCP ports of these."""
     errors: tuple[str, ...] = ()
     """Why a listener could not be brought up, in Envoy's words (``… cannot bind … Address already in use``)."""
     healthy: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -40,18 +42,23 @@ class GatewayState:
 
     def serves(self, versions: Mapping[str, str]) -> bool:
         """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
-        current = all(self.versions.get(name) == version for name, version in versions.items())
-        return self.live and "gateway" in self.listeners and not self.errors and current
+        return self.knows(versions) and "gateway" in self.listeners and not self.errors
+
+    def knows(self, versions: Mapping[str, str]) -> bool:
+        """Whether it has taken these versions up, whatever it could not bind."""
+        return self.live and all(self.versions.get(name) == version for name, version in versions.items())
 
 
 def read_gateway(admin_socket: Path) -> GatewayState:
     """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
     try:
         members = json.loads(_get(admin_socket, "/clusters?format=json"))
+        listening = json.loads(_get(admin_socket, "/listeners?format=json"))
         return GatewayState(
             live=_get(admin_socket, "/ready").strip() == "LIVE",
             versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
-            listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
+            listeners=_listeners(listening),
+            ports=_ports(listening),
             errors=_errors(
                 json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=error_state.details"))
             ),
@@ -107,6 +114,13 @@ def _versions(stats: Any) -> dict[str, str]:
 
 def _listeners(answer: Any) -> tuple[str, ...]:
     return tuple(str(entry["name"]) for entry in answer.get("listener_statuses", ()))
+
+
+def _ports(answer: Any) -> frozenset[int]:
+    addresses = (
+        entry.get("local_address", {}).get("socket_address", {}) for entry in answer.get("listener_statuses", ())
+    )
+    return frozenset(int(address["port_value"]) for address in addresses if "port_value" in address)
 
 
 def _errors(dump: Any) -> tuple[str, ...]:

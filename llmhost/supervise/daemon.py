@@ -9,13 +9,14 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llmhost import run
 from llmhost.errors import HomeError, SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home, supervisord_script
 from llmhost.supervise import lifecycle, systemd
-from llmhost.supervise.guarding import processes
+from llmhost.supervise.guarding import processes, shm
 from llmhost.supervise.guarding.spec import MARK
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.units import Unit, managed
@@ -235,17 +236,46 @@ def sweep(home: Home) -> tuple[int, ...]:
 
     Only for a home whose supervisord does not run. Raises SupervisorError when one cannot be killed.
     """
+    found = kill_all(lambda: _marked(home), END_SECONDS)
+    memory = recorded_memory(home) | found.memory
+    shm.remove(memory)
+    for record in home.run.glob("*.shm.json"):
+        record.unlink(missing_ok=True)
+    return tuple(sorted(found.pids))
+
+
+class Killed(NamedTuple):
+    """Processes that were ended, and the shared memory that they had mapped."""
+
+    pids: frozenset[int]
+    memory: frozenset[shm.Segment]
+
+
+def kill_all(left: Callable[[], list[int]], seconds: float) -> Killed:
+    """Kill until there is nobody left, resource trackers last: they remove the shared memory of the others.
+
+    Raises SupervisorError when one does not end within so many seconds.
+    """
     found: set[int] = set()
-    deadline = time.monotonic() + END_SECONDS
-    while left := _marked(home):
-        if time.monotonic() > deadline:
-            pids = ", ".join(map(str, left))
-            raise SupervisorError(f"processes of stopped engines cannot be killed: {pids}", "see `dmesg` and `ps`")
-        found.update(left)
-        for pid in left:
+    memory: set[shm.Segment] = set()
+    begin = time.monotonic()
+    while pids := left():
+        waited = time.monotonic() - begin
+        if waited > seconds:
+            names = ", ".join(map(processes.describe, pids))
+            raise SupervisorError(f"processes of stopped engines cannot be killed: {names}", "see `dmesg` and `ps`")
+        memory |= shm.segments(set(pids) - found)
+        found.update(pids)
+        for pid in shm.killable(pids, all_of_them=waited > shm.TRACKER_SECONDS):
             processes.kill(pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-    return tuple(sorted(found))
+    return Killed(frozenset(found), frozenset(memory))
+
+
+def recorded_memory(home: Home) -> set[shm.Segment]:
+    """Shared memory that engines of this home have, or had when all their processes were killed."""
+    records = map(os.fsencode, home.run.glob("*.shm.json"))
+    return {segment for record in records for segment in shm.read_record(record)}
 
 
 def _marked(home: Home) -> list[int]:

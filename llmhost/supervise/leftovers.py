@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmhost.errors import SupervisorError
 from llmhost.paths import Home
 from llmhost.supervise import daemon
-from llmhost.supervise.guarding import processes
+from llmhost.supervise.guarding import processes, shm
 from llmhost.supervise.guarding.spec import MARK
 
 END_SECONDS = 10.0
 """Seconds for a killed process to go away."""
-POLL_SECONDS = 0.05
 
 _DRAFT = re.compile(r"\.state\.json\.new$|^\..+\.[a-z0-9_]{8}$")
 """Half-written files: of a guard's state, and of `llmhost.writer.replace_file`."""
@@ -42,22 +38,14 @@ def find(home: Home) -> Leftovers:
     """
     ours = daemon.descendants(home)
     lost = [pid for pid in processes.pids() if pid not in ours and pid != os.getpid() and _is_of(home, pid)]
-    return Leftovers({pid: _words(pid) for pid in lost}, tuple(_files(home)))
+    memory = shm.left(daemon.recorded_memory(home) | shm.segments(lost), without=lost)
+    files = (*_files(home), *(Path(shm.FOLDER, name) for name, _ in memory))
+    return Leftovers({pid: _words(pid) for pid in lost}, files)
 
 
 def remove(leftovers: Leftovers) -> None:
     """Kill the processes and delete the files; raises SupervisorError for a process that does not end."""
-    deadline = time.monotonic() + END_SECONDS
-    left = list(leftovers.processes)
-    while left:
-        for pid in left:
-            processes.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
-        left = [pid for pid in left if processes.running(pid)]
-        if left and time.monotonic() > deadline:
-            raise SupervisorError(
-                f"processes cannot be killed: {', '.join(map(processes.describe, left))}", "see `dmesg` and `ps`"
-            )
+    daemon.kill_all(lambda: [pid for pid in leftovers.processes if processes.running(pid)], END_SECONDS)
     for path in leftovers.files:
         path.unlink(missing_ok=True)
 

@@ -93,9 +93,13 @@ def _guard_says(home: Home, name: str) -> dict[str, Any]:
 
 def _gateway(home: Home, info: ProgramInfo) -> ProgramState:
     if info.state in ("RUNNING", "STARTING", "BACKOFF"):
-        ready = info.state == "RUNNING" and _answers(os.fspath(home.gateway_admin_socket))
         pid = _only_child(info.pid or 0) or info.pid
-        return ProgramState(GATEWAY_PROGRAM, "ready" if ready else "loading", pid, error=info.spawn_error or None)
+        live = info.state == "RUNNING" and _ask(home, "/ready").split()[1:2] == [b"200"]  # 503 while it starts
+        if not live or _listens(home):
+            state: State = "ready" if live else "loading"
+            return ProgramState(GATEWAY_PROGRAM, state, pid, error=info.spawn_error or None)
+        refused = _refused(home)
+        return ProgramState(GATEWAY_PROGRAM, "failed" if refused else "loading", pid, error=refused)
     return ProgramState(GATEWAY_PROGRAM, "failed", error=info.spawn_error or f"exited with status {info.exit_status}")
 
 
@@ -108,13 +112,34 @@ def _only_child(pid: int) -> int | None:
         return None
 
 
-def _answers(path: str) -> bool:
-    """Whether Envoy's admin interface says that it serves (``GET /ready``: 200, while it starts 503)."""
+def _listens(home: Home) -> bool:
+    """Whether Envoy has bound every listener that it was given: it calls itself ready without them, too."""
+    try:
+        with open(home.gateway_conf / "lds.json", "rb") as file:
+            wanted = {resource["name"].encode() for resource in json.load(file)["resources"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # nobody knows of any
+    return wanted <= {line.partition(b"::")[0] for line in _ask(home, "/listeners").splitlines()}
+
+
+def _refused(home: Home) -> str | None:
+    """Why a listener could not be bound, in Envoy's words; None when it has not tried yet."""
+    from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (only when something is wrong)
+
+    return "; ".join(read_gateway(home.gateway_admin_socket).errors) or None
+
+
+def _ask(home: Home, target: str) -> bytes:
+    """The answer of Envoy's admin interface, head and body; b"" when there is none."""
+    request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    answer = b""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2)
         try:
-            connection.connect(path)
-            connection.sendall(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(64).split()[1:2] == [b"200"]
+            connection.connect(os.fspath(home.gateway_admin_socket))
+            connection.sendall(request)
+            while part := connection.recv(65536):
+                answer += part
         except OSError:
-            return False
+            return b""
+    return answer

@@ -32,11 +32,13 @@ class SupervisorStatus(NamedTuple):
 
 
 class GatewayStatus(NamedTuple):
-    """``state`` is ready, loading, stopped or failed."""
+    """``state`` is ready, loading, stopped or failed (a port could not be bound)."""
 
     state: State
     url: str | None
     pid: int | None
+    error: str | None = None
+    """Why it is not ready, in Envoy's words."""
 
 
 class ReplicaStatus(NamedTuple):
@@ -128,7 +130,7 @@ def read_status(home: Home) -> Status:
     served = _served(home) if any(service["endpoints"] for service in planned) else None
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
-        GatewayStatus(gateway.state, url, gateway.pid),
+        GatewayStatus(gateway.state, url, gateway.pid, gateway.error),
         tuple(_service(service, states, trees, served) for service in planned),
         _disk(home),
         find_unit(home),

@@ -47,6 +47,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-metrics", action="store_true", help="/metrics holds no numbers, as --disable-log-stats")
     parser.add_argument("--load", help="a file with a number: so many more requests are reported to be running")
     parser.add_argument("--tokens", help="while this file exists, tokens are reported to be generated")
+    parser.add_argument("--shared-memory", help="make a segment, as vLLM's message queues do, and write its name here")
     parser.add_argument("--dump", help="write argv, environment and process id to this file as JSON")
     known, _ = parser.parse_known_args([*shlex.split(os.environ.get("FAKE_ENGINE", "")), *argv])
     return known
@@ -310,6 +311,16 @@ class Server(ThreadingMixIn, HTTPServer):
         self.socket.bind(self.server_address)
 
 
+def share_memory(file: str) -> Any:
+    """A segment that Python's resource tracker, a process of ours, looks after."""
+    from multiprocessing import get_context
+    from multiprocessing.shared_memory import SharedMemory
+
+    segment, semaphore = SharedMemory(create=True, size=4096), get_context("spawn").Semaphore()
+    Path(file).write_text(segment.name)
+    return segment, semaphore
+
+
 def leave_children(count: int, stubborn: bool) -> None:
     """Processes in sessions of their own whose parent is gone: what a kill of the process group misses."""
     for _ in range(count):
@@ -333,6 +344,7 @@ def main(argv: list[str]) -> int:
     if given.dump:
         environ = {os.fsdecode(k): os.fsdecode(v) for k, v in os.environb.items()}
         Path(given.dump).write_text(json.dumps({"argv": sys.argv, "env": environ, "pid": os.getpid()}))
+    shared = share_memory(given.shared_memory) if given.shared_memory else None
     leave_children(given.children, given.stubborn_children)
     for line in given.say:
         print(line, file=sys.stderr, flush=True)
@@ -349,6 +361,7 @@ def main(argv: list[str]) -> int:
     Handler.core = Core() if given.core else None
     with Server(given.uds, Handler) as server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
+    del shared
     return 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
 
-from llmhost.supervise.guarding import causes
+from llmhost.supervise.guarding import causes, shm
 from llmhost.supervise.guarding.alerts import Alerts
 from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.dump import dump_stacks
@@ -14,7 +15,7 @@ from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, HUNG, STO
 from llmhost.supervise.guarding.launch import launch
 from llmhost.supervise.guarding.log import LogFile
 from llmhost.supervise.guarding.probe import Engine
-from llmhost.supervise.guarding.processes import say
+from llmhost.supervise.guarding.processes import descendants, say
 from llmhost.supervise.guarding.restarts import Restarts
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
 from llmhost.supervise.guarding.state import StateFile
@@ -72,6 +73,7 @@ class Guard:
         self.since_ready, self.was_ready = time.monotonic(), True
         self._enter("ready")
         self.alerts.recovered()
+        self._record_memory()
         self._watch()
 
     def _pause(self, seconds: float | None, fds: tuple[int, ...] = ()) -> list[int]:
@@ -137,6 +139,12 @@ class Guard:
             raise Ending(FAILED, f"cannot run {os.fsdecode(self.spec.command[0])}: {e.strerror}") from e
         self._enter("loading")
 
+    def _record_memory(self) -> None:
+        """Shared memory outlives even a machine-wide massacre; the next guard, or doctor, knows of it then."""
+        found = shm.segments((self.children.engine, *descendants(self.children.engine)))
+        with contextlib.suppress(OSError):
+            shm.write_record(shm.record_file(self.spec.state_file), found)
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.spec.start_timeout
         while not self.engine.works(min(deadline, time.monotonic() + PROBE_TIMEOUT)):
@@ -154,9 +162,14 @@ class Guard:
             Watch(self.spec, self.children, self.engine, self._on_miss).run()
         except Lost as e:
             self._pause(0)  # a wanted stop and the end of the engine itself come first
+            self._not_ready(str(e))
             raise Ending(BROKEN, self.log.explain(str(e))) from e
         except Hung as e:
             raise Ending(HUNG, str(e)) from e
+
+    def _not_ready(self, error: str) -> None:
+        """At once: why it ended, and what it left, takes seconds to find out, and clients get 503 already."""
+        self._enter("unhealthy", error)
 
     def _on_miss(self, error: str | None) -> None:
         """The first request that is not answered makes the engine unhealthy, the next one that is makes it ready."""
@@ -166,6 +179,7 @@ class Guard:
         """What an engine says last matters only before it is ready: afterwards it worked, and may do so again."""
         how = f"the engine {outcome(status)}"
         if self.since_ready:
+            self._not_ready(how)
             return Ending(CRASHED, self.log.explain(how) if status == 0 or os.WIFEXITED(status) else how)
         how = f"{how} before it was ready"
         cause = causes.classify(status, self.log.since_start(f"{how} (guard {os.getpid()})"))

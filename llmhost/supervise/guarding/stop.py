@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
-from llmhost.supervise.guarding import gpu
+from llmhost.supervise.guarding import gpu, shm
 from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.processes import connections, describe, kill, marked, say
 from llmhost.supervise.guarding.spec import Spec
@@ -35,6 +36,8 @@ class Stop:
         self.trouble = ""
         """What could not be undone, '' when all is clean."""
         self._known: set[int] = set()
+        self._segments: set[shm.Segment] = set()
+        """Shared memory that they had mapped."""
         self._killed: dict[int, str] = {}
 
     @property
@@ -57,13 +60,19 @@ class Stop:
 
     def end(self, stop_timeout: float) -> None:
         """End the engine, and whatever it leaves; never raises."""
-        self._known.update(self.children.left())
+        self._note(self.children.left())
         self._end_engine(stop_timeout)
         self._sweep_tree()
+        self._free()
 
     def clean(self) -> None:
         """Remove what a guard that was killed could not, and wait for the memory of the GPUs."""
+        record = shm.record_file(self.spec.state_file)
+        self._segments |= shm.read_record(record)
         self.sweep_marked()
+        self._free()
+        with contextlib.suppress(OSError):
+            os.unlink(record)
         self.remove_socket()
         self._await_gpus()
         if self.killed:
@@ -80,9 +89,9 @@ class Stop:
 
     def sweep_marked(self) -> None:
         """End processes with our mark that are not below us: what a killed guard left."""
-        deadline = time.monotonic() + KILL_SECONDS
-        while (left := marked(self.spec.mark)) and time.monotonic() < deadline:
-            self._signal(left, signal.SIGKILL)
+        begin = time.monotonic()
+        while (left := marked(self.spec.mark)) and time.monotonic() < begin + KILL_SECONDS:
+            self._kill(left, begin)
             self.children.sleep(0.05)
 
     def _end_engine(self, stop_timeout: float) -> None:
@@ -106,13 +115,29 @@ class Stop:
         if not self.children.engine_runs and not self.children.await_none(SETTLE_SECONDS):
             self._signal(self.children.left(), signal.SIGTERM)
             self.children.await_none(TERM_SECONDS)
-        deadline = time.monotonic() + KILL_SECONDS
-        while (left := self.children.left()) and time.monotonic() < deadline:
-            self._signal(left, signal.SIGKILL)
+        begin = time.monotonic()
+        while (left := self.children.left()) and time.monotonic() < begin + KILL_SECONDS:
+            self._kill(left, begin)
             self.children.await_none(0.2)
         if left := self.children.left():
             self.trouble = f"still there {KILL_SECONDS:g} s after SIGKILL: {', '.join(map(describe, left))}"
             say(f"{self.spec.program}: {self.trouble}")
+
+    def _kill(self, pids: list[int], begin: float) -> None:
+        """Resource trackers last: they remove the shared memory of the others."""
+        self._note(pids)
+        every = time.monotonic() > begin + shm.TRACKER_SECONDS
+        self._signal(shm.killable(pids, all_of_them=every), signal.SIGKILL)
+
+    def _note(self, pids: list[int]) -> None:
+        self._segments |= shm.segments(set(pids) - self._known)
+        self._known.update(pids)
+
+    def _free(self) -> None:
+        """Shared memory that outlived its resource tracker."""
+        if names := shm.remove(self._segments):
+            say(f"{self.spec.program}: removed shared memory that was left: {', '.join(names)}")
+        self._segments.clear()
 
     def _signal(self, pids: list[int], number: int) -> None:
         self._known.update(pids)

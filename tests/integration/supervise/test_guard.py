@@ -48,6 +48,16 @@ def end_engine(guard: LoneGuard, code: int) -> None:
         connection.recv(1024)
 
 
+def test_a_killed_engine_is_not_called_ready_while_what_it_left_is_ended(guard: LoneGuard) -> None:
+    """It takes seconds: these children ignore SIGTERM."""
+    guard.start("--children", "1", "--stubborn-children")
+    engine = guard.wait("ready")["engine_pid"]
+    os.kill(engine, signal.SIGKILL)
+    said = guard.wait("unhealthy")
+    assert (said["error"], said["engine_pid"]) == ("the engine was killed by SIGKILL", None)
+    assert guard.wait("ready", restarts=1)["error"] is None
+
+
 def test_ready_then_a_wanted_stop(guard: LoneGuard) -> None:
     process = guard.start()
     said = guard.wait("ready")

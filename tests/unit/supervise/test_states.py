@@ -67,7 +67,7 @@ def test_a_broken_state_file(tmp_path: Path, text: str) -> None:
 def test_nothing_runs_and_nothing_was_ever_planned(tmp_path: Path) -> None:
     assert read_status(Home(tmp_path / "none")).to_dict() == {
         "supervisor": {"state": "stopped", "pid": None},
-        "gateway": {"state": "stopped", "url": None, "pid": None},
+        "gateway": {"state": "stopped", "url": None, "pid": None, "error": None},
         "disk": None,
         "boot": None,
         "services": [],
