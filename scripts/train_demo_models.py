@@ -20,7 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 KINDS = ("chat", "embed", "rerank")
 SHIPPED = Path(__file__).resolve().parent.parent / "llmhost" / "demo"
 MINUTES = {
-    "cuda": {"chat": 8.0, "embed": 2.5, "rerank": 4.0},
+    "cuda": {"chat": 15.0, "embed": 2.5, "rerank": 4.0},
     "cpu": {"chat": 600.0, "embed": 20.0, "rerank": 30.0},
 }
 

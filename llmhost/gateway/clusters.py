@@ -26,7 +26,10 @@ HEALTH_CHECK: Data = {
     # is known at once: the connection is refused; one that has failed says 503, which counts without a threshold.
     "timeout": "10s",
     "interval": "1s",
-    "no_traffic_interval": "1s",
+    "no_traffic_healthy_interval": "1s",
+    # A new engine is found soon: whoever waits for it waits for this. Asking a socket that is not there costs nothing.
+    "no_traffic_interval": "0.25s",
+    "unhealthy_interval": "0.25s",
     "unhealthy_threshold": 2,
     "healthy_threshold": 1,
     # A guard that stops its engine waits for all connections to be gone; this one would never be idle.

@@ -133,11 +133,12 @@ def by_hand() -> list[Sample]:
     return found
 
 
-def evaluate_chat(folder: Path, device: str, count: int = 500, show: int = 4) -> Figures:
+def evaluate_chat(folder: Path, device: str, show: int = 4) -> Figures:
     """All figures of the chat model."""
     chat = Chat(folder, device)
     print(f"chat: calls are read by {chat.parser_name}")
     figures: Figures = {}
+    count = 500 if device == "cuda" else 200
     for name, samples in chat_sets(count).items():
         said = chat.answer(samples)
         wrong = [(s, text) for s, text in zip(samples, said, strict=True) if not chat.right(s, text)]

@@ -25,7 +25,7 @@ from llmhost.supervise.guarding.words import outcome, signal_name
 OK, DOOMED = 0, 78  # EX_CONFIG of sysexits.h
 
 LOCK_INTERVAL = 0.2
-PROBE_INTERVAL = 0.25
+PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
 
