@@ -27,7 +27,7 @@ from llmhost.plan.running import NOTHING, Running, beside, running, service_of
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import port_owner, read_host
-from llmhost.probe.model import read_model, resolve_model
+from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
 from llmhost.stopped import after_start, after_stop, read_stopped, write_stopped
@@ -391,7 +391,7 @@ def require_demo_config(home: Home, port: int | None) -> None:
 
 def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
     """The facts of every service's model by service name; raises ModelError naming the service."""
-    models_dir = Path(config.models_dir).expanduser() if config.models_dir else home.models
+    models_dir = models_directory(home, config)
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
         if not service.replicas:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
+    "inspect": ("llmhost.cli.inspect", "Show what a model is: kind, size, memory, parsers."),
     "plan": ("llmhost.cli.plan", "Show what runs where with which flags."),
     "render": ("llmhost.cli.plan", "Show or write the files of supervisord and the gateway."),
     "up": ("llmhost.cli.lifecycle", "Make this machine serve what llmhost.yaml says."),

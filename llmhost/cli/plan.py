@@ -21,7 +21,11 @@ GIB = 2**30
 @click.option("--commands", is_flag=True, help="The vLLM command of every replica, too.")
 @click.pass_obj
 def plan_command(session: Session, as_json: bool, commands: bool) -> None:
-    """Show what runs where with which flags. Nothing is started or written."""
+    """Show what runs where with which flags. Nothing is started or written.
+
+    Flags that follow from the model (tool_call_parser, reasoning_parser, …) are shown with the reason; write them under
+    args: to have another value, or null to have none. `llmhost check` proves them with a real tool call.
+    """
     from llmhost.workflow import make_home_plan
 
     plan = make_home_plan(session.home)
@@ -37,6 +41,9 @@ def plan_command(session: Session, as_json: bool, commands: bool) -> None:
     console.result()
     for service in plan.services:
         console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
+        for choice in service.choices:
+            value = "none" if choice.value is None else choice.value
+            console.result(f"  {choice.flag}: {value}  ({choice.reason})")
     if commands:
         for program in plan.programs:
             console.result(f"\n{program.name}:\n  {shlex.join(program.argv)}")

@@ -13,9 +13,11 @@ from llmhost.facts import EndpointFacts, EngineFacts, HostFacts, ModelFacts, Too
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
+from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.running import NOTHING, Running, program_mark
 from llmhost.plan.types import (
+    Choice,
     EndpointPlan,
     EnginePlan,
     GatewayPlan,
@@ -138,8 +140,10 @@ def _service(
     kind = service.kind or model.kind
     arguments = vllm_arguments(name, service.args, machine.engine.flags)
     _check_parsers(name, service, machine.engine)
+    choices = make_choices(service, kind, model, machine.engine)
     replicas = tuple(
-        _program(program, service, machine, model, names, arguments, share) for program, share in shares.items()
+        _program(program, service, machine, model, names, arguments, share, choices)
+        for program, share in shares.items()
     )
     return ServicePlan(
         name=name,
@@ -158,6 +162,7 @@ def _service(
         sticky=_sticky(service),
         hang_timeout=service.hang_timeout,
         max_restarts=service.max_restarts,
+        choices=choices,
     )
 
 
@@ -221,9 +226,10 @@ def _program(
     names: tuple[str, ...],
     arguments: tuple[str, ...],
     share: CpuShare,
+    choices: tuple[Choice, ...],
 ) -> ProgramPlan:
     socket = str(machine.home.engine_socket(name))
-    inferred = _inferred_arguments(service, machine, model, share)
+    inferred = _inferred_arguments(service, machine, model, share, choices)
     argv = (
         machine.engine.python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", model.path, "--served-model-name", *names, "--uds", socket, *inferred, *arguments,
@@ -241,11 +247,14 @@ def _program(
     )
 
 
-def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, share: CpuShare) -> tuple[str, ...]:
+def _inferred_arguments(
+    service: Service, machine: Machine, model: ModelFacts, share: CpuShare, choices: tuple[Choice, ...]
+) -> tuple[str, ...]:
     """Flags that llmhost adds: only those that the installed vLLM has and that the user did not write."""
     wanted: dict[str, str | None] = {}
     if (service.kind or model.kind) != "chat":
         wanted["runner"] = "pooling"
+    wanted |= chosen_arguments(choices, machine.engine)
     wanted["kv_cache_memory_bytes"] = str(share.kv_cache_bytes)
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
     # The gateway's access log has every request, with its service and its time.

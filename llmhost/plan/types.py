@@ -106,6 +106,15 @@ class StickyPlan:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What stands for a flag that depends on the model, and why; ``value`` None: the flag is left out."""
+
+    flag: str
+    value: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """One model served under one or more names by one or more replicas."""
 
@@ -132,6 +141,8 @@ class ServicePlan:
     """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
     max_restarts: int = 10
     """Failures in a row after which a replica is given up."""
+    choices: tuple[Choice, ...] = ()
+    """Flags that follow from the model."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +238,7 @@ def _service(data: Mapping[str, Any]) -> ServicePlan:
         "served_as": tuple(data["served_as"]),
         "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
         "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
+        "choices": tuple(Choice(**c) for c in data.get("choices", ())),
     }
     return ServicePlan(**{**data, **more, "replicas": replicas})
 
