@@ -20,6 +20,17 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One GPU; memory in bytes."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    """What engines of this home may share out: what others hold is not in it."""
+
+
+@dataclass(frozen=True)
 class Tools:
     """The programs that run a home, as absolute paths."""
 

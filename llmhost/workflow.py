@@ -15,7 +15,7 @@ from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
-from llmhost.facts import EngineFacts, HostFacts, ModelFacts
+from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
 from llmhost.paths import Home
@@ -23,6 +23,8 @@ from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running, service_of
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
@@ -128,7 +130,7 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
         check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
-    fits = _fits(plan, ask.machine.host, there)
+    fits = _fits(plan, ask.machine, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
 
 
@@ -163,13 +165,14 @@ def _changed_services(home: Home, plan: Plan, there: Running, services: tuple[st
                 yield service.name
 
 
-def _fits(plan: Plan, host: HostFacts, there: Running) -> Callable[[Collection[str]], bool]:
+def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[str]], bool]:
     """Whether engines that run have room beside all of a plan."""
     new = {p.name: p for p in plan.programs}
 
     def fits(names: Collection[str]) -> bool:
         old = [p for p in there.programs if p.name in names and p.name not in new]
-        return missing_bytes((*new.values(), *old), host) == 0
+        every = (*new.values(), *old)
+        return missing_bytes(every, machine.host) == 0 and gpus_have_room(every, machine.gpus)
 
     return fits
 
@@ -331,6 +334,16 @@ def _load(home: Home, insecure: bool) -> Config:
 def make_home_plan(home: Home, insecure: bool = False) -> Plan:
     """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
     return _read_inputs(home, insecure).plan(_running(home))
+
+
+def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
+    """Where the services of a home would run on GPUs that need not be here, and with how much memory.
+
+    Needs no engine. Raises PlanError when they do not fit, with the nearest change that would.
+    """
+    config = configuration.load(home.config_file)
+    models = read_models(home, config)
+    return config, models, require_gpus(config.services, gpus, models)
 
 
 def _read_inputs(home: Home, insecure: bool) -> _Inputs:

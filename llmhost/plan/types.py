@@ -63,6 +63,8 @@ class ProgramPlan:
     kv_cache_bytes: int
     threads: int = 0
     """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
+    gpu_memory_bytes: int = 0
+    """Memory of each of its GPUs that the plan reckons with, KV cache included."""
 
 
 @dataclass(frozen=True)
