@@ -18,6 +18,7 @@ from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError,
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
+from llmhost.models import pull_missing
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
@@ -88,6 +89,8 @@ def up(
     another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
     shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
+    claim(home)
+    pull_missing(home, _load(home, insecure), services, progress)
     _build(home, services, progress, insecure)
     with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)

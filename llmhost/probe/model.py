@@ -65,7 +65,8 @@ def _downloaded(reference: str, name: str, models_dir: Path) -> Path:
     path = models_dir / owner / model
     if not path.is_dir():
         raise ModelError(
-            f"model {reference} is not on this machine: {path} does not exist", f"put its files into {path}"
+            f"model {reference} is not on this machine: {path} does not exist",
+            f"fetch it with `llmhost pull`, or put its files into {path}",
         )
     return path
 
