@@ -20,6 +20,7 @@ class Session:
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
+    "import": ("llmhost.cli.migrate", "Make an llmhost.yaml of a docker compose file or a supervisord.conf."),
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
     "pull": ("llmhost.cli.models", "Fetch models from Hugging Face or ModelScope."),
