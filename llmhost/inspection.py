@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import find_engine
-from llmhost.facts import ModelFacts, ParserFacts
+from llmhost.facts import Kind, ModelFacts, ParserFacts
+from llmhost.hub.access import open_hub
+from llmhost.hub.outline import fetch_outline
+from llmhost.hub.remote import Reference
 from llmhost.paths import Home
 from llmhost.plan.choices import pick_parser
 from llmhost.probe.model import models_directory, read_model, resolve_model
@@ -26,9 +31,9 @@ class Inspected:
 
 
 def inspect_model(home: Home, reference: str) -> Inspected:
-    """What a model is; changes nothing. Raises ModelError when it is not there or incomplete."""
+    """What a model is, also before it is fetched; changes nothing. Raises ModelError and HubError."""
     config = configuration.load(home.config_file) if home.config_file.exists() else Config()
-    facts = read_model(resolve_model(reference, models_directory(home, config)))
+    facts = read_anywhere(home, config, reference)
     engine = find_engine(home, config.engine)
     if engine is None:
         tool, reasoning = _candidates(facts.tool_parser), _candidates(facts.reasoning_parser)
@@ -36,6 +41,22 @@ def inspect_model(home: Home, reference: str) -> Inspected:
         tool = _chosen(facts.tool_parser, engine.tool_call_parsers, engine.vllm_version)
         reasoning = _chosen(facts.reasoning_parser, engine.reasoning_parsers, engine.vllm_version)
     return Inspected(facts, *tool, *reasoning, engine.vllm_version if engine else None)
+
+
+def read_anywhere(home: Home, config: Config, text: str, kind: Kind | None = None) -> ModelFacts:
+    """The facts of a model that is here, or of one that a hub has: a few MB come from there, and nothing is kept.
+
+    Relative directories start from the home. Raises ModelError and HubError.
+    """
+    models_dir = models_directory(home, config)
+    reference = Reference.parse(text)
+    if reference is None or reference.directory(models_dir).is_dir():
+        return read_model(resolve_model(text, models_dir, home.root), kind)
+    with TemporaryDirectory(prefix="llmhost-") as temporary:
+        # The name may tell what a model is (Qwen3-Reranker).
+        outline = Path(temporary) / reference.name
+        fetch_outline(open_hub(home, reference.scheme), reference, outline)
+        return replace(read_model(outline, kind), path=reference.text)
 
 
 def _candidates(wanted: ParserFacts) -> tuple[str | None, str]:

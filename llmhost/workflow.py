@@ -15,9 +15,10 @@ from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
-from llmhost.facts import EngineFacts, Gpu, ModelFacts
+from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access
+from llmhost.inspection import read_anywhere
 from llmhost.models import pull_missing
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -342,10 +343,11 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
 def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
     """Where the services of a home would run on GPUs that need not be here, and with how much memory.
 
-    Needs no engine. Raises PlanError when they do not fit, with the nearest change that would.
+    Needs no engine, and no models: what a hub has is asked there. Raises PlanError when they do not fit, with the
+    nearest change that would.
     """
     config = configuration.load(home.config_file)
-    models = read_models(home, config)
+    models = read_models(home, config, read_anywhere)
     return config, models, require_gpus(config.services, gpus, models)
 
 
@@ -405,18 +407,24 @@ def require_demo_config(home: Home, port: int | None) -> None:
     writer.replace_file(home.config_file, _config_text(home, True, port), mode=0o600)
 
 
-def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service."""
-    models_dir = models_directory(home, config)
+def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
+    """The facts of every service's model by service name; raises ModelError naming the service.
+
+    ``read`` reads one (home, config, reference, kind); by default only models that are here.
+    """
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
         if not service.replicas:
             continue
         try:
-            facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
+            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
         except LlmhostError as e:
             raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
     return facts
+
+
+def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
+    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)
 
 
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:

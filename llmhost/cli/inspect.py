@@ -24,8 +24,8 @@ def inspect_command(session: Session, model: str, as_json: bool) -> None:
     """Show what MODEL is: a directory, demo:chat, hf:owner/name or modelscope:owner/name.
 
     Kind, parameters, bytes of its weights, KV cache, context length, quantization, and which tool-call and reasoning
-    parser it wants, each with the reason. No weights are read and no code of the model runs. The same facts go into
-    `llmhost plan`.
+    parser it wants, each with the reason. No weights are read and no code of the model runs. A model that is not here
+    is looked at on its hub: a few MB come from there, nothing is kept. The same facts go into `llmhost plan`.
     """
     from llmhost.inspection import inspect_model
 

@@ -31,8 +31,8 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     Flags that follow from the model (tool_call_parser, reasoning_parser, …) are shown with the reason; write them under
     args: to have another value, or null to have none. `llmhost check` proves them with a real tool call.
 
-    --gpus plans for GPUs that need not be here, and needs no engine: who runs where, with how much memory, how many
-    sequences at once; or what is missing, and what would fit.
+    --gpus plans for GPUs that need not be here, and needs neither engine nor models (their hubs are asked): who runs
+    where, with how much memory, how many sequences at once; or what is missing, and what would fit.
     """
     if gpus is not None:
         _plan_on_gpus(session, gpus, as_json)

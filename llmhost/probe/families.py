@@ -27,6 +27,7 @@ class Family:
     architectures: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     tool: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
     reasoning_markers: tuple[str, ...] = ()
@@ -116,7 +117,8 @@ def _own(fields: Mapping[str, Any], name: str) -> ParserFacts:
 def _fits(family: Family, checkpoint: Checkpoint) -> bool:
     anything = not family.architectures and not family.model_types
     ours = checkpoint.architecture in family.architectures or set(checkpoint.model_types) & set(family.model_types)
-    return bool(anything or ours) and all(marker in checkpoint.template for marker in family.markers)
+    said = all(marker in checkpoint.template for marker in family.markers)
+    return bool(anything or ours) and said and not any(marker in checkpoint.template for marker in family.absent)
 
 
 def takes_tools(template: str) -> bool:

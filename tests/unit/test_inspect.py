@@ -20,7 +20,10 @@ def test_demo_model(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     assert run(["inspect", "demo:chat"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["kind"] == "chat  (architecture Qwen3ForCausalLM generates text)"
-    assert lines["tool_call_parser"].startswith("hermes or qwen3_json  (Qwen3: ")
+    assert lines["tool_call_parser"].startswith(
+        "hermes or qwen3_json  (Qwen3 and its like that think only when asked to: "
+    )
+    assert lines["reasoning_parser"].startswith("deepseek_v3  ")  # as the demo's llmhost.yaml has it by hand
     assert lines["parameters"] == "4.59 million"
     assert not home.exists()
 

@@ -305,3 +305,32 @@ def test_one_pull_at_a_time(home: Path, hub: FakeHub, scheme: str) -> None:
     hub.hold.set()
     first.join()
     assert codes == [0]
+
+
+def test_inspect_before_the_download(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
+    assert run(["inspect", f"{scheme}:org/model", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["path"]) == ("embed", f"{scheme}:org/model")
+    assert facts["weight_bytes"] == pytest.approx(len(WEIGHTS), abs=1000)
+    assert "model.safetensors" not in {path for path, _ in hub.transfers}
+    assert not (home / "models").exists()
+    home.mkdir(exist_ok=True)
+    (home / "llmhost.yaml").write_text(f"services: {{e: {{model: '{scheme}:org/model'}}}}")
+    assert run(["plan", "--gpus", "1x24"]) == 0
+    assert "e-0" in capsys.readouterr().out
+    assert run(["plan", "--gpus", "1x0.5"]) == 1
+    assert "services.e: " in capsys.readouterr().err
+
+
+def test_up_fetches_what_is_missing(home: Path, hub: FakeHub, scheme: str) -> None:
+    from llmhost import config
+    from llmhost.env import Silent
+    from llmhost.models import pull_missing
+    from llmhost.paths import Home
+
+    made = config.parse(f"services: {{e: {{model: '{scheme}:org/model'}}, c: {{model: 'hf:other/unwanted'}}}}")
+    pull_missing(Home(home), made, ("e",), Silent())
+    assert weights_are_right(home)
+    asked = len(hub.seen_tokens)
+    pull_missing(Home(home), made, ("e",), Silent())
+    assert len(hub.seen_tokens) == asked
