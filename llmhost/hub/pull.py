@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ ATTEMPTS = 3
 DISK_MARGIN = 64 * 2**20
 LOOK_EVERY = 0.5
 """Seconds between two looks at how much has come."""
+
+GRACE = 2.0
+"""Seconds that other transfers get to end by themselves when one has failed."""
 
 GIB = 2**30
 
@@ -165,25 +169,42 @@ class _Fetch:
             sum(f.size for f in missing) - sum(_size(partial_path(self.partial, f)) or 0 for f in missing)
         )
         self.progress.started(self.step)
-        with ThreadPoolExecutor(WORKERS) as pool:
-            # The largest last would be waited for alone.
-            ordered = sorted(missing, key=lambda f: -f.size)
-            self._watch([pool.submit(self._fetch, file) for file in ordered], pool)
+        # The largest last would be waited for alone.
+        self._fetch_all(sorted(missing, key=lambda f: -f.size))
         self.progress.finished(self.step, f"{len(self.files)} files, {self.total / GIB:.2f} GiB, checked")
         self._remove_strangers()
         return self._bytes() - before
 
-    def _watch(self, futures: Sequence[Future[None]], pool: ThreadPoolExecutor) -> None:
-        """Show what has come until all is there; the first failure ends the rest."""
-        pending = set(futures)
+    def _fetch_all(self, files: Sequence[RemoteFile]) -> None:
+        """Several at a time, showing what has come; the first failure ends it.
+
+        A transfer that hangs cannot be ended from outside: the threads are daemons, so that neither Ctrl-C nor a
+        failure waits for it.
+        """
+        queue, failures, over = deque(files), list[BaseException](), threading.Event()
+
+        def work() -> None:
+            while queue and not over.is_set():
+                try:
+                    self._fetch(queue.popleft())
+                except IndexError:
+                    return
+                except BaseException as e:
+                    failures.append(e)
+                    over.set()
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(WORKERS, len(files)))]
+        for thread in threads:
+            thread.start()
         try:
-            while pending:
-                done, pending = wait(pending, LOOK_EVERY)
+            while any(thread.is_alive() for thread in threads) and not over.wait(LOOK_EVERY):
                 self.progress.advanced(self.step, min(self._bytes(), self.total), self.total, "bytes")
-                for future in done:
-                    future.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            over.set()
+            for thread in threads:
+                thread.join(GRACE if failures else 0)
+        if failures:
+            raise failures[0]
 
     def _fetch(self, file: RemoteFile) -> None:
         for _ in range(ATTEMPTS):

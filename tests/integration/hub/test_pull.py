@@ -106,7 +106,9 @@ def test_goes_on_after_a_cut(home: Path, hub: FakeHub, scheme: str) -> None:
     assert 0 < int(ranges[-1][6:-1]) <= 2_500_000
 
 
-def test_goes_on_after_a_kill(home: Path, hub: FakeHub, scheme: str) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["kill", "ctrl-c"])
+def test_goes_on_after_a_signal(home: Path, hub: FakeHub, scheme: str, number: int, code: int) -> None:
+    """Ctrl-C does not wait for a transfer that hangs, either."""
     hub.hold = threading.Event()
     child = subprocess.Popen(
         [sys.executable, "-m", "llmhost", "pull", f"{scheme}:org/model"],
@@ -119,8 +121,8 @@ def test_goes_on_after_a_kill(home: Path, hub: FakeHub, scheme: str) -> None:
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.send_signal(number)
+    assert child.wait(30) == code
     had = partial.stat().st_size
     hub.hold.set()
     hub.hold = None
