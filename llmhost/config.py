@@ -223,13 +223,14 @@ class Service(_Section):
                 raise ValueError(f"{name!r} cannot be a model name: use printable characters, and no '-' in front")
         return list(dict.fromkeys(names))
 
-    @field_validator("gpus")
+    @field_validator("gpus", mode="before")
     @classmethod
-    def _some_gpus(cls, gpus: Literal["auto"] | int | list[int]) -> Literal["auto"] | int | list[int]:
-        indices = gpus if isinstance(gpus, list) else []
-        if gpus == [] or (isinstance(gpus, int) and gpus < 1) or any(i < 0 for i in indices):
+    def _some_gpus(cls, gpus: object) -> object:
+        indices = gpus if isinstance(gpus, list) else [gpus]
+        numbers = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
+        if gpus != "auto" and (not numbers or gpus in ([], 0)):
             raise ValueError("write auto, a number from 1 on, or a list of indices from 0 on")
-        if len(set(indices)) != len(indices):
+        if numbers and len(set(indices)) != len(indices):
             raise ValueError("a GPU is in the list twice")
         return gpus
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llmhost import config
 from llmhost.__main__ import run
-from llmhost.errors import PlanError
+from llmhost.errors import ConfigError, PlanError
 from llmhost.facts import Gpu
 from llmhost.probe.gpu_list import read_gpu_list
 
@@ -69,3 +70,14 @@ def test_what_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> No
     error = capsys.readouterr().err
     assert "of GPU memory are missing" in error
     assert "or use 2 GPUs of 4 GiB" in error
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", "[]", "[-1]", "[1, 1]", "all", "true"])
+def test_gpus_that_cannot_be(gpus: str) -> None:
+    with pytest.raises(ConfigError, match=r"services\.c\.gpus"):
+        config.parse(f"services: {{c: {{model: /m, gpus: {gpus}}}}}")
+
+
+@pytest.mark.parametrize(("gpus", "read"), [("auto", "auto"), ("2", 2), ("[0, 3]", [0, 3])])
+def test_gpus(gpus: str, read: object) -> None:
+    assert config.parse(f"services: {{c: {{model: /m, gpus: {gpus}}}}}").services["c"].gpus == read

@@ -224,10 +224,11 @@ def test_gated(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
     assert f"{hub.url}/" in error
 
 
-def test_hub_in_trouble(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
-    hub.trouble[""] = Trouble(times=100, status=400)
+@pytest.mark.parametrize(("status", "told"), [(503, "is in trouble (status 503)"), (429, "asked too often")])
+def test_hub_in_trouble(home: Path, hub: FakeHub, scheme: str, status: int, told: str, capsys: Output) -> None:
+    hub.trouble[""] = Trouble(times=100, status=status, headers={"Retry-After": "0"})
     assert run(["pull", f"{scheme}:org/model"]) == 1
-    assert "error: " in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_hub_that_cannot_be_reached(home: Path, scheme: str, monkeypatch: Patch) -> None:
