@@ -188,6 +188,10 @@ class Service(_Section):
     """Names that clients send as `model`; default: the name of the service."""
     replicas: int = Field(default=1, ge=0, le=64)
     """Engine processes that share the requests; 0: only `endpoints` serve it."""
+    gpus: Literal["auto"] | int | list[int] = "auto"
+    """GPUs of each replica: how many, which ones (a list of indices), or auto: the fewest that are enough."""
+    concurrency: int | None = Field(default=None, ge=1, le=10_000)
+    """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
     endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
     """Servers on other hosts that take their part of the requests."""
     sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
@@ -218,6 +222,17 @@ class Service(_Section):
             if not name.strip() or not name.isprintable() or name.startswith("-"):
                 raise ValueError(f"{name!r} cannot be a model name: use printable characters, and no '-' in front")
         return list(dict.fromkeys(names))
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _some_gpus(cls, gpus: object) -> object:
+        indices = gpus if isinstance(gpus, list) else [gpus]
+        numbers = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
+        if gpus != "auto" and (not numbers or gpus in ([], 0)):
+            raise ValueError("write auto, a number from 1 on, or a list of indices from 0 on")
+        if numbers and len(set(indices)) != len(indices):
+            raise ValueError("a GPU is in the list twice")
+        return gpus
 
     @field_validator("env")
     @classmethod

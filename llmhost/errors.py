@@ -44,6 +44,10 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class HubError(LlmhostError):
+    """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
+
+
 class ModelError(LlmhostError):
     """A model directory is missing, incomplete or not what the service needs."""
 

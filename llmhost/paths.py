@@ -36,6 +36,11 @@ class Home:
         return self.root / "llmhost.yaml"
 
     @property
+    def lock_of_models(self) -> Path:
+        """Which commit of each model was pulled; beside llmhost.yaml, for version control."""
+        return self.root / "llmhost.lock"
+
+    @property
     def keys_file(self) -> Path:
         """What is remembered of API keys: names, scopes and hashes; mode 0600."""
         return self.root / "keys.json"

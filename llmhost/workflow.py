@@ -8,26 +8,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from llmhost import balancing, deploy, keys, ports, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
-from llmhost.facts import EngineFacts, HostFacts, ModelFacts
+from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services
+from llmhost.inspection import read_anywhere
+from llmhost.models import pull_missing
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
-from llmhost.probe.model import read_model, resolve_model
+from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.render import guard_spec_path, render
 from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
@@ -85,7 +88,9 @@ def up(
     another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
     shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
-    _build(home, services, progress, insecure)
+    config = _take(home, services, insecure)
+    pull_missing(home, config, services, progress)
+    _build(home, config, progress)
     with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
         _require_in_file(services, ask.config)
@@ -101,7 +106,7 @@ def up(
 
 def reload(home: Home, progress: Progress) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped."""
-    _build(home, (), progress, insecure=False)
+    _build(home, _take(home, (), insecure=False), progress)
     with home_lock(home, "reload"):
         ask, there = _read_inputs(home, insecure=False), _running(home)
         plan = ask.plan(there)
@@ -110,16 +115,21 @@ def reload(home: Home, progress: Progress) -> Started:
     return Started(plan, wanted)
 
 
-def _build(home: Home, services: tuple[str, ...], progress: Progress, insecure: bool) -> None:
-    """Build the engine when it is not there; what can be refused is not refused after these minutes."""
+def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
+    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt."""
     require_claimable(home)
-    config = _load(home, insecure)  # before anything is made: the home may be misspelt
+    config = _load(home, insecure)
     if not config.services:
         raise ConfigError(
             f"{home.config_file} has no services", "write some under services:; to stop what runs use `llmhost down`"
         )
     _require_in_file(services, config)
     claim(home)
+    return config
+
+
+def _build(home: Home, config: Config, progress: Progress) -> None:
+    """Build the engine when it is not there; what can be refused is not refused after these minutes."""
     if find_engine(home, config.engine) is None:
         read_models(home, config)
         ports.require_of_config(home, config)
@@ -133,7 +143,7 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
         check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
-    fits = _fits(plan, ask.machine.host, there)
+    fits = _fits(plan, ask.machine, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
     balancing.rebind(home)
 
@@ -159,13 +169,14 @@ def _changed_services(home: Home, plan: Plan, there: Running, services: tuple[st
                 yield service.name
 
 
-def _fits(plan: Plan, host: HostFacts, there: Running) -> Callable[[Collection[str]], bool]:
+def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[str]], bool]:
     """Whether engines that run have room beside all of a plan."""
     new = {p.name: p for p in plan.programs}
 
     def fits(names: Collection[str]) -> bool:
         old = [p for p in there.programs if p.name in names and p.name not in new]
-        return missing_bytes((*new.values(), *old), host) == 0
+        every = (*new.values(), *old)
+        return missing_bytes(every, machine.host) == 0 and gpus_have_room(every, machine.gpus)
 
     return fits
 
@@ -317,6 +328,17 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
     return _read_inputs(home, insecure).plan(_running(home))
 
 
+def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
+    """Where the services of a home would run on GPUs that need not be here, and with how much memory.
+
+    Needs no engine, and no models: what a hub has is asked there. Raises PlanError when they do not fit, with the
+    nearest change that would.
+    """
+    config = configuration.load(home.config_file)
+    models = read_models(home, config, read_anywhere)
+    return config, models, require_gpus(config.services, gpus, models)
+
+
 def _read_inputs(home: Home, insecure: bool) -> _Inputs:
     return _inputs(home, _load(home, insecure))
 
@@ -341,18 +363,24 @@ def validate(home: Home, config: Config) -> bool:
     return True
 
 
-def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service."""
-    models_dir = Path(config.models_dir).expanduser() if config.models_dir else home.models
+def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
+    """The facts of every service's model by service name; raises ModelError naming the service.
+
+    ``read`` reads one (home, config, reference, kind); by default only models that are here.
+    """
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
         if not service.replicas:
             continue
         try:
-            facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
+            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
         except LlmhostError as e:
             raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
     return facts
+
+
+def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
+    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)
 
 
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:

@@ -20,8 +20,13 @@ class Session:
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
+    "import": ("llmhost.cli.migrate", "Make an llmhost.yaml of a docker compose file or a supervisord.conf."),
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
+    "pull": ("llmhost.cli.models", "Fetch models from Hugging Face or ModelScope."),
+    "models": ("llmhost.cli.models", "List, verify and remove the models that are here."),
+    "login": ("llmhost.cli.models", "Keep a token for Hugging Face or ModelScope."),
+    "inspect": ("llmhost.cli.inspect", "Show what a model is: kind, size, memory, parsers."),
     "plan": ("llmhost.cli.plan", "Show what runs where with which flags."),
     "render": ("llmhost.cli.plan", "Show or write the files of supervisord and the gateway."),
     "up": ("llmhost.cli.lifecycle", "Make this machine serve what llmhost.yaml says."),

@@ -18,10 +18,25 @@ GIB = 2**30
 
 @click.command("plan")
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON; values of env: are left out.")
+@click.option(
+    "--gpus",
+    metavar="FILE|NxGIB",
+    help="Would it fit on these GPUs? 4x24, or a file: gpus: [{name: RTX 4090, memory: 24GiB, free: 23GiB, count: 4}].",
+)
 @click.option("--commands", is_flag=True, help="The vLLM command of every replica, too.")
 @click.pass_obj
-def plan_command(session: Session, as_json: bool, commands: bool) -> None:
-    """Show what runs where with which flags. Nothing is started or written."""
+def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bool) -> None:
+    """Show what runs where with which flags. Nothing is started or written.
+
+    Flags that follow from the model (tool_call_parser, reasoning_parser, …) are shown with the reason; write them under
+    args: to have another value, or null to have none. `llmhost check` proves them with a real tool call.
+
+    --gpus plans for GPUs that need not be here, and needs neither engine nor models (their hubs are asked): who runs
+    where, with how much memory, how many sequences at once; or what is missing, and what would fit.
+    """
+    if gpus is not None:
+        _plan_on_gpus(session, gpus, as_json)
+        return
     from llmhost.workflow import make_home_plan
 
     plan = make_home_plan(session.home)
@@ -37,9 +52,25 @@ def plan_command(session: Session, as_json: bool, commands: bool) -> None:
     console.result()
     for service in plan.services:
         console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
+        for choice in service.choices:
+            value = "none" if choice.value is None else choice.value
+            console.result(f"  {choice.flag}: {value}  ({choice.reason})")
     if commands:
         for program in plan.programs:
             console.result(f"\n{program.name}:\n  {shlex.join(program.argv)}")
+
+
+def _plan_on_gpus(session: Session, written: str, as_json: bool) -> None:
+    from llmhost.cli import gpus as picture
+    from llmhost.probe.gpu_list import read_gpu_list
+    from llmhost.workflow import place_on_gpus
+
+    gpus = read_gpu_list(written)
+    config, models, shares = place_on_gpus(session.home, gpus)
+    if as_json:
+        console.json_result(picture.to_json(gpus, shares))
+    else:
+        picture.show(config, models, gpus, shares)
 
 
 def _row(service: ServicePlan) -> tuple[str, ...]:

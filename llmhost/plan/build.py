@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, replace
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
 from llmhost.errors import GatewayError, PlanError
-from llmhost.facts import EndpointFacts, EngineFacts, HostFacts, ModelFacts, Tools
+from llmhost.facts import EndpointFacts, EngineFacts, Gpu, HostFacts, ModelFacts, Tools
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
+from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
+from llmhost.plan.gpu import GpuShare
+from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
 from llmhost.plan.types import (
+    Choice,
     EndpointPlan,
     EnginePlan,
     GatewayPlan,
@@ -29,6 +33,9 @@ from llmhost.plan.types import (
 )
 
 MIB = 2**20
+
+Share = CpuShare | GpuShare
+"""What one engine process gets."""
 
 QUIET_PATHS = "/health,/metrics"
 """Polled all the time; left out of the engine's access log."""
@@ -46,6 +53,8 @@ class Machine:
     """The API keys of the home, revoked ones included."""
     endpoints: Mapping[str, tuple[EndpointFacts, ...]] = field(default_factory=dict)
     """Of each service, in the order of its endpoints in llmhost.yaml."""
+    gpus: tuple[Gpu, ...] = ()
+    """For an engine that computes on them."""
 
 
 def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
@@ -54,7 +63,11 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
     enough memory) and HomeError (a socket path too long).
     """
-    shares = share_cpu(config.services, machine.host, models, running)
+    shares: Mapping[str, Mapping[str, Share]] = (
+        require_gpus(config.services, machine.gpus, models, running)
+        if machine.engine.device == "cuda"
+        else share_cpu(config.services, machine.host, models, running)
+    )
     services = tuple(
         _service(name, s, machine, models[name], shares[name]) if s.replicas else _elsewhere(name, s, machine)
         for name, s in config.services.items()
@@ -132,14 +145,16 @@ def _check_defaults(services: Sequence[ServicePlan]) -> None:
 
 
 def _service(
-    name: str, service: Service, machine: Machine, model: ModelFacts, shares: Mapping[str, CpuShare]
+    name: str, service: Service, machine: Machine, model: ModelFacts, shares: Mapping[str, Share]
 ) -> ServicePlan:
     names = served_names(name, service)
     kind = service.kind or model.kind
     arguments = vllm_arguments(name, service.args, machine.engine.flags)
     _check_parsers(name, service, machine.engine)
+    choices = make_choices(service, kind, model, machine.engine)
     replicas = tuple(
-        _program(program, service, machine, model, names, arguments, share) for program, share in shares.items()
+        _program(program, service, machine, model, names, arguments, share, choices)
+        for program, share in shares.items()
     )
     return ServicePlan(
         name=name,
@@ -158,6 +173,7 @@ def _service(
         sticky=_sticky(service),
         hang_timeout=service.hang_timeout,
         max_restarts=service.max_restarts,
+        choices=choices,
     )
 
 
@@ -220,10 +236,11 @@ def _program(
     model: ModelFacts,
     names: tuple[str, ...],
     arguments: tuple[str, ...],
-    share: CpuShare,
+    share: Share,
+    choices: tuple[Choice, ...],
 ) -> ProgramPlan:
     socket = str(machine.home.engine_socket(name))
-    inferred = _inferred_arguments(service, machine, model, share)
+    inferred = _inferred_arguments(service, machine, model, share, choices)
     argv = (
         machine.engine.python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", model.path, "--served-model-name", *names, "--uds", socket, *inferred, *arguments,
@@ -233,7 +250,8 @@ def _program(
         argv=argv,
         env={**_environment(machine, name, share), **service.env},
         socket=socket,
-        gpus=(),
+        gpus=share.gpus,
+        gpu_memory_bytes=share.gpu_memory_bytes,
         cores=share.cores,
         memory_bytes=share.memory_bytes,
         kv_cache_bytes=share.kv_cache_bytes,
@@ -241,12 +259,15 @@ def _program(
     )
 
 
-def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, share: CpuShare) -> tuple[str, ...]:
+def _inferred_arguments(
+    service: Service, machine: Machine, model: ModelFacts, share: Share, choices: tuple[Choice, ...]
+) -> tuple[str, ...]:
     """Flags that llmhost adds: only those that the installed vLLM has and that the user did not write."""
     wanted: dict[str, str | None] = {}
     if (service.kind or model.kind) != "chat":
         wanted["runner"] = "pooling"
-    wanted["kv_cache_memory_bytes"] = str(share.kv_cache_bytes)
+    wanted |= chosen_arguments(choices, machine.engine)
+    wanted |= share.arguments
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
     # The gateway's access log has every request, with its service and its time.
     wanted["disable_uvicorn_access_log"] = None
@@ -262,7 +283,7 @@ def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, s
     )
 
 
-def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, str]:
+def _environment(machine: Machine, program: str, share: Share) -> dict[str, str]:
     """The engine's environment: its mark, caches inside the home, nothing that phones out."""
     cache = machine.home.cache / machine.engine.name
     return {

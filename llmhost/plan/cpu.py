@@ -40,6 +40,19 @@ class CpuShare:
     threads: int = 0
 
     @property
+    def gpus(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        return 0
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Flags of vLLM for it."""
+        return {"kv_cache_memory_bytes": str(self.kv_cache_bytes)}
+
+    @property
     def environment(self) -> dict[str, str]:
         """vLLM's variables for its OpenMP threads (documented in its CPU installation guide)."""
         if self.cores:
@@ -133,7 +146,7 @@ def _need(service: Service, model: ModelFacts) -> _Need:
     """A KV cache holds at least one sequence of full length, and several when memory allows."""
     context = context_length(service, model)
     one = -(-model.kv_bytes_per_token * context // MIB) * MIB
-    smallest = max(one, SMALLEST_KV_CACHE)
+    smallest = max(one * (service.concurrency or 1), SMALLEST_KV_CACHE)
     return _Need(ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context)
 
 

@@ -63,6 +63,8 @@ class ProgramPlan:
     kv_cache_bytes: int
     threads: int = 0
     """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
+    gpu_memory_bytes: int = 0
+    """Memory of each of its GPUs that the plan reckons with, KV cache included."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,15 @@ class StickyPlan:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What stands for a flag that depends on the model, and why; ``value`` None: the flag is left out."""
+
+    flag: str
+    value: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """One model served under one or more names by one or more replicas."""
 
@@ -132,6 +143,8 @@ class ServicePlan:
     """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
     max_restarts: int = 10
     """Failures in a row after which a replica is given up."""
+    choices: tuple[Choice, ...] = ()
+    """Flags that follow from the model."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +240,7 @@ def _service(data: Mapping[str, Any]) -> ServicePlan:
         "served_as": tuple(data["served_as"]),
         "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
         "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
+        "choices": tuple(Choice(**c) for c in data.get("choices", ())),
     }
     return ServicePlan(**{**data, **more, "replicas": replicas})
 
