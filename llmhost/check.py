@@ -92,11 +92,11 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
 
 def _error_message(text: str) -> str:
-    """OpenAI's error message where there is one, else the beginning of the body."""
+    """OpenAI's error message where there is one, else the beginning of the body: it may be anybody's."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return text[:200]
+        return "a web page, so this is no gateway" if text.lstrip().startswith("<") else _short(text)
 
 
 def _expect(condition: bool, otherwise: str) -> None:

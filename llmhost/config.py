@@ -5,11 +5,9 @@ Every refusal is a ConfigError that names the key by its path (``services.chat.a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -57,7 +56,7 @@ def _as_strings(value: object) -> object:
 
 def _environment_text(value: object) -> object:
     if isinstance(value, bool):
-        return "1" if value else "0"
+        return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -239,16 +238,20 @@ class Service(_Section):
     def _environment_names(cls, env: dict[str, str]) -> dict[str, str]:
         for name, value in env.items():
             if not ENVIRONMENT_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be the name of an environment variable")
+                raise Refusal(
+                    f"{name!r} cannot be the name of an environment variable",
+                    "use letters, digits and _, and no digit in front",
+                )
             if name.startswith("LLMHOST_"):
-                raise ValueError(f"{name}: names that begin with LLMHOST_ are for llmhost itself")
+                raise Refusal(f"{name}: names that begin with LLMHOST_ are for llmhost itself", "leave it out")
             if "\0" in value:
-                raise ValueError(f"the value of {name} holds a NUL character")
+                raise Refusal(f"the value of {name} holds a NUL character", "no environment can hold one")
         return env
 
     @model_validator(mode="after")
     def _somebody_serves(self) -> Service:
-        _refuse_double("endpoint", ((e.url, f"endpoints[{i}]") for i, e in enumerate(self.endpoints)))
+        urls = ((e.url, f"endpoints[{i}]") for i, e in enumerate(self.endpoints))
+        _refuse_double("endpoint", urls, "write it once")
         if self.replicas == 0 and not self.endpoints:
             raise ValueError("replicas: 0 leaves nobody to serve it: write endpoints:, or at least one replica")
         if self.replicas == 0 and self.kind is None:
@@ -273,19 +276,31 @@ class Config(_Section):
     def _service_names(cls, services: object) -> object:
         for name in services if isinstance(services, Mapping) else ():
             if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
-                raise ValueError(
-                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters"
+                raise Refusal(
+                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters",
+                    f"call it {_plain(str(name))}, say; clients may know it by any name under served_as:",
                 )
             if name in RESERVED:
-                raise ValueError(f"{name!r} cannot be the name of a service: a program of llmhost is called so")
+                raise Refusal(
+                    f"{name!r} cannot be the name of a service: a program of llmhost is called so",
+                    f"call it {name}-model, say; clients may know it by any name under served_as:",
+                )
         return services
 
     @model_validator(mode="after")
     def _one_owner_each(self) -> Config:
         names = ((n, s) for s, service in self.services.items() for n in served_names(s, service))
-        _refuse_double("served_as", names)
+        _refuse_double(
+            "served_as",
+            names,
+            "each name goes to one service: change it in one of them (a service without served_as has its own name)",
+        )
         ports = ((p, s) for s, service in self.services.items() if (p := service.port))
-        _refuse_double("port", [(self.gateway.port, "gateway"), *ports])
+        _refuse_double(
+            "port",
+            [(self.gateway.port, "gateway"), *ports],
+            "write another port, or none: all services are behind gateway.port anyway",
+        )
         return self
 
 
@@ -294,11 +309,16 @@ def served_names(name: str, service: Service) -> tuple[str, ...]:
     return tuple(service.served_as) or (name,)
 
 
-def _refuse_double(what: str, owners: Iterable[tuple[object, str]]) -> None:
+def _plain(name: str) -> str:
+    """A name like this one that a service may have."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "chat"
+
+
+def _refuse_double(what: str, owners: Iterable[tuple[object, str]], hint: str) -> None:
     seen: dict[object, str] = {}
     for value, owner in owners:
         if value in seen:
-            raise ValueError(f"{what} {value!r} is used by both {seen[value]} and {owner}")
+            raise Refusal(f"{what} {value!r} is used by both {seen[value]} and {owner}", hint)
         seen[value] = owner
 
 
@@ -327,7 +347,7 @@ def parse(text: str, source: str = "llmhost.yaml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as e:
-        raise _explain(e, source) from None
+        raise explain(e, source, Config) from None
 
 
 def _yaml(text: str, source: str) -> Any:
@@ -341,59 +361,6 @@ def _yaml(text: str, source: str) -> Any:
     except (ValueError, RecursionError) as e:
         # A date that does not exist, a number of thousands of digits, and the like.
         raise ConfigError(f"{source}: a value cannot be read: {e}", "put it in quotes if it is meant as text") from None
-
-
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    """The first problem as a sentence; the others are counted."""
-    problems = error.errors()
-    # An unknown key is the likeliest cause of the others, so it goes first.
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{source}: unknown key {path}{more}", _nearest(first["loc"]))
-    if first["loc"][2:3] == ("args",):
-        path = ".".join(map(str, first["loc"][:4]))
-        return ConfigError(f"{source}: {path}: no flag takes this value", "put it in quotes if it is meant as text")
-    reason = first["msg"].removeprefix("Value error, ")
-    # What stands in an environment may be a secret.
-    quiet = first["type"] in ("value_error", "missing") or "env" in first["loc"]
-    given = "" if quiet else f", not {first['input']!r}"
-    where = f"{source}: {path}: " if path else f"{source}: "
-    hint = "see `llmhost config schema` for every key"
-    if first["loc"][2:] == ("env",) and first["type"] != "value_error":
-        hint = "write it as a mapping, NAME: value"
-    return ConfigError(f"{where}{_in_a_sentence(reason)}{given}{more}", hint)
-
-
-def _in_a_sentence(text: str) -> str:
-    """pydantic's messages begin with a capital; names in capitals stay as they are."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
-
-
-def _nearest(loc: tuple[str | int, ...]) -> str:
-    section = _section_at(loc[:-1])
-    known = sorted(section.model_fields) if section else []
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
-    # The likeliest mistake of somebody who knows vLLM: a flag written beside `model:`.
-    return f"{hint} (flags of vLLM go under args:)" if section is Service else hint
-
-
-def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
-    sections: Mapping[str, type[_Section]] = MappingProxyType({"engine": Engine, "gateway": Gateway})
-    if not loc:
-        return Config
-    inner: Mapping[tuple[str, str, int], type[_Section]] = {
-        ("gateway", "tls", 2): Tls,
-        ("gateway", "limits", 2): KeyLimits,
-        ("services", "limits", 3): ServiceLimits,
-        ("services", "sticky", 3): Sticky,
-    }
-    if loc[0] == "services" and "endpoints" in loc[2:]:
-        return Endpoint
-    place = (str(loc[0]), str(loc[-1]), len(loc))
-    return inner.get(place) or (Service if loc[0] == "services" else sections.get(str(loc[0])))
 
 
 def schema() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmhost import balancing, deploy, writer
+from llmhost import balancing, deploy, readiness, writer
 from llmhost.errors import NotReadyError
 from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway_address import GATEWAY_PROGRAM
@@ -21,7 +21,6 @@ from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
-from llmhost.supervise.states import ProgramState
 from llmhost.writer import FileChange
 
 START_MARGIN = 60.0
@@ -372,7 +371,7 @@ def _await_other(home: Home, service: ServicePlan, program: str) -> None:
 def _await_ready(home: Home, service: ServicePlan, program: str) -> None:
     states = lifecycle.wait_ready(home, (program,), service.start_timeout + START_MARGIN)
     if states[program].state != "ready":
-        raise not_ready(home, states.values(), "the others of its service go on")
+        raise readiness.not_ready(home, states.values(), "the others of its service go on")
 
 
 def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -> None:
@@ -383,16 +382,6 @@ def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -
     limit = max(s.start_timeout for s in own) + START_MARGIN
     states = lifecycle.wait_ready(home, programs, limit)
     if any(s.state != "ready" for s in states.values()):
-        raise not_ready(home, states.values(), "what ran before goes on")
+        raise readiness.not_ready(home, states.values(), "what ran before goes on")
     balancing.await_served(home, plan, programs)
     told.finished(step, "ready")
-
-
-def not_ready(home: Home, states: Iterable[ProgramState], consequence: str = "") -> NotReadyError:
-    """The error that names programs that are not ready, with their causes."""
-    missing = [s for s in states if s.state != "ready"]
-    causes = "; ".join(f"{s.name} is {s.state}" + (f" ({s.error})" if s.error else "") for s in missing)
-    name = missing[0].name
-    if consequence:  # then it may be of a plan that is not in force, which `llmhost logs` does not know
-        return NotReadyError(f"{causes}; {consequence}", f"see {home.log_file(name)} and `llmhost status`")
-    return NotReadyError(causes, f"see `llmhost logs {service_of(name) or name}` and `llmhost status`")

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, keys, ports, rollout, writer
+from llmhost import balancing, deploy, keys, ports, readiness, rollout, writer
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
+from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
@@ -64,6 +64,8 @@ class Started:
 
     plan: Plan
     programs: tuple[str, ...]
+    begun: tuple[str, ...] = ()
+    """Of these, those that did not run before."""
 
 
 def setup(home: Home, progress: Progress) -> EngineFacts:
@@ -121,7 +123,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
     config = _load(home, insecure)
     if not config.services:
         raise ConfigError(
-            f"{home.config_file} has no services", "write some under services:; to stop what runs use `llmhost down`"
+            f"{home.config_file} has no services", "write some under services:, or use `llmhost down` to stop what runs"
         )
     _require_in_file(services, config)
     claim(home)
@@ -191,7 +193,7 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
     longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)
     while True:
-        _await_states(home, started, deadline, on_change)
+        _await_states(home, started, deadline, on_change, timeout)
         balancing.await_files(home)
         try:
             return balancing.await_served(home, started.plan, started.programs, SERVED_SECONDS)
@@ -201,16 +203,23 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
                 raise
 
 
-def _await_states(home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None]) -> None:
+def _await_states(
+    home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None], timeout: float | None
+) -> None:
     pending, last = set(started.programs), dict[str, ProgramState]()
     while pending:
-        last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
+        try:
+            last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
+        except SupervisorError as e:
+            if daemon.serves(home):
+                raise
+            raise readiness.stopped_meanwhile() from e
         settled = {name for name in pending if last[name].state in SETTLED}
         if not settled:
-            break
+            raise readiness.out_of_time(last.values(), timeout)
         pending -= settled
     if any(s.state != "ready" for s in last.values()):
-        raise rollout.not_ready(home, last.values())
+        raise readiness.not_ready(home, last.values())
 
 
 def down(home: Home, progress: rollout.Told) -> bool:
@@ -235,10 +244,10 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
-        lifecycle.start(home, (*wanted, METRICS_PROGRAM))
+        begun = lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.rebind(home)
         balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
-    return Started(plan, wanted)
+    return Started(plan, wanted, tuple(name for name in wanted if name in begun))
 
 
 def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple[str, ...]:

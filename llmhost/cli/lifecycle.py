@@ -10,6 +10,7 @@ import click
 
 from llmhost.cli import Session, console
 from llmhost.cli.completion import complete_services
+from llmhost.gateway_address import GATEWAY_PROGRAM
 
 if TYPE_CHECKING:
     from llmhost.env.progress import Progress
@@ -123,6 +124,7 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
         started = workflow.start(session.home, services)
         if wait:
             _await_ready(session, started, timeout, progress)
+    console.result(_started(started, wait))
 
 
 @click.command("stop")
@@ -180,6 +182,15 @@ def restart_command(
         started = way(session.home, services, progress)
         if wait:
             _await_ready(session, started, timeout, progress)
+    names = ", ".join(name for name in started.programs if name != GATEWAY_PROGRAM)
+    console.result(f"restarted {names}" if wait else f"restarting {names}; `llmhost status` says when it is ready")
+
+
+def _started(started: Started, waited: bool) -> str:
+    if not started.begun:
+        return f"{', '.join(started.programs)}: {'ready already' if waited else 'running already'}"
+    names = ", ".join(started.begun)
+    return f"started {names}" if waited else f"starting {names}; `llmhost status` says when it is ready"
 
 
 def _take_turns() -> None:

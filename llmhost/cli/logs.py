@@ -43,12 +43,13 @@ def logs_command(
     grep: str | None,
     as_json: bool,
     ansi: bool,
-) -> None:
+) -> int:
     """Show the logs of SERVICES (default: all, and the gateway's), merged in the order of time.
 
     `gateway`, `supervisord` and `access` are names, too; `access` is the log of requests, a JSON object a line: time,
     key, service, model, method, path, status, ms, bytes_in, bytes_out. It holds nothing of what was asked or answered.
     """
+    from llmhost.errors import Interrupted
     from llmhost.in_force import log_files
     from llmhost.supervise.logview import view_logs
 
@@ -65,8 +66,8 @@ def logs_command(
             else:
                 console.result(prefixes[line.program] + line.text)
     except KeyboardInterrupt:
-        # The way to end `logs -f`; nothing went wrong.
-        return
+        return Interrupted.exit_code  # the way to end `logs -f`: nothing to say about it
+    return 0
 
 
 def _selection(lines: int | None, since: str | None, level: str, grep: str | None) -> Selection:

@@ -48,6 +48,11 @@ def is_running(home: Home) -> bool:
     return Supervisor(home.supervisor_socket).alive()
 
 
+def serves(home: Home) -> bool:
+    """Whether supervisord runs, and is not just ending."""
+    return is_running(home) and Supervisor(home.supervisor_socket).state() == "RUNNING"
+
+
 def ensure_running(home: Home) -> bool:
     """Start supervisord from ``home.supervisord_conf`` unless it runs; True when it was started.
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 
-from llmhost.supervise.guarding import causes, shm
+from llmhost.supervise.guarding import causes, processes, shm
 from llmhost.supervise.guarding.alerts import Alerts
 from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.dump import dump_stacks
@@ -273,4 +273,5 @@ def main(argv: list[str]) -> int:
     except BadSpec as e:
         say(str(e))
         return DOOMED
+    processes.log_file = spec.log_file
     return Guard(spec).run()

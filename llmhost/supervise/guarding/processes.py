@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
+import termios
 import time
 
 TYPE_CHECKING = False
@@ -84,9 +86,31 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+log_file: bytes | None = None
+"""Where supervisord writes what is said, once a guard knows it."""
+READ_SECONDS = 0.5
+"""Seconds for supervisord to read what the engine said last."""
+
+
+def _begun() -> bool:
+    """Whether the log ends in the middle of a line of the engine's."""
+    deadline = time.monotonic() + READ_SECONDS
+    with contextlib.suppress(OSError):
+        while (
+            any(fcntl.ioctl(2, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline
+        ):  # of a pipe: not read yet
+            time.sleep(0.01)
+    try:
+        with open(log_file or os.devnull, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
+
+
 def say(text: str) -> None:
-    """One line with its time to the program's log. Never blocks and never fails: supervisord may be gone."""
-    line = (
+    """One line with its time to the program's log. Never blocks for long and never fails: supervisord may be gone."""
+    line = b"\n" * _begun() + (
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} [guard] {text}".replace("\n", " ").encode("utf-8", "replace")[
             : select.PIPE_BUF - 1
         ]

@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from llmhost.paths import guard_script
-from tests.integration.supervise.conftest import FAKE_ENGINE, PATIENCE, PYTHON, LoneGuard, alive, marked, wait_for
+from llmhost.supervise import daemon, lifecycle
+from tests.integration.supervise.conftest import (
+    FAKE_ENGINE,
+    PATIENCE,
+    PYTHON,
+    House,
+    LoneGuard,
+    alive,
+    marked,
+    wait_for,
+)  # fmt: skip
 
 pytestmark = pytest.mark.integration
 
@@ -56,6 +66,18 @@ def test_a_killed_engine_is_not_called_ready_while_what_it_left_is_ended(guard: 
     said = guard.wait("unhealthy")
     assert (said["error"], said["engine_pid"]) == ("the engine was killed by SIGKILL", None)
     assert guard.wait("ready", restarts=1)["error"] is None
+
+
+def test_a_line_of_the_guard_is_a_line_of_its_own(house: House) -> None:
+    """Though the engine did not end its last one."""
+    house.service("chat", "--say-bytes", b"half a line".hex(), "--exit-early", "1")
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, ("chat-0",))
+    house.wait("chat-0", state="backoff")
+    lines = house.log("chat-0").splitlines()
+    assert "half a line" in lines
+    assert "" not in lines
 
 
 def test_ready_then_a_wanted_stop(guard: LoneGuard) -> None:

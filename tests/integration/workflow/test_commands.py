@@ -316,7 +316,7 @@ def test_logs_are_prefixed_and_ctrl_c_ends_following_quietly(installed: Installe
         installed.run("restart", "embedding")
         assert process.stdout.readline().startswith("embedding-0 | ")
         status, err = interrupt(process)
-    assert (status, err) == (0, "")
+    assert (status, err) == (130, "")
 
 
 def test_logs_are_chosen_by_level_time_and_text_and_requests_have_one_of_their_own(installed: Installed) -> None:

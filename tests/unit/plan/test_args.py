@@ -141,7 +141,7 @@ trees = st.recursive(
 
 @given(
     value=scalars,
-    several=st.lists(st.integers() | st.from_regex(r"[^-].*", fullmatch=True), min_size=1),
+    several=st.lists(st.integers() | st.from_regex(r"[^-\0][^\0]*", fullmatch=True), min_size=1),
     tree=st.dictionaries(st.text(), trees),
 )
 def test_argparse_reads_the_same_values(value: Any, several: list[Any], tree: dict[str, Any]) -> None:
