@@ -268,6 +268,7 @@ def apply(
     While the gateway does not serve there is nothing to lose, and everything is changed at once. Raises GatewayError
     when Envoy refuses the new configuration: nothing has changed then.
     """
+    _tell_removed(home, before, plan, told)
     serving = before is not None and daemon.is_running(home) and balancing.is_live(home)
     with deploy.present_changes(home, plan) as changes:
         if any(change.path.startswith(FOLDER) for change in changes):
@@ -280,6 +281,14 @@ def apply(
     actions = lifecycle.pending(home, wanted)
     there = Before(before, lifecycle.running(home), balancing.served(home))
     Rollout(home, there, plan, actions, told, fits).run()
+
+
+def _tell_removed(home: Home, before: Plan | None, plan: Plan, told: Told) -> None:
+    """A service that is no longer in llmhost.yaml is stopped: somebody may have misspelt it."""
+    there, known = lifecycle.running(home), {s.name for s in plan.services}
+    for service in before.services if before else ():
+        if service.name not in known and any(p.name in there for p in service.replicas):
+            told.note(f"stopping {service.name}: it is no longer in llmhost.yaml")
 
 
 def _comes_later(change: FileChange) -> bool:

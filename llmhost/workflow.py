@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, keys, ports, readiness, rollout, writer
+from llmhost import balancing, deploy, keys, ports, readiness, rollout
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
@@ -20,6 +20,7 @@ from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services
 from llmhost.inspection import read_anywhere
 from llmhost.models import pull_missing
+from llmhost.outlook import changed, outlook
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
@@ -32,7 +33,6 @@ from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
 from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
-from llmhost.render import guard_spec_path, render
 from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
@@ -98,8 +98,8 @@ def up(
         _require_in_file(services, ask.config)
         plan = ask.plan(NOTHING if rebalance else there)
         if surge:
-            changed = frozenset(_changed_services(home, plan, there, services))
-            plan = ask.plan(replace(there, surge=changed))
+            surging = frozenset(changed(home, plan, there, select_services(plan, services)))
+            plan = ask.plan(replace(there, surge=surging))
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
         _remember_start(home, plan, services)
         _deploy(home, ask, plan, there, wanted, progress)
@@ -158,17 +158,6 @@ def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
 
 def _running(home: Home) -> Running:
     return running(read_plan(home), lifecycle.running(home))
-
-
-def _changed_services(home: Home, plan: Plan, there: Running, services: tuple[str, ...]) -> Iterable[str]:
-    """Services with an engine that runs with another command or environment than the plan has for it."""
-    now = {p.name: p.argv for p in there.programs}
-    specs = {f.path: f.text for f in render(plan)}
-    for service in select_services(plan, services):
-        for program in service.replicas:
-            spec = guard_spec_path(program.name)
-            if program.name in now and (now[program.name], writer.read(home, spec)) != (program.argv, specs[spec]):
-                yield service.name
 
 
 def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[str]], bool]:
@@ -346,6 +335,11 @@ def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, 
     config = configuration.load(home.config_file)
     models = read_models(home, config, read_anywhere)
     return config, models, require_gpus(config.services, gpus, models)
+
+
+def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:
+    """What `up` would do to each service."""
+    return outlook(home, plan, _running(home))
 
 
 def _read_inputs(home: Home, insecure: bool) -> _Inputs:

@@ -90,14 +90,20 @@ def _counted(services: Collection[str]) -> str:
 
 
 @config_command.command("schema")
-def schema() -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="As a page for people instead: docs/config.md.")
+def schema(as_markdown: bool) -> None:
     """Print the JSON Schema of llmhost.yaml, for editors.
 
     In llmhost.yaml:  # yaml-language-server: $schema=./llmhost.schema.json
     """
     from llmhost import config
 
-    console.json_result(config.schema())
+    if as_markdown:
+        from llmhost.cli.reference import markdown
+
+        console.result(markdown(config.schema()).rstrip())
+    else:
+        console.json_result(config.schema())
 
 
 def _to_yaml(data: Any) -> str:

@@ -72,6 +72,11 @@ def display_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in plain)
 
 
+def stdout_is_terminal() -> bool:
+    """Whether somebody reads the result."""
+    return sys.stdout.isatty()
+
+
 def stderr_is_terminal() -> bool:
     """Whether somebody is watching the progress."""
     return sys.stderr.isatty()

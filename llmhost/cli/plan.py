@@ -37,7 +37,7 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     if gpus is not None:
         _plan_on_gpus(session, gpus, as_json)
         return
-    from llmhost.workflow import make_home_plan
+    from llmhost.workflow import make_home_plan, make_outlook
 
     plan = make_home_plan(session.home)
     if as_json:
@@ -49,6 +49,9 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     console.table(
         ("SERVICE", "KIND", "NAMES", "REPLICAS", "CORES", "MEMORY", "KV CACHE", "MODEL"), map(_row, plan.services)
     )
+    console.result()
+    for name, what in make_outlook(session.home, plan):
+        console.result(f"`llmhost up` for {name}: {what}")
     console.result()
     for service in plan.services:
         console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
@@ -122,11 +125,28 @@ def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     changes = writer.changes(session.home, files)
     for change in changes:
         if as_diff:
-            console.result(f"{_verb(change)} {change.path}" if _may_hold_secrets(change) else change.diff().rstrip())
+            secret = _may_hold_secrets(change)
+            console.result(f"{_verb(change)} {change.path}" if secret else _fitting(change.diff().rstrip()))
         else:
             console.result(f"{_verb(change):8} {change.path}")
     if not changes:
         console.remark("nothing would change")
+
+
+LONGEST_LINE = 160
+
+
+def _fitting(diff: str) -> str:
+    """For a terminal: a page of the gateway is one line of some thousand characters. What is piped on stays whole."""
+    if not console.stdout_is_terminal():
+        return diff
+    return "\n".join(shortened(line) for line in diff.splitlines())
+
+
+def shortened(line: str) -> str:
+    """A line of at most `LONGEST_LINE` characters, and how many more there are."""
+    more = len(line) - LONGEST_LINE
+    return line if more <= 0 else f"{line[:LONGEST_LINE]}… (and {more} characters more)"
 
 
 def _verb(change: object) -> str:

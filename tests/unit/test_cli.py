@@ -14,6 +14,7 @@ from click.shell_completion import ShellComplete
 from llmhost import config
 from llmhost.__main__ import run
 from llmhost.cli import COMMANDS, cli, console
+from llmhost.cli.plan import shortened
 from llmhost.errors import ConfigError
 from llmhost.first_config import require_demo_config
 from llmhost.paths import Home
@@ -212,6 +213,19 @@ def test_config_show_fills_in_defaults_and_hides_values_of_env(home: Path, capsy
 def test_config_schema_is_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "llmhost.yaml"
+
+
+def test_the_reference_in_docs_is_that_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """Renew it with `llmhost config schema --markdown > docs/config.md`."""
+    assert run(["config", "schema", "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert page == (Path(__file__).parents[2] / "docs/config.md").read_text(encoding="utf-8")
+    assert all(f"| `{key}` |" in page for key in (*config.Service.model_fields, *config.Gateway.model_fields))
+
+
+def test_a_long_line_of_a_diff_is_cut_for_a_terminal() -> None:
+    assert shortened("+short") == "+short"
+    assert shortened("+" + "x" * 2000).endswith("x… (and 1841 characters more)")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -64,3 +64,23 @@ def test_a_name_that_is_not_there(installed: Installed) -> None:
     assert error == "error: there is no log of other"
     assert "gateway, metrics, access, supervisord" in hint
     assert "had: chat" in hint
+
+
+def test_plan_says_what_up_would_do_and_up_says_what_it_stops(installed: Installed) -> None:
+    chat, embed = installed.model(), installed.model("embed", "BertModel")
+    installed.write(f"chat: {{model: {chat}}}\nold: {{model: {embed}}}\nsame: {{model: {embed}, port: 1}}")
+    assert outlook(installed) == {"chat": "start", "old": "start", "same": "start"}
+    installed.write(f"chat: {{model: {chat}}}\nold: {{model: {embed}}}\nsame: {{model: {embed}}}")
+    assert "stopping" not in installed.run("up").stderr
+    installed.write(f"chat: {{model: {chat}, env: {{A: b}}}}\nnew: {{model: {chat}}}\nsame: {{model: {embed}}}")
+    assert {name: words.partition(":")[0] for name, words in outlook(installed).items()} == {
+        "chat": "restart", "new": "start", "same": "keep", "old": "stop",
+    }  # fmt: skip
+    assert "stopping old: it is no longer in llmhost.yaml" in installed.run("up").stderr
+    assert set(outlook(installed).values()) == {"keep"}
+
+
+def outlook(installed: Installed) -> dict[str, str]:
+    lines = installed.run("plan").stdout.splitlines()
+    found = (line.removeprefix("`llmhost up` for ").partition(": ") for line in lines if "`llmhost up` for" in line)
+    return {name: words for name, _, words in found}
