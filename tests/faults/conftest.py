@@ -98,11 +98,10 @@ class Fault:
         self.begin = time.monotonic()
 
     def noticed(self, **expected: Any) -> dict[str, Any]:
-        """What the guard says when it does not say ready any more."""
-        said = dict(wait_for(lambda: (s := self.town.says()).get("state") not in (None, "ready") and s))
+        """What the guard says once it says this; noticed is when it does not say ready any more."""
+        wait_for(lambda: self.town.says().get("state") not in (None, "ready"))
         self.seconds.setdefault("noticed", time.monotonic() - self.begin)
-        assert expected.items() <= said.items()
-        return said
+        return dict(wait_for(lambda: (said := self.town.says()).items() >= expected.items() and said))
 
     def recovered(self) -> dict[str, Any]:
         """What the guard says when the service answers through the gateway again."""
