@@ -92,6 +92,15 @@ def await_files(home: Home, seconds: float = SECONDS) -> None:
     time.sleep(SETTLE_SECONDS)
 
 
+def await_clusters(home: Home) -> None:
+    """As `await_files`, and until no cluster of before serves any more; raises GatewayError."""
+    await_files(home)
+    if _await(home, lambda state: not state.warming, SECONDS).warming:
+        raise GatewayError(
+            "the gateway still checks the health of engines it was told of", "see `llmhost logs gateway`"
+        )
+
+
 def await_served(home: Home, members: Collection[str], seconds: float = SECONDS) -> None:
     """Wait until all these members get requests; raises GatewayError naming those that do not."""
     state = _await(home, lambda state: set(members) <= _all_served(state), seconds)

@@ -15,6 +15,9 @@ from urllib.parse import quote
 TIMEOUT = 5.0
 """Seconds that the admin socket may take for one answer."""
 
+WARMING = "cluster_manager.warming_clusters"
+STATS = f"version_text$|^{WARMING}$"
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -37,6 +40,8 @@ class GatewayState:
     """
     active: Mapping[str, int] = field(default_factory=dict)
     """How many requests each member is working on."""
+    warming: int = 0
+    """Clusters that were taken up, and wait for the first health checks of their members: the old ones still serve."""
 
     def serves(self, versions: Mapping[str, str]) -> bool:
         """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
@@ -48,15 +53,17 @@ def read_gateway(admin_socket: Path) -> GatewayState:
     """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
     try:
         members = json.loads(_get(admin_socket, "/clusters?format=json"))
+        stats = json.loads(_get(admin_socket, f"/stats?format=json&filter={quote(STATS)}"))
         return GatewayState(
             live=_get(admin_socket, "/ready").strip() == "LIVE",
-            versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
+            versions=_versions(stats),
             listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
             errors=_errors(
                 json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=error_state.details"))
             ),
             healthy={name: frozenset(_name(h) for h in hosts if _served(h)) for name, hosts in _hosts(members)},
             active={_name(h): _active(h) for _, hosts in _hosts(members) for h in hosts},
+            warming=sum(int(s["value"]) for s in stats["stats"] if s.get("name") == WARMING),
         )
     except (OSError, http.client.HTTPException, ValueError):
         return GatewayState()
