@@ -112,7 +112,7 @@ def write(home: Home, names: Sequence[str]) -> None:
     home.supervisord_conf.write_text(conf + "".join(PROGRAM.format(name=name) for name in names))
     plan = Plan(
         str(home.root),
-        Tools(sys.executable, "guard.py", "envoy"),
+        Tools(sys.executable, "guard.py", "envoy", "exporter.py"),
         EnginePlan("default", sys.executable, "cpu", "0"),
         GatewayPlan("127.0.0.1", 8000, 2**20),
         tuple(service(home, name) for name in names),

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import httpx
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI
 
 CHAT, EMBED, RERANK = "demo-chat", "demo-embed", "demo-rerank"
 
@@ -86,10 +86,15 @@ def rerank(base_url: str) -> None:
 def main() -> None:
     base_url = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1"
     client = OpenAI(base_url=base_url, api_key="-")
-    chat(client)
-    tool_call(client)
-    embeddings(client)
-    rerank(base_url)
+    try:
+        chat(client)
+        tool_call(client)
+        embeddings(client)
+        rerank(base_url)
+    except (APIConnectionError, httpx.TransportError):
+        sys.exit(f"error: nobody answers at {base_url}; is it running (`llmhost status`), and is that its address?")
+    except APIStatusError as e:
+        sys.exit(f"error: {base_url} answered {e.status_code}: {e.message}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from openai import APIConnectionError, APIStatusError
 from pydantic import SecretStr
 
 NO_KEY = SecretStr("-")
@@ -22,6 +23,16 @@ def get_weather(city: str) -> str:
 
 def main() -> None:
     base_url = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1"
+    try:
+        ask(base_url)
+    except APIConnectionError:
+        sys.exit(f"error: nobody answers at {base_url}; is it running (`llmhost status`), and is that its address?")
+    except APIStatusError as e:
+        sys.exit(f"error: {base_url} answered {e.status_code}: {e.message}")
+
+
+def ask(base_url: str) -> None:
+    """A tool call, and two vectors."""
     model = ChatOpenAI(base_url=base_url, api_key=NO_KEY, model="demo-chat").bind_tools([get_weather])
     print("tool calls:", model.invoke("What is the weather in Zaragoza?").tool_calls)
 

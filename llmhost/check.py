@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -45,11 +46,16 @@ Probe = Callable[[httpx.Client, str, dict[str, Any]], str]
 """Asks one question of a model (by its name) and returns a detail; raises _WrongAnswer or httpx.HTTPError."""
 
 
-def run_checks(url: str, services: Sequence[ServicePlan], api_key: str | None = None) -> Iterator[CheckResult]:
-    """Every check of every service, one after another, each as soon as it is done; ``url`` is the gateway's."""
+def run_checks(
+    url: str, services: Sequence[ServicePlan], api_key: str | None = None, verify: ssl.SSLContext | bool = True
+) -> Iterator[CheckResult]:
+    """Every check of every service, one after another, each as soon as it is done; ``url`` is the gateway's.
+
+    ``verify`` says which certificates are believed, as in httpx.
+    """
     data = probes()
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT, headers=headers, verify=verify, trust_env=False) as client:
         for service in services:
             for name, probe in checks_of(service):
                 yield _run(client, service, name, probe, data[service.kind])
@@ -86,11 +92,11 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
 
 def _error_message(text: str) -> str:
-    """OpenAI's error message where there is one, else the beginning of the body."""
+    """OpenAI's error message where there is one, else the beginning of the body: it may be anybody's."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return text[:200]
+        return "a web page, so this is no gateway" if text.lstrip().startswith("<") else _short(text)
 
 
 def _expect(condition: bool, otherwise: str) -> None:

@@ -5,17 +5,17 @@ Every refusal is a ConfigError that names the key by its path (``services.chat.a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -25,7 +25,7 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST = 7 * 86400
 """Seconds; whoever waits longer than a week has forgotten about it."""
 
-RESERVED = ("gateway", "supervisord", "metrics")
+RESERVED = ("gateway", "supervisord", "metrics", "access")
 """Names of programs beside the engines, in `llmhost logs` for one."""
 
 ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None
@@ -56,7 +56,7 @@ def _as_strings(value: object) -> object:
 
 def _environment_text(value: object) -> object:
     if isinstance(value, bool):
-        return "1" if value else "0"
+        return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -75,15 +75,105 @@ class Engine(_Section):
     """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""
 
 
+class Tls(_Section):
+    """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
+
+    certificate: str = Field(min_length=1)
+    """The certificate, followed by those of intermediate authorities."""
+    key: str = Field(min_length=1)
+    """Its private key, not encrypted."""
+    client_ca: str | None = None
+    """Certificates of authorities: only clients with a certificate of one of them get in."""
+
+
+class KeyLimits(_Section):
+    """What each API key may ask of the gateway, unless the key has a limit of its own."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
+
+
+class ServiceLimits(_Section):
+    """What all clients together may ask of a service."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
+    concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests at once; beyond that the answer is 429."""
+    max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
+    """Largest request body in MiB, below the gateway's own limit."""
+
+
 class Gateway(_Section):
     """The one OpenAI-compatible port in front of all services."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; one that others can reach needs API keys (`llmhost keys add`)."""
+    insecure: bool = False
+    """Serve everybody who can reach the address, without API keys."""
+    tls: Tls | None = None
+    """HTTPS; default: plain HTTP."""
+    limits: KeyLimits = KeyLimits()
+    """What each API key may ask, unless it has limits of its own."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
-    max_body_mib: int = Field(default=50, ge=1, le=1024)
+    max_body_mib: int = Field(default=8, ge=1, le=1024)
     """Largest request body in MiB; a larger one is answered with 413."""
+
+
+class Endpoint(_Section):
+    """A server on another host (an engine, or a whole llmhost) that serves the same model under the same names."""
+
+    url: str
+    """http://HOST:PORT or https://HOST:PORT."""
+    key_file: str | None = None
+    """A file with the API key that it wants; relative to $LLMHOST_HOME."""
+    ca_file: str | None = None
+    """Certificates that its own must be signed by (https); default: those that this machine trusts."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        return endpoint_url(url)
+
+
+def endpoint_url(url: str) -> str:
+    """``scheme://host:port``; raises ValueError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ValueError(f"{url!r} is not of the form http://HOST:PORT or https://HOST:PORT")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must end behind the port: the paths of requests are added")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port}"
+
+
+def _as_endpoints(value: object) -> object:
+    values = _as_list(value)
+    return [{"url": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+
+class Sticky(_Section):
+    """Which requests go to the same replica, as long as that is not much busier than the others."""
+
+    header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
+    """Those with the same value of this request header."""
+    prefix: int | None = Field(default=None, ge=16, le=32768)
+    """Those that begin alike: so many bytes of the messages up to the first one of the user, or of the prompt."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Sticky:
+        if (self.header is None) == (self.prefix is None):
+            raise ValueError("write either a header or a prefix: `sticky: {header: x-session-id}` or `sticky: prefix`")
+        return self
+
+
+PREFIX_BYTES = 1024
+
+
+def _as_sticky(value: object) -> object:
+    return {"prefix": PREFIX_BYTES} if value == "prefix" else value
 
 
 class Service(_Section):
@@ -95,10 +185,22 @@ class Service(_Section):
     """chat, embed or rerank; default: inferred from the model."""
     served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
-    replicas: int = Field(default=1, ge=1, le=64)
-    """Engine processes that share the requests."""
+    replicas: int = Field(default=1, ge=0, le=64)
+    """Engine processes that share the requests; 0: only `endpoints` serve it."""
+    gpus: Literal["auto"] | int | list[int] = "auto"
+    """GPUs of each replica: how many, which ones (a list of indices), or auto: the fewest that are enough."""
+    concurrency: int | None = Field(default=None, ge=1, le=10_000)
+    """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
+    endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
+    """Servers on other hosts that take their part of the requests."""
+    sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
+    """Sends requests that belong together to the same replica, for its prefix cache's sake: prefix, or a header."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Publishes this service alone on a port of its own, too."""
+    default: bool = False
+    """Answers requests of its kind that name no model; a service that is the only one of its kind does so anyway."""
+    limits: ServiceLimits = ServiceLimits()
+    """What all clients together may ask of it."""
     args: dict[str, ArgValue] = Field(default_factory=dict)
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
@@ -107,6 +209,10 @@ class Service(_Section):
     """Seconds that the engine may take to become ready."""
     stop_timeout: float = Field(default=30, ge=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that running requests get to finish when the service is stopped."""
+    hang_timeout: float = Field(default=60, ge=0, le=86400, strict=False)
+    """Seconds after which an engine that does not answer any more is restarted (later when it is busy); 0: never."""
+    max_restarts: int = Field(default=10, ge=1, le=1000)
+    """Failures in a row, without ten good minutes between them, after which a replica is not restarted any more."""
 
     @field_validator("served_as")
     @classmethod
@@ -116,17 +222,41 @@ class Service(_Section):
                 raise ValueError(f"{name!r} cannot be a model name: use printable characters, and no '-' in front")
         return list(dict.fromkeys(names))
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _some_gpus(cls, gpus: object) -> object:
+        indices = gpus if isinstance(gpus, list) else [gpus]
+        numbers = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
+        if gpus != "auto" and (not numbers or gpus in ([], 0)):
+            raise ValueError("write auto, a number from 1 on, or a list of indices from 0 on")
+        if numbers and len(set(indices)) != len(indices):
+            raise ValueError("a GPU is in the list twice")
+        return gpus
+
     @field_validator("env")
     @classmethod
     def _environment_names(cls, env: dict[str, str]) -> dict[str, str]:
         for name, value in env.items():
             if not ENVIRONMENT_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be the name of an environment variable")
+                raise Refusal(
+                    f"{name!r} cannot be the name of an environment variable",
+                    "use letters, digits and _, and no digit in front",
+                )
             if name.startswith("LLMHOST_"):
-                raise ValueError(f"{name}: names that begin with LLMHOST_ are for llmhost itself")
+                raise Refusal(f"{name}: names that begin with LLMHOST_ are for llmhost itself", "leave it out")
             if "\0" in value:
-                raise ValueError(f"the value of {name} holds a NUL character")
+                raise Refusal(f"the value of {name} holds a NUL character", "no environment can hold one")
         return env
+
+    @model_validator(mode="after")
+    def _somebody_serves(self) -> Service:
+        urls = ((e.url, f"endpoints[{i}]") for i, e in enumerate(self.endpoints))
+        _refuse_double("endpoint", urls, "write it once")
+        if self.replicas == 0 and not self.endpoints:
+            raise ValueError("replicas: 0 leaves nobody to serve it: write endpoints:, or at least one replica")
+        if self.replicas == 0 and self.kind is None:
+            raise ValueError("without a replica here its kind cannot be inferred: write kind: chat, embed or rerank")
+        return self
 
 
 class Config(_Section):
@@ -136,6 +266,8 @@ class Config(_Section):
     models_dir: str | None = None
     """Where models are kept; default: $LLMHOST_HOME/models."""
     gateway: Gateway = Gateway()
+    on_event: str | None = Field(default=None, min_length=1)
+    """Told when a replica is failed, unhealthy or recovered: a command for the shell, or an http(s) URL."""
     services: dict[str, Service] = Field(default_factory=dict)
     """The services by name."""
 
@@ -144,19 +276,31 @@ class Config(_Section):
     def _service_names(cls, services: object) -> object:
         for name in services if isinstance(services, Mapping) else ():
             if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
-                raise ValueError(
-                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters"
+                raise Refusal(
+                    f"{name!r} cannot be the name of a service: use a-z, 0-9 and '-' between them, up to 40 characters",
+                    f"call it {_plain(str(name))}, say; clients may know it by any name under served_as:",
                 )
             if name in RESERVED:
-                raise ValueError(f"{name!r} cannot be the name of a service: a program of llmhost is called so")
+                raise Refusal(
+                    f"{name!r} cannot be the name of a service: a program of llmhost is called so",
+                    f"call it {name}-model, say; clients may know it by any name under served_as:",
+                )
         return services
 
     @model_validator(mode="after")
     def _one_owner_each(self) -> Config:
         names = ((n, s) for s, service in self.services.items() for n in served_names(s, service))
-        _refuse_double("served_as", names)
+        _refuse_double(
+            "served_as",
+            names,
+            "each name goes to one service: change it in one of them (a service without served_as has its own name)",
+        )
         ports = ((p, s) for s, service in self.services.items() if (p := service.port))
-        _refuse_double("port", [(self.gateway.port, "gateway"), *ports])
+        _refuse_double(
+            "port",
+            [(self.gateway.port, "gateway"), *ports],
+            "write another port, or none: all services are behind gateway.port anyway",
+        )
         return self
 
 
@@ -165,11 +309,16 @@ def served_names(name: str, service: Service) -> tuple[str, ...]:
     return tuple(service.served_as) or (name,)
 
 
-def _refuse_double(what: str, owners: Iterable[tuple[object, str]]) -> None:
+def _plain(name: str) -> str:
+    """A name like this one that a service may have."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "chat"
+
+
+def _refuse_double(what: str, owners: Iterable[tuple[object, str]], hint: str) -> None:
     seen: dict[object, str] = {}
     for value, owner in owners:
         if value in seen:
-            raise ValueError(f"{what} {value!r} is used by both {seen[value]} and {owner}")
+            raise Refusal(f"{what} {value!r} is used by both {seen[value]} and {owner}", hint)
         seen[value] = owner
 
 
@@ -198,7 +347,7 @@ def parse(text: str, source: str = "llmhost.yaml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as e:
-        raise _explain(e, source) from None
+        raise explain(e, source, Config) from None
 
 
 def _yaml(text: str, source: str) -> Any:
@@ -212,50 +361,6 @@ def _yaml(text: str, source: str) -> Any:
     except (ValueError, RecursionError) as e:
         # A date that does not exist, a number of thousands of digits, and the like.
         raise ConfigError(f"{source}: a value cannot be read: {e}", "put it in quotes if it is meant as text") from None
-
-
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    """The first problem as a sentence; the others are counted."""
-    problems = error.errors()
-    # An unknown key is the likeliest cause of the others, so it goes first.
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{source}: unknown key {path}{more}", _nearest(first["loc"]))
-    if first["loc"][2:3] == ("args",):
-        path = ".".join(map(str, first["loc"][:4]))
-        return ConfigError(f"{source}: {path}: no flag takes this value", "put it in quotes if it is meant as text")
-    reason = first["msg"].removeprefix("Value error, ")
-    # What stands in an environment may be a secret.
-    quiet = first["type"] in ("value_error", "missing") or "env" in first["loc"]
-    given = "" if quiet else f", not {first['input']!r}"
-    where = f"{source}: {path}: " if path else f"{source}: "
-    hint = "see `llmhost config schema` for every key"
-    if first["loc"][2:] == ("env",) and first["type"] != "value_error":
-        hint = "write it as a mapping, NAME: value"
-    return ConfigError(f"{where}{_in_a_sentence(reason)}{given}{more}", hint)
-
-
-def _in_a_sentence(text: str) -> str:
-    """pydantic's messages begin with a capital; names in capitals stay as they are."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
-
-
-def _nearest(loc: tuple[str | int, ...]) -> str:
-    section = _section_at(loc[:-1])
-    known = sorted(section.model_fields) if section else []
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known keys here: {', '.join(known)}"
-    # The likeliest mistake of somebody who knows vLLM: a flag written beside `model:`.
-    return f"{hint} (flags of vLLM go under args:)" if section is Service else hint
-
-
-def _section_at(loc: tuple[str | int, ...]) -> type[_Section] | None:
-    sections: Mapping[str, type[_Section]] = MappingProxyType({"engine": Engine, "gateway": Gateway})
-    if not loc:
-        return Config
-    return Service if loc[0] == "services" else sections.get(str(loc[0]))
 
 
 def schema() -> dict[str, Any]:

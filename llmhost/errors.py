@@ -44,6 +44,10 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class HubError(LlmhostError):
+    """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
+
+
 class ModelError(LlmhostError):
     """A model directory is missing, incomplete or not what the service needs."""
 
@@ -58,6 +62,14 @@ class RenderError(LlmhostError):
 
 class GatewayError(LlmhostError):
     """The gateway cannot start, or Envoy refuses its configuration."""
+
+
+class KeyNameError(LlmhostError):
+    """An API key that does not exist, exists already, or cannot be called so."""
+
+
+class KeyFileError(LlmhostError):
+    """The list of API keys cannot be read."""
 
 
 class SupervisorError(LlmhostError):

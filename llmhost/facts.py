@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Kind = Literal["chat", "embed", "rerank"]
 Device = Literal["cpu", "cuda"]
@@ -20,6 +20,17 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One GPU; memory in bytes."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    """What engines of this home may share out: what others hold is not in it."""
+
+
+@dataclass(frozen=True)
 class Tools:
     """The programs that run a home, as absolute paths."""
 
@@ -28,6 +39,8 @@ class Tools:
     guard: str
     """The script of the guard."""
     envoy: str
+    exporter: str
+    """The script of the exporter of the metrics."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,46 @@ class EngineFacts:
 
 
 @dataclass(frozen=True)
+class ParserFacts:
+    """Which parser of vLLM a model wants: its names in order of preference (none: no parser), and why."""
+
+    names: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What a model keeps of the tokens that it has read; bytes, at 16 bits for each number."""
+
+    full_bytes: int = 0
+    """For every token of a sequence: layers that look at all of it."""
+    window_bytes: int = 0
+    """For every token of the last ``window``: layers that look at so many only."""
+    window: int = 0
+    state_bytes: int = 0
+    """For a sequence, however long: layers that keep a state (Mamba, linear attention, convolutions)."""
+    latent: bool = False
+    """Multi-head latent attention: the cache has no heads, so tensor parallelism does not divide it."""
+
+    def of(self, tokens: int) -> int:
+        """Bytes of one sequence."""
+        return self.full_bytes * tokens + self.window_bytes * min(tokens, self.window) + self.state_bytes
+
+
+@dataclass(frozen=True)
+class ShapeFacts:
+    """Sizes of the language part of a model, 0 where config.json does not say."""
+
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    hidden: int = 0
+    intermediate: int = 0
+    """Width of the widest layer that every token goes through."""
+    vocabulary: int = 0
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A model directory, read from its small files and its safetensors headers only; sizes in bytes."""
 
@@ -73,3 +126,32 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Bytes of KV cache that one token takes over all layers; 0 for models without a cache."""
     context_length: int
+    model_type: str = ""
+    parameters: int = 0
+    """How many numbers the weights are; 0 when only their bytes are known."""
+    dtype: str = ""
+    """Of the weights as config.json has it (``bfloat16``)."""
+    quantization: str = ""
+    """Method and bits (``gptq 4-bit``); empty: not quantized."""
+    cache: CacheFacts = CacheFacts()
+    shape: ShapeFacts = ShapeFacts()
+    tool_parser: ParserFacts = ParserFacts()
+    reasoning_parser: ParserFacts = ParserFacts()
+    multimodal: bool = False
+    remote_code: bool = False
+    """Its repository brings code of its own, which may have to be allowed (``trust_remote_code: true``)."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Flags without which vLLM would serve it as something else, by name."""
+
+
+@dataclass(frozen=True)
+class EndpointFacts:
+    """A server on another host, looked up from here."""
+
+    address: str
+    """IP address of its host."""
+    ours: bool
+    """That is an address of this machine."""
+    key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    """Certificates to check its own with (https only)."""

@@ -12,16 +12,11 @@ from llmhost.supervisor_format import quote_value
 def claim(home: Home) -> None:
     """Make sure that the home exists, belongs to llmhost and is private where it must be.
 
-    Raises HomeError for a directory that holds something else, is not writable, or has too long a path for sockets, and
-    RenderError for a path that supervisord cannot hold.
+    Raises HomeError when it is not writable, and what `require_claimable` raises.
     """
-    home.check_socket_paths()
+    require_claimable(home)
     root = home.root
-    quote_value(str(root))
-    require_access(home)
     try:
-        if root.exists() and not is_ours(home):
-            _refuse_foreign(home)
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not home.marker.exists():  # first, so that an interrupted claim is not taken for somebody else's directory
             home.marker.write_text("This directory belongs to llmhost.\n", encoding="utf-8")
@@ -30,6 +25,24 @@ def claim(home: Home) -> None:
             os.chmod(private, 0o700)
     except OSError as e:
         raise HomeError(f"cannot use {root} as home: {e.strerror}", f"choose another with --home or {HOME_ENV}") from e
+
+
+def require_claimable(home: Home) -> None:
+    """Whether `claim` may take this directory; nothing is made or changed.
+
+    Raises HomeError for one that holds something else or has too long a path for sockets, and RenderError for a path
+    that supervisord cannot hold.
+    """
+    home.check_socket_paths()
+    quote_value(str(home.root))
+    require_access(home)
+    try:
+        if home.root.exists() and not is_ours(home):
+            _refuse_foreign(home)
+    except OSError as e:
+        raise HomeError(
+            f"cannot use {home.root} as home: {e.strerror}", f"choose another with --home or {HOME_ENV}"
+        ) from e
 
 
 def require_access(home: Home) -> None:

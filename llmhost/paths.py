@@ -36,6 +36,16 @@ class Home:
         return self.root / "llmhost.yaml"
 
     @property
+    def lock_of_models(self) -> Path:
+        """Which commit of each model was pulled; beside llmhost.yaml, for version control."""
+        return self.root / "llmhost.lock"
+
+    @property
+    def keys_file(self) -> Path:
+        """What is remembered of API keys: names, scopes and hashes; mode 0600."""
+        return self.root / "keys.json"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -87,6 +97,11 @@ class Home:
         return self.run / "lock"
 
     @property
+    def keys_lock_file(self) -> Path:
+        """Held for the moment in which keys reach the gateway's files, by whoever writes them."""
+        return self.run / "keys.lock"
+
+    @property
     def supervisor_socket(self) -> Path:
         return self.run / "supervisor.sock"
 
@@ -102,8 +117,18 @@ class Home:
         return self.run / f"{program}.state.json"
 
     @property
+    def stopped_file(self) -> Path:
+        """Which services were stopped on purpose: they stay stopped when the machine starts."""
+        return self.run / "stopped.json"
+
+    @property
     def gateway_admin_socket(self) -> Path:
         return self.run / "gateway-admin.sock"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Where the exporter answers; the gateway serves it at /metrics."""
+        return self.run / "metrics.sock"
 
     def check_socket_paths(self, programs: tuple[str, ...] = ()) -> None:
         """Raise HomeError when a unix socket below this home would not fit into ``sockaddr_un``.
@@ -123,13 +148,32 @@ class Home:
 
 def templates_dir() -> Path:
     """The directory of the jinja2 templates, in a wheel or beside the package in an editable install."""
+    return _shipped("conf_templates")
+
+
+def unit_templates_dir() -> Path:
+    """The directory of the templates of systemd units, found as `templates_dir`."""
+    return _shipped("systemd")
+
+
+def _shipped(name: str) -> Path:
     package = Path(__file__).parent
-    for candidate in (package / "conf_templates", package.parent / "conf_templates"):
+    for candidate in (package / name, package.parent / name):
         if candidate.is_dir():
             return candidate
-    raise HomeError("the templates (conf_templates/) are missing from this installation", "install llmhost again")
+    raise HomeError(f"the templates ({name}/) are missing from this installation", "install llmhost again")
+
+
+def supervisord_script() -> Path:
+    """supervisord as llmhost starts it, by its path as well: nothing depends on where llmhost is installed."""
+    return Path(__file__).parent / "supervise" / "supervisord.py"
 
 
 def guard_script() -> Path:
     """The guard, which supervisord starts by its path: it needs nothing of site-packages."""
     return Path(__file__).parent / "supervise" / "guard.py"
+
+
+def exporter_script() -> Path:
+    """The exporter of the metrics, started like the guard."""
+    return Path(__file__).parent / "metrics" / "exporter.py"

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmhost import __version__
 from llmhost.files import RenderedFile
-from llmhost.gateway import gateway_argv, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.gateway import WATCHED_FILE, gateway_argv, render_gateway
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan, ServicePlan
 from llmhost.supervisor_format import quote_command, quote_value
 from llmhost.templates import template_environment
 
 GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
+METRICS_SPEC = "conf/metrics.json"
+EVENTS = "conf/events.json"
 
-SWEEP_SECONDS = 30
+SWEEP_SECONDS = 45
 """What the guard may need after ``stop_timeout`` to kill and sweep, before supervisord kills the guard itself."""
 
 EXIT_FAILED = 78
@@ -39,6 +42,8 @@ class SupervisedProgram:
     startretries: int
     stopwaitsecs: int
     log_file: str
+    stdout_file: str = ""
+    """Where the standard output goes when that is something else than the log."""
 
 
 def render(plan: Plan) -> tuple[RenderedFile, ...]:
@@ -50,17 +55,23 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     gateway = render_gateway(plan)
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
-    programs.append(_gateway_program(home, plan, gateway))
-    return (*gateway, *specs, _supervisord_conf(home, programs), _plan_file(plan))
+    programs += [_gateway_program(home, plan, gateway), _metrics_program(home, plan)]
+    own = (_events(plan), _metrics_spec(home, plan))
+    return (*gateway, *own, *specs, _supervisord_conf(home, programs), plan_file(plan))
 
 
-def _plan_file(plan: Plan) -> RenderedFile:
+def plan_file(plan: Plan) -> RenderedFile:
     """What `status` and `check` read; without the environments, which may hold secrets and are in the guard's files."""
     data = plan.to_dict()
     for service in data["services"]:
         for replica in service["replicas"]:
             replica["env"] = {}
     return RenderedFile("conf/plan.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def _events(plan: Plan) -> RenderedFile:
+    """Read by a guard when something happens, so that no engine restarts for a change of it; may hold a secret."""
+    return RenderedFile(EVENTS, json.dumps({"on_event": plan.on_event}, ensure_ascii=False) + "\n")
 
 
 def guard_spec_path(program: str) -> str:
@@ -81,6 +92,10 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "locks": [],
         "start_timeout": service.start_timeout,
         "stop_timeout": service.stop_timeout,
+        "hang_timeout": service.hang_timeout,
+        "max_restarts": service.max_restarts,
+        "gpus": list(program.gpus),
+        "events_file": str(home.root / EVENTS),
     }
     return RenderedFile(guard_spec_path(program.name), json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
 
@@ -105,11 +120,12 @@ def _engine_program(home: Home, plan: Plan, service: ServicePlan, program: Progr
 
 def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> SupervisedProgram:
     bootstrap = next(f for f in files if f.path == GATEWAY_BOOTSTRAP)
+    watched = (str(home.root / f.path) for f in files if f.path == WATCHED_FILE)
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
-        # Envoy needs no guard; it is only tied to the life of supervisord.
-        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--exec", "--", *gateway_argv(plan)),
+        # Envoy needs no guard; it is only tied to the life of supervisord, and started again at once.
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--keep", *watched, "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches. Its bootstrap needs a restart, and so does another
         # address: the kernel refuses 0.0.0.0 beside 127.0.0.1 on one port.
         fingerprint=_fingerprint(bootstrap.text + plan.gateway.host),
@@ -119,6 +135,54 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         startretries=10,
         stopwaitsecs=20,
         log_file=str(home.log_file(GATEWAY_PROGRAM)),
+        stdout_file=str(home.log_file(ACCESS_LOG)),
+    )
+
+
+def _metrics_spec(home: Home, plan: Plan) -> RenderedFile:
+    """Read by the exporter for every page, so it is never restarted for a change of services."""
+    services = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "model": s.model,
+            "replicas": [
+                {
+                    "name": r.name,
+                    "socket": r.socket,
+                    "state_file": str(home.state_file(r.name)),
+                    "guard": str(home.root / guard_spec_path(r.name)),
+                    "gpus": r.gpus,
+                }
+                for r in s.replicas
+            ],
+        }
+        for s in plan.services
+    ]
+    spec = {
+        "version": __version__,
+        "home": str(home.root),
+        "socket": str(home.metrics_socket),
+        "gateway": str(home.gateway_admin_socket),
+        "services": services,
+    }
+    return RenderedFile(METRICS_SPEC, json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
+
+
+def _metrics_program(home: Home, plan: Plan) -> SupervisedProgram:
+    python = (plan.tools.python, "-I", "-S")
+    exporter = (*python, plan.tools.exporter, str(home.root / METRICS_SPEC))
+    return SupervisedProgram(
+        name=METRICS_PROGRAM,
+        comment="",
+        argv=(*python, plan.tools.guard, "--exec", "--", *exporter),
+        fingerprint=_fingerprint(METRICS_SPEC),
+        autorestart="true",
+        exitcodes="0",
+        startsecs=1,
+        startretries=10,
+        stopwaitsecs=5,
+        log_file=str(home.log_file(METRICS_PROGRAM)),
     )
 
 

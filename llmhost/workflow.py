@@ -7,45 +7,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from llmhost import balancing, deploy, keys, ports, readiness, rollout
 from llmhost import config as configuration
-from llmhost import writer
 from llmhost.config import Config
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError
-from llmhost.facts import EngineFacts, ModelFacts
-from llmhost.gateway import gateway_versions, render_gateway
-from llmhost.gateway_address import GATEWAY_PROGRAM
-from llmhost.homedir import claim, is_ours, require_access
+from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError, SupervisorError
+from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
+from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.homedir import claim, is_ours, require_access, require_claimable
+from llmhost.in_force import load_plan, select_services
+from llmhost.inspection import read_anywhere
+from llmhost.models import pull_missing
+from llmhost.outlook import changed, outlook
 from llmhost.paths import Home
-from llmhost.plan import Plan, ServicePlan
-from llmhost.plan.args import vllm_arguments
+from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
-from llmhost.probe.gateway import read_gateway
-from llmhost.probe.host import port_owner, read_host
-from llmhost.probe.model import read_model, resolve_model
+from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.remedies import require_gpus
+from llmhost.plan.running import NOTHING, Running, beside, running
+from llmhost.probe.certificate import check_certificate
+from llmhost.probe.endpoint import check_endpoints, read_endpoints
+from llmhost.probe.host import read_host
+from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
-from llmhost.render import render
+from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
-from llmhost.supervise.status import read_status
-from llmhost.templates import template_environment
 
-START_MARGIN = 60.0
-"""Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
-
-GATEWAY_SECONDS = 20.0
-"""Seconds for Envoy to take up new files and to find new engines healthy."""
-GATEWAY_POLL_SECONDS = 0.1
-
-DEFAULT_PORT = 8000
+SERVED_SECONDS = balancing.SECONDS
+"""Seconds for the gateway to find out that an engine is ready."""
 
 SETTLED = ("ready", "failed", "stopped")
 """States that a starting program does not leave by itself."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a plan is made from, read at one moment."""
+
+    config: Config
+    machine: Machine
+    models: Mapping[str, ModelFacts]
+
+    def plan(self, there: Running) -> Plan:
+        return make_plan(self.config, self.machine, self.models, there)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Started:
 
     plan: Plan
     programs: tuple[str, ...]
+    begun: tuple[str, ...] = ()
+    """Of these, those that did not run before."""
 
 
 def setup(home: Home, progress: Progress) -> EngineFacts:
@@ -63,86 +75,154 @@ def setup(home: Home, progress: Progress) -> EngineFacts:
     return ensure_engine(home, config.engine, progress)
 
 
-def up(home: Home, services: tuple[str, ...], progress: Progress) -> Started:
+def up(
+    home: Home,
+    services: tuple[str, ...],
+    progress: Progress,
+    *,
+    surge: bool = False,
+    rebalance: bool = False,
+    insecure: bool = False,
+) -> Started:
     """Make this machine serve what llmhost.yaml says; returns when everything is started, not when it is ready.
 
-    ``services`` limits what is started to these; everything that runs and changed is restarted all the same.
+    ``services`` limits what is started to these; everything that runs and changed is restarted all the same: one after
+    another where several serve the same, with ``surge`` beside the present one. With ``rebalance`` cores and memory are
+    shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
-    claim(home)
-    config = configuration.load(home.config_file)
-    _require_known(services, config.services)
-    # What can be refused now is not refused after minutes of building an engine.
-    read_models(home, config)
-    _check_ports(home, config)
-    ensure_engine(home, config.engine, progress)
-    with home_lock(home, "up"):
-        # Read again: another command may have been at work while we built.
-        plan = make_home_plan(home)
-        files = render(plan)
+    config = _take(home, services, insecure)
+    pull_missing(home, config, services, progress)
+    _build(home, config, progress)
+    with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
+        ask, there = _read_inputs(home, insecure), _running(home)
+        _require_in_file(services, ask.config)
+        plan = ask.plan(NOTHING if rebalance else there)
+        if surge:
+            surging = frozenset(changed(home, plan, there, select_services(plan, services)))
+            plan = ask.plan(replace(there, surge=surging))
         wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-        _check_ports(home, configuration.load(home.config_file))
-        writer.apply(home, writer.changes(home, files))
-        daemon.ensure_running(home)
-        lifecycle.converge(home, wanted)
+        _remember_start(home, plan, services)
+        _deploy(home, ask, plan, there, wanted, progress)
     return Started(plan, wanted)
 
 
+def reload(home: Home, progress: Progress) -> Started:
+    """`up` for what was not stopped on purpose: that stays stopped."""
+    _build(home, _take(home, (), insecure=False), progress)
+    with home_lock(home, "reload"):
+        ask, there = _read_inputs(home, insecure=False), _running(home)
+        plan = ask.plan(there)
+        wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
+        _deploy(home, ask, plan, there, wanted, progress)
+    return Started(plan, wanted)
+
+
+def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
+    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt."""
+    require_claimable(home)
+    config = _load(home, insecure)
+    if not config.services:
+        raise ConfigError(
+            f"{home.config_file} has no services", "write some under services:, or use `llmhost down` to stop what runs"
+        )
+    _require_in_file(services, config)
+    claim(home)
+    return config
+
+
+def _build(home: Home, config: Config, progress: Progress) -> None:
+    """Build the engine when it is not there; what can be refused is not refused after these minutes."""
+    if find_engine(home, config.engine) is None:
+        read_models(home, config)
+        ports.require_of_config(home, config)
+        ensure_engine(home, config.engine, progress)
+
+
+def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
+    """Check what only this machine can tell, then bring it to the plan."""
+    ports.require_of_config(home, ask.config)
+    for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
+        progress.note(f"{endpoint} does not answer; it gets requests when it does")
+    if plan.gateway.tls is not None:
+        check_certificate(plan.gateway.tls.certificate, plan.gateway.tls.key, plan.gateway.tls.client_ca)
+    fits = _fits(plan, ask.machine, there)
+    rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
+    balancing.rebind(home)
+
+
+def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
+    every = (s.name for s in plan.services)
+    alone = not daemon.is_running(home)
+    write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
+
+
+def _running(home: Home) -> Running:
+    return running(read_plan(home), lifecycle.running(home))
+
+
+def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[str]], bool]:
+    """Whether engines that run have room beside all of a plan."""
+    new = {p.name: p for p in plan.programs}
+
+    def fits(names: Collection[str]) -> bool:
+        old = [p for p in there.programs if p.name in names and p.name not in new]
+        every = (*new.values(), *old)
+        return missing_bytes(every, machine.host) == 0 and gpus_have_room(every, machine.gpus)
+
+    return fits
+
+
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
-    """Wait until every program that was asked for is ready or has failed.
+    """Wait until every program that was asked for is ready, and gets requests, or has failed.
 
     ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
-    are not ready, with their causes.
+    are not ready, with their causes; GatewayError when Envoy does not take up what it is to serve. It checks engines by
+    itself, so it can be a second behind their guards; a client would get 503 in between.
     """
-    longest = max((s.start_timeout for s in started.plan.services), default=0) + START_MARGIN
+    longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)
+    while True:
+        _await_states(home, started, deadline, on_change, timeout)
+        balancing.await_files(home)
+        try:
+            return balancing.await_served(home, started.plan, started.programs, SERVED_SECONDS)
+        except GatewayError:  # an engine that has ended meanwhile is waited for, as it would have been before
+            states = lifecycle.states(home, started.programs).values()
+            if all(s.state == "ready" for s in states):
+                raise
+
+
+def _await_states(
+    home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None], timeout: float | None
+) -> None:
     pending, last = set(started.programs), dict[str, ProgramState]()
     while pending:
-        last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
+        try:
+            last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
+        except SupervisorError as e:
+            if daemon.serves(home):
+                raise
+            raise readiness.stopped_meanwhile() from e
         settled = {name for name in pending if last[name].state in SETTLED}
         if not settled:
-            break
+            raise readiness.out_of_time(last.values(), timeout)
         pending -= settled
-    _require_ready(last)
-    _await_gateway(home, started)
+    if any(s.state != "ready" for s in last.values()):
+        raise readiness.not_ready(home, last.values())
 
 
-def _await_gateway(home: Home, started: Started) -> None:
-    """Wait until Envoy has taken up its files and sends requests to every engine that was started.
-
-    It checks the engines by itself, so it can be a second behind their guards; a client would get 503 in between.
-    """
-    versions = gateway_versions(render_gateway(started.plan))
-    sockets = {r.socket for r in started.plan.programs if r.name in started.programs}
-    deadline = time.monotonic() + GATEWAY_SECONDS
-    while True:
-        state = read_gateway(home.gateway_admin_socket)
-        served = frozenset[str]().union(*state.healthy.values())
-        if state.serves(versions) and sockets <= served:
-            return
-        if time.monotonic() > deadline:
-            raise GatewayError(
-                f"the gateway does not serve {', '.join(sorted(sockets - served)) or 'its new configuration'}"
-                + (f": {'; '.join(state.errors)}" if state.errors else ""),
-                "see `llmhost logs gateway`",
-            )
-        time.sleep(GATEWAY_POLL_SECONDS)
-
-
-def _require_ready(states: Mapping[str, ProgramState]) -> None:
-    missing = [s for s in states.values() if s.state != "ready"]
-    if missing:
-        causes = "; ".join(f"{s.name} is {s.state}" + (f" ({s.error})" if s.error else "") for s in missing)
-        service = missing[0].name.rpartition("-")[0] or missing[0].name
-        raise NotReadyError(causes, f"see `llmhost logs {service}` and `llmhost status`")
-
-
-def down(home: Home, on_progress: lifecycle.Progress) -> bool:
-    """Stop everything of this home; False when nothing was running."""
+def down(home: Home, progress: rollout.Told) -> bool:
+    """Stop everything of this home, engines first; False when nothing was running."""
     require_access(home)
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        return daemon.shutdown(home, on_progress)
+        plan = read_plan(home)
+        if plan is not None and daemon.is_running(home):
+            rollout.stop_engines(home, plan, [p.name for p in plan.programs], progress)
+        found = daemon.shutdown(home, rollout.waiting(progress))
+    daemon.settle_unit(home)
+    return found
 
 
 def start(home: Home, services: tuple[str, ...]) -> Started:
@@ -150,61 +230,123 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with home_lock(home, "start"):
+        ports.require_of_plan(home, plan)
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
-        lifecycle.start(home, wanted)
-    return Started(plan, wanted)
+        begun = lifecycle.start(home, (*wanted, METRICS_PROGRAM))
+        balancing.rebind(home)
+        balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
+    return Started(plan, wanted, tuple(name for name in wanted if name in begun))
 
 
-def stop(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> tuple[str, ...]:
-    """Stop services (all of them, and the gateway, when none is named); the programs that ran."""
+def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple[str, ...]:
+    """Stop services (all of them, and then the gateway, when none is named); the programs that ran."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
         if not daemon.is_running(home):
             return ()
-        return lifecycle.stop(home, names if services else (*names, GATEWAY_PROGRAM), on_progress)
+        stopped = rollout.stop_engines(home, plan, names, progress)
+        return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM, METRICS_PROGRAM)))
 
 
-def restart(home: Home, services: tuple[str, ...], on_progress: lifecycle.Progress) -> Started:
+def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
     """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "restart"):
+        ports.require_of_plan(home, plan)
+        _remember_start(home, plan, services)
         daemon.ensure_running(home)
-        lifecycle.restart(home, names, on_progress)
-        lifecycle.start(home, (GATEWAY_PROGRAM,))
+        rollout.stop_engines(home, plan, names, progress)
+        lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
+        balancing.rebind(home)
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
-def load_plan(home: Home) -> Plan:
-    """The plan in force; raises NotReadyError before the first `up`, HomeError when the home is somebody else's."""
-    require_access(home)
-    plan = read_plan(home)
-    if plan is None:
-        raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
-    return plan
+def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+    """Restart the engines of services one after another, while the others of the same service serve.
 
-
-def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
-    """The services of these names, all when none is given; raises ConfigError for one that is not in the plan."""
-    _require_known(names, [s.name for s in plan.services])
-    return tuple(s for s in plan.services if not names or s.name in names)
-
-
-def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
-    """The log file of each program, of all services and the gateway when none is named."""
+    Raises ConfigError for a service with one engine, and NotReadyError when nothing is running or an engine does not
+    come back; the rest of them is left alone then.
+    """
     plan = load_plan(home)
-    own = {GATEWAY_PROGRAM: home.log_file(GATEWAY_PROGRAM), "supervisord": home.log_file("supervisord")}
-    engines = select_services(plan, tuple(n for n in names if n not in own))
-    if names and not set(names) - set(own):
-        engines = ()
-    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
-    return {name: home.log_file(name) for name in chosen}
+    chosen = select_services(plan, services)
+    alone = [s.name for s in chosen if len(s.replicas) == 1 and not s.endpoints]
+    if alone:
+        raise ConfigError(
+            f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",
+            f"use `llmhost restart --surge {alone[0]}`, or write replicas: 2 and run `llmhost up`",
+        )
+    with home_lock(home, "restart --rolling"):
+        _require_live(home)
+        _remember_start(home, plan, services)
+        rollout.roll(home, plan, chosen, progress)
+    return Started(plan, (GATEWAY_PROGRAM, *_programs(plan, services)))
 
 
-def make_home_plan(home: Home) -> Plan:
-    """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
+def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+    """Start new engines of services beside the present ones, let them take over, then stop those.
+
+    Raises PlanError when there is no room for both, and NotReadyError when a new one does not become ready; the present
+    ones go on then.
+    """
+    with home_lock(home, "restart --surge"):
+        plan = deploy.with_secrets(home, load_plan(home))
+        _require_live(home)
+        chosen = frozenset(s.name for s in select_services(plan, services))
+        there = replace(_running(home), surge=chosen)
+        moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
+        new = replace(plan, services=moved)
+        require_room(
+            chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
+        )
+        wanted = (GATEWAY_PROGRAM, *_programs(new, services))
+        _remember_start(home, plan, services)
+        rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
+    return Started(new, wanted)
+
+
+def _require_live(home: Home) -> None:
+    if not balancing.is_live(home):
+        raise NotReadyError("the gateway is not running, so there is nobody to keep serving", "run `llmhost start`")
+
+
+def _load(home: Home, insecure: bool) -> Config:
+    """llmhost.yaml, with ``gateway.insecure`` switched on when the command line says so."""
     config = configuration.load(home.config_file)
+    if not insecure:
+        return config
+    return config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
+
+
+def make_home_plan(home: Home, insecure: bool = False) -> Plan:
+    """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
+    return _read_inputs(home, insecure).plan(_running(home))
+
+
+def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
+    """Where the services of a home would run on GPUs that need not be here, and with how much memory.
+
+    Needs no engine, and no models: what a hub has is asked there. Raises PlanError when they do not fit, with the
+    nearest change that would.
+    """
+    config = configuration.load(home.config_file)
+    models = read_models(home, config, read_anywhere)
+    return config, models, require_gpus(config.services, gpus, models)
+
+
+def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:
+    """What `up` would do to each service."""
+    return outlook(home, plan, _running(home))
+
+
+def _read_inputs(home: Home, insecure: bool) -> _Inputs:
+    return _inputs(home, _load(home, insecure))
+
+
+def _inputs(home: Home, config: Config) -> _Inputs:
     models = read_models(home, config)
     engine = find_engine(home, config.engine)
     if engine is None:
@@ -212,67 +354,41 @@ def make_home_plan(home: Home) -> Plan:
             f"the engine {config.engine.name} is not built yet, so vLLM's flags are not known",
             "build it with `llmhost setup`",
         )
-    return make_plan(config, _machine(home, engine), models)
+    return _Inputs(config, _machine(home, config, engine), models)
 
 
-def validate_arguments(home: Home, config: Config) -> bool:
-    """Check the flags under ``args:`` against the engine; False when there is no engine to check against."""
-    engine = find_engine(home, config.engine)
-    if engine is None:
+def validate(home: Home, config: Config) -> bool:
+    """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
+    read_models(home, config)
+    if find_engine(home, config.engine) is None:
         return False
-    for name, service in config.services.items():
-        vllm_arguments(name, service.args, engine.flags)
+    _inputs(home, config).plan(_running(home))
     return True
 
 
-def write_config(home: Home, *, demo: bool, port: int = DEFAULT_PORT) -> bool:
-    """Write a commented llmhost.yaml; False (and nothing is touched) when there is one already."""
-    claim(home)
-    if home.config_file.exists():
-        return False
-    writer.replace_file(home.config_file, _config_text(home, demo, port), mode=0o600)
-    return True
+def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
+    """The facts of every service's model by service name; raises ModelError naming the service.
 
-
-def _config_text(home: Home, demo: bool, port: int) -> str:
-    template = template_environment().get_template("llmhost.yaml.j2")
-    return template.render(home=home.root, demo=demo, port=port)
-
-
-def require_demo_config(home: Home, port: int | None) -> None:
-    """Write the demo's llmhost.yaml, or make sure that the one that is there is the demo's, with this port if given."""
-    if write_config(home, demo=True, port=port or DEFAULT_PORT):
-        return
-    config = configuration.load(home.config_file)
-    if not any(service.model.startswith("demo:") for service in config.services.values()):
-        raise ConfigError(
-            f"{home.config_file} exists and is not the demo",
-            "run `llmhost up` for it, or give the demo a home of its own with --home",
-        )
-    if port is None or port == config.gateway.port:
-        return
-    if home.config_file.read_text(encoding="utf-8") != _config_text(home, True, config.gateway.port):
-        raise ConfigError(
-            f"{home.config_file} has been edited and says gateway.port {config.gateway.port}, not {port}",
-            "change the port there, or leave --port out",
-        )
-    writer.replace_file(home.config_file, _config_text(home, True, port), mode=0o600)
-
-
-def read_models(home: Home, config: Config) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service."""
-    models_dir = Path(config.models_dir).expanduser() if config.models_dir else home.models
+    ``read`` reads one (home, config, reference, kind); by default only models that are here.
+    """
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
+        if not service.replicas:
+            continue
         try:
-            facts[name] = read_model(resolve_model(service.model, models_dir, home.root), service.kind)
+            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
         except LlmhostError as e:
             raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
     return facts
 
 
-def _machine(home: Home, engine: EngineFacts) -> Machine:
-    return Machine(home, read_host(), find_tools(), engine)
+def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
+    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)
+
+
+def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
+    endpoints = read_endpoints(config, home.root)
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
@@ -280,29 +396,7 @@ def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(r.name for s in select_services(plan, services) for r in s.replicas)
 
 
-def _require_known(asked: Iterable[str], known: Collection[str]) -> None:
+def _require_in_file(asked: Iterable[str], config: Config) -> None:
     for name in asked:
-        if name not in known:
-            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(known) or 'none'}")
-
-
-def _check_ports(home: Home, config: Config) -> None:
-    """Refuse a port that somebody else listens on, by name; our own gateway may go on listening on its ports."""
-    ours = _ports_in_force(home)
-    own = {f"services.{name}.port": service.port for name, service in config.services.items() if service.port}
-    for key, port in {"gateway.port": config.gateway.port, **own}.items():
-        owner = None if port in ours else port_owner(config.gateway.host, port)
-        if owner is not None:
-            raise GatewayError(
-                f"port {port} on {config.gateway.host} is in use by {owner}",
-                f"stop it, or write another {key} in llmhost.yaml",
-            )
-
-
-def _ports_in_force(home: Home) -> set[int]:
-    """The ports that our running gateway listens on, on whatever address."""
-    status = read_status(home)
-    plan = read_plan(home)
-    if plan is None or status.gateway.pid is None:
-        return set()
-    return {plan.gateway.port, *(s.port for s in plan.services if s.port is not None)}
+        if name not in config.services:
+            raise ConfigError(f"there is no service {name}", f"llmhost.yaml has: {', '.join(config.services)}")

@@ -81,6 +81,11 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
         raise
 
 
+def read(home: Home, path: str) -> str | None:
+    """The text of a rendered file, None when it is not there; ``path`` is relative to the home."""
+    return _read(home.root / path)
+
+
 def _rendered_files(home: Home) -> list[Path]:
     return sorted(p for p in home.conf.rglob("*") if p.is_file()) if home.conf.is_dir() else []
 

@@ -18,6 +18,7 @@ FLAGS = {
         VllmFlag("kv_cache_memory_bytes", boolean=False),
         VllmFlag("shutdown_timeout", boolean=False),
         VllmFlag("disable_access_log_for_endpoints", boolean=False),
+        VllmFlag("disable_uvicorn_access_log", boolean=True, negatable=True),
         VllmFlag("enforce_eager", boolean=True, negatable=True),
         VllmFlag("enable_auto_tool_choice", boolean=True, negatable=True),
         VllmFlag("tool_call_parser", boolean=False),
@@ -33,7 +34,7 @@ def machine(cores: int = 8, memory_gib: int = 64, root: str = "/srv/llmhost") ->
     return Machine(
         home=Home(Path(root)),
         host=HostFacts(tuple(range(cores)), memory_gib * GIB, memory_gib * GIB),
-        tools=Tools("/opt/llmhost/bin/python", "/opt/llmhost/guard.py", "/opt/llmhost/envoy"),
+        tools=Tools(*(f"/opt/llmhost/{name}" for name in ("bin/python", "guard.py", "envoy", "exporter.py"))),
         engine=EngineFacts(
             name="default",
             python=f"{root}/engines/default/bin/python",

@@ -20,8 +20,13 @@ class Session:
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
+    "import": ("llmhost.cli.migrate", "Make an llmhost.yaml of a docker compose file or a supervisord.conf."),
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
+    "pull": ("llmhost.cli.models", "Fetch models from Hugging Face or ModelScope."),
+    "models": ("llmhost.cli.models", "List, verify and remove the models that are here."),
+    "login": ("llmhost.cli.models", "Keep a token for Hugging Face or ModelScope."),
+    "inspect": ("llmhost.cli.inspect", "Show what a model is: kind, size, memory, parsers."),
     "plan": ("llmhost.cli.plan", "Show what runs where with which flags."),
     "render": ("llmhost.cli.plan", "Show or write the files of supervisord and the gateway."),
     "up": ("llmhost.cli.lifecycle", "Make this machine serve what llmhost.yaml says."),
@@ -31,10 +36,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restart": ("llmhost.cli.lifecycle", "Restart services and wait until they are ready."),
     "status": ("llmhost.cli.status", "Show the state of every service."),
     "logs": ("llmhost.cli.logs", "Show or follow the logs of services."),
+    "keys": ("llmhost.cli.keys", "Make, list, rotate and revoke API keys."),
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
+    "top": ("llmhost.cli.top", "Show what the services do just now: requests, tokens, queues, memory."),
+    "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),
+    "doctor": ("llmhost.cli.doctor", "Find and remove what a former life left."),
+    "enable": ("llmhost.cli.boot", "Start with the machine, through systemd."),
+    "disable": ("llmhost.cli.boot", "Do not start with the machine any more."),
     "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),
 }
 """Name -> module that defines it and the line that `--help` shows, so that help imports none of them."""
+
+HIDDEN = {"boot": "llmhost.cli.boot"}
+"""Commands for the systemd unit: they are not listed."""
 
 EPILOG = """\b
 A first run, without a GPU or a model hub:
@@ -54,9 +68,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(HIDDEN.get(cmd_name) or COMMANDS[cmd_name][0])
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
@@ -64,7 +78,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS and name not in HIDDEN and not name.startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(name, COMMANDS, n=1)

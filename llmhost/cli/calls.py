@@ -27,7 +27,10 @@ def endpoint_of(plan: Plan, service: ServicePlan) -> str:
 
 
 def curl_line(plan: Plan, service: ServicePlan) -> str:
-    """A command that asks the service something."""
+    """A command that asks the service something, with the key of $LLMHOST_API_KEY where one is needed."""
     body = json.dumps({"model": service.served_as[0], **BODIES[service.kind]}, ensure_ascii=False)
-    words = ("curl", "-s", endpoint_of(plan, service), "-H", "Content-Type: application/json", "-d", body)
-    return " ".join(map(shlex.quote, words))
+    # The certificate is for the name that others use, not for the address of this machine.
+    curl = ("curl", "-sk") if plan.gateway.tls else ("curl", "-s")
+    words = (*curl, endpoint_of(plan, service), "-H", "Content-Type: application/json", "-d", body)
+    key = ' -H "Authorization: Bearer $LLMHOST_API_KEY"' if plan.gateway.locked else ""
+    return " ".join(map(shlex.quote, words)) + key

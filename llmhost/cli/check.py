@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 
 import click
 
@@ -18,7 +19,7 @@ from llmhost.cli.completion import complete_services
 @click.option("--url", metavar="URL", help="Ask this gateway instead of the home's own, e.g. http://10.0.0.2:8000.")
 @click.pass_obj
 def check_command(session: Session, services: tuple[str, ...], as_json: bool, url: str | None) -> None:
-    """Ask SERVICES (default: all) through the gateway, as a client would.
+    """Ask SERVICES (default: all that were not stopped) through the gateway, as a client would.
 
     chat: a plain answer, a streamed one and, where a tool-call parser is on, a tool call with the right argument.
     embed: finite vectors of unit length, a paraphrase nearer than a stranger. rerank: the right document first.
@@ -26,18 +27,30 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     An API key is read from $LLMHOST_API_KEY.
     """
     from llmhost.check import CheckResult, run_checks
-    from llmhost.errors import CheckError
-    from llmhost.workflow import load_plan, select_services
+    from llmhost.errors import CheckError, NotReadyError
+    from llmhost.in_force import load_plan, select_services
+    from llmhost.probe.certificate import trusting
+    from llmhost.stopped import read_stopped
 
     if url is not None and not url.startswith(("http://", "https://")):
         raise click.BadParameter("use an address such as http://127.0.0.1:8000", param_hint="--url")
     plan = load_plan(session.home)
     if not plan.services:
         raise CheckError("there is no service to check", "write some into llmhost.yaml and run `llmhost up`")
+    chosen = select_services(plan, services)
+    stopped = read_stopped(session.home).services if not services and url is None else frozenset[str]()
+    for name in sorted(stopped & {s.name for s in chosen}):
+        console.remark(f"{name} was stopped, so it is not asked (`llmhost start {name}`)")
+    chosen = tuple(s for s in chosen if s.name not in stopped)
+    if not chosen:
+        raise NotReadyError("every service was stopped", "run `llmhost start`")
     results: list[CheckResult] = []
-    for found in run_checks(
-        url or plan.gateway.url, select_services(plan, services), os.environ.get("LLMHOST_API_KEY")
-    ):
+    key = os.environ.get("LLMHOST_API_KEY")
+    verify: ssl.SSLContext | bool = True
+    if url is None and plan.gateway.tls is not None:
+        # Our own gateway, reached by its address: it is known by its certificate.
+        verify = trusting(plan.gateway.tls.certificate)
+    for found in run_checks(url or plan.gateway.url, chosen, key, verify):
         results.append(found)
         if not as_json:
             mark = click.style("ok  ", fg="green") if found.ok else click.style("FAIL", fg="red")

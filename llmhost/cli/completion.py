@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from llmhost.cli import cli, console
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.paths import Home
 
 
@@ -28,9 +29,19 @@ def completion_command(shell: str) -> None:
 
 def complete_services(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The services of the plan that is in force; nothing before the first `up`."""
+    return [item for item in _services(ctx) if item.value.startswith(incomplete)]
+
+
+def complete_logs(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The services, and what else has a log."""
+    own = (CompletionItem(name) for name in (GATEWAY_PROGRAM, METRICS_PROGRAM, ACCESS_LOG, "supervisord"))
+    return [item for item in (*_services(ctx), *own) if item.value.startswith(incomplete)]
+
+
+def _services(ctx: click.Context) -> list[CompletionItem]:
     home = Home.resolve(ctx.find_root().params.get("home"))
     try:
         services = json.loads(home.plan_file.read_text(encoding="utf-8"))["services"]
     except (OSError, ValueError, KeyError):
         return []
-    return [CompletionItem(s["name"], help=s["kind"]) for s in services if s["name"].startswith(incomplete)]
+    return [CompletionItem(s["name"], help=s["kind"]) for s in services]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from llmhost.cli import Session, console
 def init_command(session: Session, demo: bool, port: int) -> None:
     """Write a commented llmhost.yaml into the home; one that is already there is never touched."""
     from llmhost.errors import ConfigError
-    from llmhost.workflow import write_config
+    from llmhost.first_config import write_config
 
     if not write_config(session.home, demo=demo, port=port):
         raise ConfigError(
@@ -38,7 +39,7 @@ def config_command() -> None:
 def show(session: Session, as_json: bool, no_defaults: bool) -> None:
     """Print the configuration as llmhost understands it, defaults filled in.
 
-    Values in env: are not shown, they may be secrets.
+    Values in env: and on_event: are not shown, they may be secrets.
     """
     from llmhost import config
 
@@ -46,6 +47,8 @@ def show(session: Session, as_json: bool, no_defaults: bool) -> None:
     for service in data.get("services", {}).values():
         if service.get("env"):
             service["env"] = dict.fromkeys(service["env"], "***")
+    if data.get("on_event"):
+        data["on_event"] = "***"
     if as_json:
         console.json_result(data)
     else:
@@ -54,30 +57,53 @@ def show(session: Session, as_json: bool, no_defaults: bool) -> None:
 
 @config_command.command("validate")
 @click.argument("file", type=click.Path(dir_okay=False), required=False)
+@click.option("--file-only", is_flag=True, help="The file alone, for another machine: no models, no engine.")
 @click.pass_obj
-def validate(session: Session, file: str | None) -> None:
-    """Check FILE (default: the home's llmhost.yaml); vLLM flags are checked too once the engine is there."""
+def validate(session: Session, file: str | None, file_only: bool) -> None:
+    """Check FILE (default: the home's llmhost.yaml) as `llmhost plan` does; nothing is started or written.
+
+    Keys and values, the model directories and, once `llmhost setup` has built the engine, the flags under args: and
+    whether everything fits this machine. What was not checked is said.
+    """
     from pathlib import Path
 
     from llmhost import config
-    from llmhost.workflow import validate_arguments
+    from llmhost.workflow import validate as check
 
     path = Path(file) if file else session.home.config_file
-    checked = validate_arguments(session.home, config.load(path))
-    console.result(f"{path} is valid")
-    if not checked:
-        console.remark("the flags under args: are checked once `llmhost setup` has built the engine")
+    found = config.load(path)
+    flags = False if file_only else check(session.home, found)
+    console.result(f"{path} is valid: {_counted(found.services)}")
+    if not found.services:
+        console.remark("`llmhost up` needs at least one, under services:")
+    if file_only:
+        console.remark("not checked: the models, the flags under args:, and whether this machine has room")
+    elif not flags:
+        console.remark(
+            "not checked: the flags under args:, and whether this machine has room;"
+            " that needs the engine, which `llmhost setup` builds"
+        )
+
+
+def _counted(services: Collection[str]) -> str:
+    return f"{len(services)} service{'s' * (len(services) != 1)} ({', '.join(services)})" if services else "no services"
 
 
 @config_command.command("schema")
-def schema() -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="As a page for people instead: docs/config.md.")
+def schema(as_markdown: bool) -> None:
     """Print the JSON Schema of llmhost.yaml, for editors.
 
     In llmhost.yaml:  # yaml-language-server: $schema=./llmhost.schema.json
     """
     from llmhost import config
 
-    console.json_result(config.schema())
+    if as_markdown:
+        from llmhost.cli.reference import markdown
+
+        console.result(markdown(config.schema()).rstrip())
+    else:
+        console.json_result(config.schema())
 
 
 def _to_yaml(data: Any) -> str:

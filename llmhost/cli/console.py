@@ -31,6 +31,11 @@ def json_result(data: Any) -> None:
     click.echo(json.dumps(data, ensure_ascii=False, indent=2))
 
 
+def json_line(data: Any) -> None:
+    """One of many machine-readable results."""
+    click.echo(json.dumps(data, ensure_ascii=False))
+
+
 def remark(text: str) -> None:
     """A line about what is going on."""
     click.echo(text, err=True)
@@ -65,6 +70,11 @@ def display_width(text: str) -> int:
     """Columns that a text takes in a terminal: East Asian wide characters take two, escape sequences none."""
     plain = click.unstyle(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in plain)
+
+
+def stdout_is_terminal() -> bool:
+    """Whether somebody reads the result."""
+    return sys.stdout.isatty()
 
 
 def stderr_is_terminal() -> bool:

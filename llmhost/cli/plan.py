@@ -11,17 +11,33 @@ from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
     from llmhost.plan import Plan, ServicePlan
+    from llmhost.writer import FileChange
 
 GIB = 2**30
 
 
 @click.command("plan")
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON; values of env: are left out.")
+@click.option(
+    "--gpus",
+    metavar="FILE|NxGIB",
+    help="Would it fit on these GPUs? 4x24, or a file: gpus: [{name: RTX 4090, memory: 24GiB, free: 23GiB, count: 4}].",
+)
 @click.option("--commands", is_flag=True, help="The vLLM command of every replica, too.")
 @click.pass_obj
-def plan_command(session: Session, as_json: bool, commands: bool) -> None:
-    """Show what runs where with which flags. Nothing is started or written."""
-    from llmhost.workflow import make_home_plan
+def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bool) -> None:
+    """Show what runs where with which flags. Nothing is started or written.
+
+    Flags that follow from the model (tool_call_parser, reasoning_parser, …) are shown with the reason; write them under
+    args: to have another value, or null to have none. `llmhost check` proves them with a real tool call.
+
+    --gpus plans for GPUs that need not be here, and needs neither engine nor models (their hubs are asked): who runs
+    where, with how much memory, how many sequences at once; or what is missing, and what would fit.
+    """
+    if gpus is not None:
+        _plan_on_gpus(session, gpus, as_json)
+        return
+    from llmhost.workflow import make_home_plan, make_outlook
 
     plan = make_home_plan(session.home)
     if as_json:
@@ -34,11 +50,30 @@ def plan_command(session: Session, as_json: bool, commands: bool) -> None:
         ("SERVICE", "KIND", "NAMES", "REPLICAS", "CORES", "MEMORY", "KV CACHE", "MODEL"), map(_row, plan.services)
     )
     console.result()
+    for name, what in make_outlook(session.home, plan):
+        console.result(f"`llmhost up` for {name}: {what}")
+    console.result()
     for service in plan.services:
         console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
+        for choice in service.choices:
+            value = "none" if choice.value is None else choice.value
+            console.result(f"  {choice.flag}: {value}  ({choice.reason})")
     if commands:
         for program in plan.programs:
             console.result(f"\n{program.name}:\n  {shlex.join(program.argv)}")
+
+
+def _plan_on_gpus(session: Session, written: str, as_json: bool) -> None:
+    from llmhost.cli import gpus as picture
+    from llmhost.probe.gpu_list import read_gpu_list
+    from llmhost.workflow import place_on_gpus
+
+    gpus = read_gpu_list(written)
+    config, models, shares = place_on_gpus(session.home, gpus)
+    if as_json:
+        console.json_result(picture.to_json(gpus, shares))
+    else:
+        picture.show(config, models, gpus, shares)
 
 
 def _row(service: ServicePlan) -> tuple[str, ...]:
@@ -48,7 +83,7 @@ def _row(service: ServicePlan) -> tuple[str, ...]:
         service.name,
         service.kind,
         ", ".join(service.served_as),
-        str(len(replicas)),
+        " + ".join(filter(None, (str(len(replicas)), ", ".join(e.url for e in service.endpoints)))),
         "/".join(map(str, sorted(cores))) or "shared",
         f"{sum(r.memory_bytes for r in replicas) / GIB:.1f} GiB",
         f"{sum(r.kv_cache_bytes for r in replicas) / GIB:.1f} GiB",
@@ -71,7 +106,8 @@ def _without_secrets(plan: Plan) -> dict[str, object]:
 def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     """List the files that `llmhost up` would write; with --diff their changes, with -o the files themselves.
 
-    Files that hold the environment of an engine (conf/guard/…) are named in a diff, their lines are not shown.
+    Files that may hold secrets (the environment of an engine, the key of an endpoint, hashes of API keys, `on_event`)
+    are named in a diff, their lines are not shown.
     """
     from pathlib import Path
 
@@ -89,13 +125,28 @@ def render_command(session: Session, as_diff: bool, output: str | None) -> None:
     changes = writer.changes(session.home, files)
     for change in changes:
         if as_diff:
-            console.result(
-                f"{_verb(change)} {change.path}" if _may_hold_secrets(change.path) else change.diff().rstrip()
-            )
+            secret = _may_hold_secrets(change)
+            console.result(f"{_verb(change)} {change.path}" if secret else _fitting(change.diff().rstrip()))
         else:
             console.result(f"{_verb(change):8} {change.path}")
     if not changes:
         console.remark("nothing would change")
+
+
+LONGEST_LINE = 160
+
+
+def _fitting(diff: str) -> str:
+    """For a terminal: a page of the gateway is one line of some thousand characters. What is piped on stays whole."""
+    if not console.stdout_is_terminal():
+        return diff
+    return "\n".join(shortened(line) for line in diff.splitlines())
+
+
+def shortened(line: str) -> str:
+    """A line of at most `LONGEST_LINE` characters, and how many more there are."""
+    more = len(line) - LONGEST_LINE
+    return line if more <= 0 else f"{line[:LONGEST_LINE]}… (and {more} characters more)"
 
 
 def _verb(change: object) -> str:
@@ -105,5 +156,7 @@ def _verb(change: object) -> str:
     return "new" if old is None else "changed"
 
 
-def _may_hold_secrets(path: str) -> bool:
-    return path.startswith("conf/guard/")
+def _may_hold_secrets(change: FileChange) -> bool:
+    """The environment of an engine, the key of an endpoint, who is told of events, or hashes of API keys."""
+    hashes = "{SHA}" in f"{change.old}{change.new}"
+    return hashes or change.path.startswith(("conf/guard/", "conf/gateway/eds-", "conf/events.json"))

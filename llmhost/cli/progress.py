@@ -52,6 +52,7 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._progress = _rich_progress()
         self._tasks: dict[str, TaskID] = {}
+        self._transfers: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> TerminalProgress:
         self._progress.start()
@@ -64,8 +65,18 @@ class TerminalProgress:
         self._tasks[step] = self._progress.add_task(step, total=None, detail="")
 
     def advanced(self, step: str, done: int, total: int, unit: Unit) -> None:
-        counted = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB" if unit == "bytes" else f"{done}/{total} {unit}"
+        counted = self._transfer(step, done, total) if unit == "bytes" else f"{done}/{total} {unit}"
         self._progress.update(self._task(step), completed=done, total=total, detail=counted)
+
+    def _transfer(self, step: str, done: int, total: int) -> str:
+        """Bytes, rate since this run began (what was there before does not count), time left."""
+        began, had = self._transfers.setdefault(step, (time.monotonic(), done))
+        seconds, came = time.monotonic() - began, done - had
+        text = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
+        if seconds < 1 or came <= 0:
+            return text
+        left = round((total - done) / came * seconds)
+        return f"{text}, {came / seconds / 1e6:.1f} MB/s, {left // 60}:{left % 60:02} left"
 
     def finished(self, step: str, detail: str = "") -> None:
         self._progress.update(self._task(step), completed=1, total=1, detail=detail or "done")

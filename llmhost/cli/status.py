@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from llmhost.cli import Session, console
 from llmhost.homedir import require_access
 from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
+from llmhost.supervise.units import Unit
 
 MIB = 2**20
 
@@ -28,29 +31,62 @@ def status_command(session: Session, as_json: bool) -> int:
     supervisor, gateway = status.supervisor, status.gateway
     console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
     console.result(f"gateway     {console.state(gateway.state)}{_pid(gateway.pid)}  {gateway.url or ''}".rstrip())
+    if status.disk is not None and status.disk.low:
+        console.result(f"disk        {_disk(status.disk.free_bytes)}")
+    console.result(f"boot        {_boot(status.unit)}")
     if not status.services:
-        console.remark("no services: write some into llmhost.yaml and run `llmhost up`")
+        console.remark(_nothing_yet(session))
     else:
         console.result()
         console.table(
             ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY"),
             [row for service in status.services for row in _rows(service)],
         )
+        if gateway.error:
+            console.result(f"\ngateway: {gateway.error}; mend that, then run `llmhost up`")
         for replica in (r for service in status.services for r in service.replicas if r.error):
-            console.result(f"\n{replica.name}: {replica.error}")
+            console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
+
+
+def _nothing_yet(session: Session) -> str:
+    if session.home.config_file.exists():
+        return f"nothing has been brought up yet: run `llmhost up` for {session.home.config_file}"
+    return f"there is no {session.home.config_file}: write one with `llmhost init`, or run `llmhost up --demo`"
+
+
+def _disk(free: int) -> str:
+    if free < MIB:
+        return click.style("full: services go on, but what they log is lost, and nothing can be changed", fg="red")
+    return click.style(f"only {free / MIB:.0f} MiB free for logs and state", fg="yellow")
+
+
+def _boot(unit: Unit | None) -> str:
+    if unit is None:
+        return "not with the machine (see `llmhost enable --help`)"
+    if unit.at_boot:
+        return f"with the machine ({unit.name})"
+    when = f"when {unit.account} logs in" if unit.enabled else "not with the machine"
+    return f"{when} ({unit.name})"
 
 
 def _pid(pid: int | None) -> str:
     return f" (pid {pid})" if pid else ""
 
 
+def _retry(moment: float | None) -> str:
+    """When an engine is started again."""
+    return f"; next try in {_duration(max(0.0, moment - time.time()))}" if moment else ""
+
+
 def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:
     names = ", ".join(service.served_as)
-    if len(service.replicas) == 1:
+    if len(service.replicas) == 1 and not service.endpoints:
         return [(service.name, service.kind, names, *_cells(service.replicas[0]))]
     head = (service.name, service.kind, names, console.state(service.state), "", "", "", "")
-    return [head, *((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)]
+    replicas = ((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)
+    endpoints = ((f"  {e.url}", "", "", console.state(e.state), "", "", "", "") for e in service.endpoints)
+    return [head, *replicas, *endpoints]
 
 
 def _cells(replica: ReplicaStatus) -> tuple[str, ...]:

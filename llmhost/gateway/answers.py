@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from llmhost.facts import Kind
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup
+from llmhost.gateway.openapi import example_of
 from llmhost.plan.types import ServicePlan
 
 CREATED = 0
@@ -57,26 +59,41 @@ def which_model(services: Sequence[ServicePlan], group: EndpointGroup) -> str:
     return f"The request names no `model`; models that answer this path: {names(services, group.served_by)}"
 
 
-def docs_page(services: Sequence[ServicePlan]) -> str:
-    """The body of ``GET /docs``: which names are served, and which paths answer for them."""
+def docs_page(services: Sequence[ServicePlan], locked: bool = False) -> str:
+    """The body of ``GET /docs``: which names are served, which paths answer for them, and an example for each kind."""
     rows = [(n, s.kind, str(s.port or "")) for s in services for n in s.served_as]
     paths = [(e.method, e.path, ", ".join(e.served_by)) for e in ENDPOINTS]
+    key = "<p>Every request needs an API key: <code>Authorization: Bearer …</code> or <code>x-api-key: …</code>.</p>"
     return "\n".join(
         (
             "<!doctype html>",
             '<html lang="en"><meta charset="utf-8"><title>llmhost</title>',
-            "<style>body{font:1em sans-serif;margin:2em}td,th{text-align:left;padding:.1em 1em .1em 0}</style>",
+            "<style>body{font:1em sans-serif;margin:2em}td,th{text-align:left;padding:.1em 1em .1em 0}"
+            "pre{background:#eee;padding:1em;overflow-x:auto}</style>",
             "<h1>llmhost</h1>",
             "<p>An OpenAI-compatible API. Name one of these models as <code>model</code>;"
-            ' as JSON: <a href="/v1/models">/v1/models</a>.</p>',
+            ' as JSON: <a href="/v1/models">/v1/models</a>, <a href="/openapi.json">/openapi.json</a>.</p>',
+            *((key,) if locked else ()),
             _table(("model", "kind", "own port"), rows),
-            "<p>Paths, and the kinds of model that answer them:</p>",
-            _table(("method", "path", "kinds"), paths),
+            *_examples(services, locked),
+            "<h2>Paths</h2>",
+            _table(("method", "path", "kinds of model that answer"), paths),
             '<p>Request and response formats: <a href="https://docs.vllm.ai/en/stable/serving/'
             "openai_compatible_server/\">vLLM's documentation</a>.</p>",
             "</html>\n",
         )
     )
+
+
+def _examples(services: Sequence[ServicePlan], locked: bool) -> Iterator[str]:
+    """One call for each kind that is there; the page does not know under which address it is read."""
+    key = ' -H "Authorization: Bearer $LLMHOST_API_KEY"' if locked else ""
+    for service in {s.kind: s for s in reversed(services)}.values():
+        path, body = example_of(service.kind)
+        text = json.dumps({"model": service.served_as[0], **body}, ensure_ascii=False, indent=1)
+        yield f"<h2>{service.kind}</h2>"
+        call = f"curl $URL{path}{key} -H 'Content-Type: application/json' -d {shlex.quote(text)}"
+        yield f"<pre>{html.escape(call)}</pre>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,8 +1,20 @@
-"""The engines behind the gateway: one cluster for each service, one endpoint for each replica's unix socket."""
+"""The engines behind the gateway: one cluster for each service, one member for each replica's unix socket.
+
+Members are in a file of their own for each service (EDS): when they change, the others keep their connections and what
+is known of their health, where a new cluster would have to ask all of them again, the busy ones too.
+"""
 
 from __future__ import annotations
 
-from llmhost.gateway.envoy import Data, typed
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from llmhost.gateway import elsewhere, sticky
+from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
+from llmhost.gateway.limits import breaker
+from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
 
 UPSTREAM_IDLE = "3s"
@@ -20,32 +32,170 @@ HEALTH_CHECK: Data = {
     "unhealthy_interval": "0.25s",
     "unhealthy_threshold": 2,
     "healthy_threshold": 1,
-    "http_health_check": {"path": "/health"},
+    # A guard that stops its engine waits for all connections to be gone; this one would never be idle.
+    "reuse_connection": False,
+}
+
+OUTLIERS: Data = {
+    # What /health does not show: a member that keeps answering 502, 503 or 504, or keeps breaking connections, is left
+    # alone for a while. A 500 does not count: one client with one bad request must not take engines away from others.
+    "interval": "1s",
+    "base_ejection_time": "5s",
+    "max_ejection_time": "60s",
+    "max_ejection_percent": 50,  # of one member none, of two one
+    "split_external_local_origin_errors": True,
+    "consecutive_gateway_failure": 5,
+    "enforcing_consecutive_gateway_failure": 100,
+    "consecutive_local_origin_failure": 3,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+    "successful_active_health_check_uneject_host": False,
+}
+
+RETRY: Data = {
+    # Only what no engine has worked on is sent again: what never reached one, and what one refused with 503 (vLLM's
+    # answer when it is not ready, shutting down, or its queue is full).
+    "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+    "retriable_status_codes": [503],
+    "num_retries": 3,
+    "retry_host_predicate": [
+        extension(
+            "envoy.retry_host_predicates.previous_hosts",
+            "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+        )
+    ],
+    # Each attempt looks at two members by chance and takes the less busy one, which a dead one always is.
+    "host_selection_retry_max_attempts": 50,
 }
 
 NO_LIMIT: Data = {"max_connections": 1_000_000, "max_pending_requests": 1_000_000, "max_requests": 1_000_000}
 """Envoy stops at 1,024 requests by default; vLLM queues by itself, so the limit is its to set."""
 
+OUT_OF_BALANCING = "DRAINING"
+"""A member in this state gets no new request; those that run go on."""
+
+
+def members_file(service: str) -> str:
+    """The file with the members of a service, without its suffix."""
+    return f"eds-{service}"
+
+
+METRICS_CLUSTER = "llmhost_metrics"
+"""No service can be called so. `llmhost.metrics.page.OWN_CLUSTER` is the same."""
+
 
 def clusters(plan: Plan) -> tuple[Data, ...]:
-    """The resources of cds.json."""
-    return tuple(_cluster(service) for service in plan.services)
+    """The resources of cds.json; they do not change with the number of replicas."""
+    return (*(_cluster(plan, service) for service in plan.services), _metrics_cluster(plan))
 
 
-def _cluster(service: ServicePlan) -> Data:
-    members = [_endpoint(replica) for replica in service.replicas]
+def members(plan: Plan) -> dict[str, Data]:
+    """The one resource of each file of members, by service."""
+    return {s.name: typed("config.endpoint.v3.ClusterLoadAssignment", **_assignment(s)) for s in plan.services}
+
+
+def static_clusters(plan: Plan) -> tuple[Data, ...]:
+    """The clusters with their members in them, for a configuration that is only validated."""
+    return (*(_static(_cluster(plan, service), service) for service in plan.services), _metrics_cluster(plan))
+
+
+def route_action(service: ServicePlan) -> Data:
+    """The fields of a route action that send a request to a service, to be tried again elsewhere where that is safe."""
+    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
+    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
+    if service.sticky:
+        action["hash_policy"] = sticky.hash_policy(service)
+    return action | ({"auto_host_rewrite": True} if service.endpoints else {})
+
+
+def take_out(text: str, out: Collection[str]) -> str:
+    """The text of a file of members with exactly these (unix socket or ``address:port``) out of balancing.
+
+    With nobody out it is the text that was rendered.
+    """
+    resources = json.loads(text)["resources"]
+    for member in _members(resources):
+        member.pop("health_status", None)
+        if _name(member) in out:
+            member["health_status"] = OUT_OF_BALANCING
+    return resource_file(resources)
+
+
+def members_out(text: str) -> frozenset[str]:
+    """The members in a file that are out of balancing."""
+    there = _members(json.loads(text)["resources"])
+    return frozenset(_name(m) for m in there if m.get("health_status") == OUT_OF_BALANCING)
+
+
+def merge_members(first: str, second: str) -> str:
+    """The text of a file with the members of two, those of the second as they stand there."""
+    resources, more = (json.loads(text)["resources"] for text in (first, second))
+    known = {_name(member): member for r in (resources, more) for member in _members(r)}
+    resources[0]["endpoints"] = [{"lb_endpoints": list(known.values())}]
+    return resource_file(resources)
+
+
+def merge_clusters(first: str, second: str) -> str:
+    """The text of cds.json with the clusters of two, those of the second as they stand there."""
+    both = [cluster for text in (first, second) for cluster in json.loads(text)["resources"]]
+    return resource_file(list({cluster["name"]: cluster for cluster in both}.values()))
+
+
+def _members(resources: Any) -> Iterable[Data]:
+    return (member for endpoints in resources[0]["endpoints"] for member in endpoints["lb_endpoints"])
+
+
+def _name(member: Data) -> str:
+    address = member["endpoint"]["address"]
+    if "pipe" in address:
+        return str(address["pipe"]["path"])
+    place = address["socket_address"]
+    return f"{place['address']}:{place['port_value']}"
+
+
+def _cluster(plan: Plan, service: ServicePlan) -> Data:
     return typed(
         "config.cluster.v3.Cluster",
         name=service.name,
-        type="STATIC",
+        type="EDS",
+        eds_cluster_config={"eds_config": resource_source(plan, members_file(service.name))},
         connect_timeout="5s",
-        lb_policy="LEAST_REQUEST",
-        # No panic: with no healthy engine the answer is 503 at once, not a try at a dead one.
-        common_lb_config={"healthy_panic_threshold": {"value": 0}},
-        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000}]},
-        health_checks=[HEALTH_CHECK],
-        typed_extension_protocol_options=_protocol(),
-        load_assignment={"cluster_name": service.name, "endpoints": [{"lb_endpoints": members}]},
+        **sticky.balancing(service),
+        **elsewhere.transport_sockets(service),
+        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
+        health_checks=[HEALTH_CHECK | {"http_health_check": {"path": elsewhere.health_path(service)}}],
+        # A member that is not in the file any more is gone, healthy or not.
+        ignore_health_on_host_removal=True,
+        outlier_detection=OUTLIERS,
+        typed_extension_protocol_options=_protocol(service),
+    )
+
+
+def _static(cluster: Data, service: ServicePlan) -> Data:
+    plain = {key: value for key, value in cluster.items() if key not in ("eds_cluster_config", "type")}
+    return plain | {"type": "STATIC", "load_assignment": _assignment(service)}
+
+
+def _assignment(service: ServicePlan) -> Data:
+    return {
+        "cluster_name": service.name,
+        "endpoints": [{"lb_endpoints": [*map(_endpoint, service.replicas), *map(elsewhere.member, service.endpoints)]}],
+    }
+
+
+def _metrics_cluster(plan: Plan) -> Data:
+    """The exporter; without health checks, it is asked a few times a minute."""
+    address = {"pipe": {"path": str(Home(Path(plan.home)).metrics_socket)}}
+    return typed(
+        "config.cluster.v3.Cluster",
+        name=METRICS_CLUSTER,
+        type="STATIC",
+        connect_timeout="1s",
+        load_assignment={
+            "cluster_name": METRICS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
     )
 
 
@@ -53,10 +203,11 @@ def _endpoint(replica: ProgramPlan) -> Data:
     return {"endpoint": {"address": {"pipe": {"path": replica.socket}}}}
 
 
-def _protocol() -> Data:
+def _protocol(service: ServicePlan) -> Data:
     options = typed(
         "extensions.upstreams.http.v3.HttpProtocolOptions",
         common_http_protocol_options={"idle_timeout": UPSTREAM_IDLE},
         explicit_http_config={"http_protocol_options": {}},
+        **elsewhere.filters(service),
     )
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}

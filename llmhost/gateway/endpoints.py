@@ -56,8 +56,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/detokenize", ANY, "serve/tokenize/api_router.py"),
 )
 
-OWN_PATHS: tuple[str, ...] = ("/v1/models", "/health", "/docs")
-"""What the gateway answers itself, for GET and HEAD; ``/v1/models/<name>`` besides."""
+OWN_PATHS: tuple[str, ...] = ("/v1/models", "/health", "/docs", "/openapi.json", "/metrics")
+"""What the gateway answers itself, for GET and HEAD; ``/v1/models/<name>`` besides. /metrics is the exporter's page."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from llmhost.gateway.endpoints import Endpoint
+from llmhost.paths import Home
+from llmhost.plan.types import Plan
 
 Data = dict[str, Any]
 """A protobuf message of Envoy's API in its JSON form."""
@@ -76,3 +79,17 @@ def resource_file(resources: Sequence[Data]) -> str:
 def version_of(text: str) -> str:
     """The version of a file that `resource_file` made."""
     return str(json.loads(text)["version_info"])
+
+
+def resource_source(plan: Plan, name: str) -> Data:
+    """Where Envoy finds a resource file; it looks again whenever something is renamed into the directory."""
+    folder = gateway_dir(plan)
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": f"{folder}/{name}.json", "watched_directory": {"path": folder}},
+    }
+
+
+def gateway_dir(plan: Plan) -> str:
+    """The directory of the rendered gateway files."""
+    return str(Home(Path(plan.home)).gateway_conf)

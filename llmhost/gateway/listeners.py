@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 
 from llmhost.errors import GatewayError
-from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.gateway import access, limits, sticky
+from llmhost.gateway.access_log import access_log
+from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
-from llmhost.paths import Home
+from llmhost.gateway.tls import filter_chain
 from llmhost.plan.types import Plan
 
 STREAM_IDLE = "3600s"
@@ -20,13 +21,28 @@ RETRY_AFTER = "5"
 BUFFER = 1024 * 1024
 """Bytes that one connection may hold back in either direction; bodies have a limit of their own."""
 
+SLOWEST: Data = {"request_headers_timeout": "10s", "request_timeout": "300s"}
+"""How long the headers of a request, and the whole request, may take to arrive: a client that sends a byte now and then
+holds nothing for ever. Answers may take as long as they take."""
+
+HTTP2: Data = {
+    # Memory for one connection has a bound: many streams that each hold a window back would have none.
+    "max_concurrent_streams": 100,
+    "initial_stream_window_size": 65536,
+    "initial_connection_window_size": 1024 * 1024,
+}
+
 ERROR_TYPES: tuple[tuple[int, str], ...] = (
     (400, "BadRequestError"),
+    (401, "AuthenticationError"),
+    (403, "PermissionDeniedError"),
     (404, "NotFoundError"),
     (405, "MethodNotAllowedError"),
     (408, "RequestTimeoutError"),
+    (411, "LengthRequiredError"),
     (413, "RequestTooLargeError"),
     (426, "UpgradeRequiredError"),
+    (429, "RateLimitError"),
     (431, "RequestHeadersTooLargeError"),
     (502, "BadGatewayError"),
     (503, "ServiceUnavailableError"),
@@ -37,8 +53,14 @@ ERROR_TYPES: tuple[tuple[int, str], ...] = (
 NO_HOST: Data = {"header_filter": {"header": {"name": ":authority", "present_match": False}}}
 """What could not be parsed, and what came without a Host header: Envoy has no message of its own for it."""
 
+CONNECT: Data = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "CONNECT"}}}}
+
 NO_PATH: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
 """``OPTIONS *``."""
+
+NOT_HTTP: Data = {
+    "or_filter": {"filters": [CONNECT, {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}]}
+}
 
 SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
 PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
@@ -48,20 +70,6 @@ def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.services if s.port)
     return (_listener(plan, MAIN, plan.gateway.port), *own)
-
-
-def resource_source(plan: Plan, name: str) -> Data:
-    """Where Envoy finds a resource file; it looks again whenever something is renamed into the directory."""
-    folder = gateway_dir(plan)
-    return {
-        "resource_api_version": "V3",
-        "path_config_source": {"path": f"{folder}/{name}.json", "watched_directory": {"path": folder}},
-    }
-
-
-def gateway_dir(plan: Plan) -> str:
-    """The directory of the rendered gateway files."""
-    return str(Home(Path(plan.home)).gateway_conf)
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:
@@ -78,8 +86,13 @@ def _listener(plan: Plan, name: str, port: int) -> Data:
         enable_reuse_port=False,
         tcp_backlog_size=1024,
         per_connection_buffer_limit_bytes=BUFFER,
-        filter_chains=[{"filters": [manager]}],
+        filter_chains=[{"filters": [manager], **_tls(plan)}],
     )
+
+
+def _tls(plan: Plan) -> Data:
+    tls = plan.gateway.tls
+    return {} if tls is None else filter_chain(tls, lambda name: resource_source(plan, name))
 
 
 def _address(host: str, port: int) -> Data:
@@ -98,13 +111,16 @@ def _manager(plan: Plan, name: str) -> Data:
         "stat_prefix": name,
         "rds": {"route_config_name": name, "config_source": resource_source(plan, routes_file(name))},
         "stream_idle_timeout": STREAM_IDLE,
-        "request_timeout": "0s",
+        **SLOWEST,
         "server_name": "llmhost",
         # The client is whoever connects: its x-envoy-* headers, which could change timeouts and retries, are dropped.
         "use_remote_address": True,
         "preserve_external_request_id": True,
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "llmhost"},
+        "http2_protocol_options": HTTP2,
+        "early_header_mutation_extensions": [access.early_mutation()],
         "http_filters": _filters(plan),
+        "access_log": access_log(),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
 
@@ -115,17 +131,28 @@ def _filters(plan: Plan) -> list[Data]:
         "extensions.filters.http.body_size_limit.v3.BodySizeLimit",
         max_request_bytes=plan.gateway.max_body_bytes,
     )
+    # A route sets the limit of what is held back while `model` is looked for, but not one that answers by itself, which
+    # is what is found first when several services could be meant: then only BUFFER bytes would get through.
+    hold = extension(
+        "envoy.filters.http.buffer",
+        "extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=plan.gateway.max_body_bytes,
+    )
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": METADATA, "key": "model", "type": "STRING"},
         "on_error": {"metadata_namespace": METADATA, "key": "malformed", "value": True},
     }
+    # Whatever the body is, something is said about it: Envoy then looks for the route again, now that it is known whose
+    # request it is.
+    done = {"metadata_namespace": METADATA, "key": "read", "value": True}
+    always = {"selectors": [{"key": "model"}], "on_present": done, "on_missing": done, "on_error": done}
     read = extension(
         "envoy.filters.http.json_to_metadata",
         "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
         # Whatever a client calls its body, it is routed by what is in it; vLLM then judges the content type.
         request_rules={
-            "rules": [rule],
+            "rules": [rule, always],
             "allow_content_types_regex": {"regex": ".*"},
             "allow_empty_content_type": True,
         },
@@ -133,25 +160,68 @@ def _filters(plan: Plan) -> list[Data]:
     forward = extension(
         "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
     )
-    return [limit, read, forward]
+    who = [*limits.response_filters(), *access.filters(), limits.key_filter()]
+    return [*who, limit, hold, read, limits.service_filter(), sticky.reader(), forward]
 
 
 def _mappers(plan: Plan) -> list[Data]:
     """Local replies by cause, then by status. Answers with status 200 match none and stay as they are."""
     mebibytes = plan.gateway.max_body_bytes / 2**20
+    full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
-        _by_cause(("UH", "UF", "UO", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
+        *_refused(),
+        _by_cause(("UH", "UF", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
         _by_cause(("UC", "UR", "LR", "UPE"), 502, f"The engine of the service '{SERVICE}' broke off its answer"),
         _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
+        # Not larger than the gateway takes, but than a service does: its route says so.
+        _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
+        # Every other cause has a flag, see above.
+        _mapper(_status("EQ", 503), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
         _mapper(_both(_status("EQ", 400), NO_HOST), _error("The request is not valid HTTP/1.1", "BadRequestError")),
         _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
-        # The only 403 of Envoy: a request for WebSocket or another protocol.
-        _mapper(_status("EQ", 403), _error("Only plain HTTP is served here", "ForbiddenError")),
+        # The only 403 of Envoy itself: a request for WebSocket or another protocol.
+        _mapper(_both(_status("EQ", 403), NOT_HTTP), _error("Only plain HTTP is served here", "PermissionDeniedError")),
         *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
         _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
         _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),
     ]
+
+
+def _body_up_to(plan: Plan) -> Data:
+    length = {"start": "0", "end": str(plan.gateway.max_body_bytes + 1)}
+    return {"header_filter": {"header": {"name": "content-length", "range_match": length}}}
+
+
+def _refused() -> list[Data]:
+    """No key, a wrong one, too many requests: in the words that a client's developer needs."""
+    missing = _error(
+        "No API key: send it as `Authorization: Bearer <key>` or `x-api-key: <key>`", "AuthenticationError"
+    )
+    wrong = _error("The API key is not valid", "AuthenticationError")
+    busy = _error(f"The service '{SERVICE}' has as many requests at once as it may have", "RateLimitError")
+    often = _error("Too many requests in this minute", "RateLimitError")
+    bearer = {"headers_to_add": [_header("www-authenticate", "Bearer")]}
+    return [
+        # Who is known is refused by a route, which says why: the key has expired.
+        _mapper(_both(_status("EQ", 401), _sent(access.USER)), _error("%LOCAL_REPLY_BODY%", "AuthenticationError")),
+        _mapper(_both(_status("EQ", 401), _either("authorization", "x-api-key")), wrong) | bearer,
+        _mapper(_status("EQ", 401), missing) | bearer,
+        _mapper(_flags("UO"), busy) | {"status_code": 429, "headers_to_add": [_header("retry-after", "1")]},
+        _mapper(_status("EQ", 429), often),
+    ]
+
+
+def _sent(header: str) -> Data:
+    return {"header_filter": {"header": {"name": header, "present_match": True}}}
+
+
+def _either(*headers: str) -> Data:
+    return {"or_filter": {"filters": [_sent(header) for header in headers]}}
+
+
+def _header(name: str, value: str) -> Data:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _by_cause(flags: tuple[str, ...], status: int, message: str, *, retry: bool = False) -> Data:

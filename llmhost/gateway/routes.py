@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import answers
+from llmhost.gateway import access, answers, limits, statistics, sticky
+from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -24,21 +25,12 @@ from llmhost.gateway.envoy import (
     paths_regex,
     typed,
 )
-from llmhost.plan.types import Plan, ServicePlan
+from llmhost.gateway.openapi import openapi_document
+from llmhost.gateway_address import METRICS_PROGRAM
+from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
 
 MAIN = "gateway"
-RETRY = {
-    # Only what never reached an engine is sent again: a request that was begun may have had effects, and costs.
-    "retry_on": "connect-failure,refused-stream,reset-before-request",
-    "num_retries": 3,
-    "retry_host_predicate": [
-        {
-            "name": "envoy.retry_host_predicates.previous_hosts",
-            "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
-        }
-    ],
-    "host_selection_retry_max_attempts": 3,
-}
+READ = ("GET", "HEAD")
 
 
 def own_port_name(service: ServicePlan) -> str:
@@ -58,11 +50,15 @@ def route_configurations(plan: Plan) -> tuple[Data, ...]:
 
 
 def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:
-    routes = list(_routes(services, ready_of))
+    routes = list(_for_everybody(plan.gateway, services, ready_of))
     host = {
         "name": name,
         "domains": ["*"],
         "routes": routes,
+        "typed_per_filter_config": access.host_configuration(plan.gateway) | limits.host_configuration(plan.gateway),
+        "virtual_clusters": statistics.virtual_clusters(plan.gateway.keys),
+        # What the gateway knows of a client is not for engines.
+        "request_headers_to_remove": list(access.INTERNAL),
         "request_body_buffer_limit": plan.gateway.max_body_bytes,
         # A body without a content type can only be JSON here, and vLLM insists on the header.
         "request_headers_to_add": [_header("content-type", "application/json", "ADD_IF_ABSENT")],
@@ -76,11 +72,58 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
     )
 
 
-def _routes(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
-    yield from _own_answers(services, ready_of)
+def _for_everybody(
+    gateway: GatewayPlan, services: Sequence[ServicePlan], ready_of: ServicePlan | None
+) -> Iterator[Data]:
+    """What is open, then keys that have expired, then the keys by what they may use.
+
+    A key that may use some services only gets the routes of a gateway that has these services only, so that nothing
+    tells it of others.
+    """
+    main = ready_of is None
+    open_to_all = {"typed_per_filter_config": access.opened() | limits.unlimited()}
+    yield from (route | open_to_all for route in _health(services, ready_of))  # not counted, either
+    yield _no_tunnel()
+    for key in gateway.keys:
+        if key.expires is not None:
+            yield _error({"prefix": "/", **access.expired(key)}, 401, f"The API key '{key.name}' has expired")
+    if not gateway.locked:
+        yield from _routes(services, main, locked=False)
+        return
+    for allowed, keys in _scopes(gateway.keys, services).items():
+        mine = [s for s in services if s.name in allowed]
+        theirs = [s for s in services if s.name not in allowed]
+        for route in _routes(mine, main, theirs, locked=True):
+            yield _for_keys(route, keys)
+    # Nobody is let through for being unknown: whatever a filter did not do ends here.
+    yield _error({"prefix": "/"}, 401, "No API key")
+
+
+def _scopes(keys: Sequence[KeyPlan], services: Sequence[ServicePlan]) -> dict[tuple[str, ...], list[str]]:
+    """The names of keys by the services of this listener that they may use."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        allowed = tuple(s.name for s in services if key.services is None or s.name in key.services)
+        found.setdefault(allowed, []).append(key.name)
+    return {allowed: list(dict.fromkeys(names)) for allowed, names in found.items()}
+
+
+def _for_keys(route: Data, keys: Sequence[str]) -> Data:
+    found = route["match"]
+    also = [*found.get("dynamic_metadata", ()), access.one_of_keys(keys)]
+    return route | {"match": found | {"dynamic_metadata": also}}
+
+
+def _routes(
+    services: Sequence[ServicePlan], main: bool, forbidden: Sequence[ServicePlan] = (), *, locked: bool
+) -> Iterator[Data]:
+    # The page of metrics tells of every service.
+    yield from _own_answers(services, metrics=main and not forbidden, locked=locked)
     posted = [e for e in ENDPOINTS if e.method == "POST" and "{id}" not in e.path]
     everything = paths_regex(posted)
-    yield from (_service_route(s) for s in services)
+    yield from (_not_yours(everything, s) for s in forbidden)
+    for service in services:
+        yield from _service_routes(service)
     malformed = match(everything, "POST", metadata=[metadata_present("malformed")])
     yield _error(malformed, 400, "The body of the request is not valid JSON")
     for group in groups():
@@ -88,25 +131,54 @@ def _routes(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> It
     unknown = match(everything, "POST", metadata=[metadata_present("model")])
     exist = literal(answers.names(services))
     yield _error(unknown, 404, f"The model '{MODEL}' does not exist; models: {exist}", "model", formatted=True)
-    yield from (_without_model(services, group) for group in groups())
+    for group in groups():
+        yield from _without_model(services, group)
     yield from _wrong_method()
     yield _error(match(".*"), 404, "This path is not served here; GET /docs lists those that are")
 
 
-def _own_answers(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
-    read = ("GET", "HEAD")
+def _health(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> Iterator[Data]:
     if ready_of is None:
-        yield _reply(match("/health", *read), '{"status":"ok"}')
-    else:
-        yield _forward(match("/health", *read), ready_of)
-    yield _reply(match("/docs", *read), answers.docs_page(services), "text/html; charset=utf-8")
+        yield from _health_of_models(services)
+    found = match("/health", *READ)
+    yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward(found, ready_of)
+
+
+def _no_tunnel() -> Data:
+    """With a route for CONNECT Envoy itself refuses it at once (403); without, it would wait for a body without end."""
+    return _error({"connect_matcher": {}}, 403, "")
+
+
+def _own_answers(services: Sequence[ServicePlan], metrics: bool, locked: bool) -> Iterator[Data]:
+    read = READ
+    if metrics:
+        yield _metrics(match("/metrics", *read))
+    yield _reply(match("/docs", *read), answers.docs_page(services, locked), "text/html; charset=utf-8")
+    yield _reply(match("/openapi.json", *read), openapi_document(services, locked))
     yield _reply(match("/v1/models", *read), answers.model_list(services))
     for card in answers.model_cards(services):
         path = f"/v1/models/{name_regex(card['id'])}"
         yield _reply(match(path, *read), json.dumps(card, ensure_ascii=False))
     missing = f"This model does not exist; models: {answers.names(services)}"
     yield _error(match("/v1/models/.+", *read), 404, missing, "model")
-    yield _not_allowed("/v1/models(/.+)?|/health|/docs", "GET, HEAD")
+    own = "/v1/models(/.+)?|/health|/docs|/openapi[.]json" + ("|/metrics" if metrics else "")
+    yield _not_allowed(own, "GET, HEAD")
+
+
+def _health_of_models(services: Sequence[ServicePlan]) -> Iterator[Data]:
+    """``/health?model=NAME`` is the health of that service: what another gateway asks that has it as an endpoint.
+
+    No key is needed, so a name that does not exist is like one without an engine.
+    """
+    for service in services:
+        names = "|".join(name_regex(name) for name in service.served_as)
+        yield _forward(_asked_for(names), service)
+    yield _error(_asked_for(".*"), 503, "The model has no engine that is ready")
+
+
+def _asked_for(model: str) -> Data:
+    parameter = {"name": "model", "string_match": {"safe_regex": {"regex": model}}}
+    return match("/health", *READ) | {"query_parameters": [parameter]}
 
 
 def name_regex(name: str) -> str:
@@ -122,10 +194,35 @@ def _byte_regex(byte: int) -> str:
     return f"(?:{plain if plain.isalnum() else f'[{plain}]'}|{encoded})"
 
 
-def _service_route(service: ServicePlan) -> Data:
+def _not_yours(everything: str, service: ServicePlan) -> Data:
+    found = match(everything, "POST", metadata=[metadata_is("model", service.served_as)])
+    message = f"The API key '{access.KEY_NAME}' may not use the model '{MODEL}'"
+    return _error(found, 403, message, "model", formatted=True)
+
+
+def _service_routes(service: ServicePlan) -> Iterator[Data]:
     served = [e for g in groups() if g.by_model and service.kind in g.served_by for e in g.endpoints]
     named = metadata_is("model", service.served_as)
-    return _forward(match(paths_regex(served), "POST", metadata=[named]), service)
+    yield from _forward_body(match(paths_regex(served), "POST", metadata=[named]), service)
+
+
+def _forward_body(found: Data, service: ServicePlan) -> Iterator[Data]:
+    maximum = service.limits.max_body_bytes
+    if maximum is not None:
+        yield from _too_large(found, service, maximum)
+    yield _forward(found, service)
+
+
+def _too_large(found: Data, service: ServicePlan, maximum: int) -> Iterator[Data]:
+    size = f"{maximum / 2**20:.3g} MiB"
+    message = f"The request is larger than the {size} that the service '{service.name}' takes"
+    yield _error(_and_headers(found, limits.too_long(maximum)), 413, message)
+    message = f"The service '{service.name}' takes bodies up to {size}: send a Content-Length"
+    yield _error(_and_headers(found, limits.of_unknown_length()), 411, message)
+
+
+def _and_headers(found: Data, more: Data) -> Data:
+    return found | {"headers": [*found["headers"], *more["headers"]]}
 
 
 def _wrong_kind(services: Sequence[ServicePlan], group: EndpointGroup) -> Iterator[Data]:
@@ -140,18 +237,21 @@ def _wrong_kind(services: Sequence[ServicePlan], group: EndpointGroup) -> Iterat
         yield _error(found, 400, message, "model", formatted=True)
 
 
-def _without_model(services: Sequence[ServicePlan], group: EndpointGroup) -> Data:
+def _without_model(services: Sequence[ServicePlan], group: EndpointGroup) -> Iterator[Data]:
     found = match(paths_regex(group.endpoints), group.method)
     only = _only_service(services, group)
     if only is not None:
-        return _forward(found, only)
+        yield from _forward_body(found, only) if group.by_model else (_forward(found, only),)
+        return
     able = any(s.kind in group.served_by for s in services)
-    return _error(found, 400 if able else 404, answers.which_model(services, group), "model")
+    yield _error(found, 400 if able else 404, answers.which_model(services, group), "model")
 
 
 def _only_service(services: Sequence[ServicePlan], group: EndpointGroup) -> ServicePlan | None:
     """The one service that a request without `model` can mean; those of ``also`` only when no other is there."""
     meant = [s for s in services if s.kind in group.kinds] or [s for s in services if s.kind in group.also]
+    if len(group.kinds) == 1:
+        meant = [s for s in meant if s.default] or meant
     return meant[0] if len(meant) == 1 else None
 
 
@@ -166,9 +266,15 @@ def _not_allowed(regex: str, allow: str) -> Data:
 
 
 def _forward(found: Data, service: ServicePlan) -> Data:
-    # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
-    action = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
-    return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
+    filters = limits.route_configuration(service.limits) | sticky.route_filters(service)
+    route = {"match": found, "route": route_action(service), "metadata": _route_metadata(service=service.name)}
+    return route | {"typed_per_filter_config": filters}
+
+
+def _metrics(found: Data) -> Data:
+    """To the exporter, for whom somebody is at most as patient as a scrape of Prometheus."""
+    action = {"cluster": METRICS_CLUSTER, "timeout": "15s"}
+    return {"match": found, "route": action, "metadata": _route_metadata(service=METRICS_PROGRAM)}
 
 
 def _reply(found: Data, body: str, content_type: str = "application/json") -> Data:

@@ -118,13 +118,23 @@ def _pair(option: str, word: str) -> list[str]:
 
 def _text(path: str, value: Any) -> str:
     if isinstance(value, str):
-        return value
+        return _one_line(path, value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as e:
         raise PlanError(f"{path}: {value!r} cannot be passed to vLLM: {e}", "write it as text in quotes") from e
+
+
+def _one_line(path: str, value: str) -> str:
+    for character, name in (("\n", "a newline"), ("\r", "a carriage return"), ("\0", "a NUL")):
+        if character in value:
+            raise PlanError(
+                f"{path}: the value contains {name}: {value!r}",
+                "a command line of supervisord cannot hold it: write a mapping (it becomes JSON), or one line",
+            )
+    return value
 
 
 def _yaml(value: Any) -> str:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
-from llmhost.errors import PlanError
-from llmhost.facts import EngineFacts, HostFacts, ModelFacts, Tools
+from llmhost.errors import GatewayError, PlanError
+from llmhost.facts import EndpointFacts, EngineFacts, Gpu, HostFacts, ModelFacts, Tools
+from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
+from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
-from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan
+from llmhost.plan.gpu import GpuShare
+from llmhost.plan.remedies import require_gpus
+from llmhost.plan.running import NOTHING, Running, program_mark
+from llmhost.plan.types import (
+    Choice,
+    EndpointPlan,
+    EnginePlan,
+    GatewayPlan,
+    KeyPlan,
+    Limits,
+    Plan,
+    ProgramPlan,
+    ServicePlan,
+    StickyPlan,
+    TlsPlan,
+)
 
 MIB = 2**20
+
+Share = CpuShare | GpuShare
+"""What one engine process gets."""
 
 QUIET_PATHS = "/health,/metrics"
 """Polled all the time; left out of the engine's access log."""
@@ -27,37 +49,112 @@ class Machine:
     host: HostFacts
     tools: Tools
     engine: EngineFacts
+    keys: tuple[ApiKey, ...] = ()
+    """The API keys of the home, revoked ones included."""
+    endpoints: Mapping[str, tuple[EndpointFacts, ...]] = field(default_factory=dict)
+    """Of each service, in the order of its endpoints in llmhost.yaml."""
+    gpus: tuple[Gpu, ...] = ()
+    """For an engine that computes on them."""
 
 
-def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]) -> Plan:
+def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
     """The plan for a configuration on a machine; ``models`` holds the facts of each service's model by service name.
 
-    Raises PlanError (wrong or unknown vLLM flags, not enough memory) and HomeError (a socket path too long).
+    What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
+    enough memory) and HomeError (a socket path too long).
     """
-    shares = share_cpu(config.services, machine.host, models)
-    services = tuple(_service(name, s, machine, models[name], shares[name]) for name, s in config.services.items())
+    shares: Mapping[str, Mapping[str, Share]] = (
+        require_gpus(config.services, machine.gpus, models, running)
+        if machine.engine.device == "cuda"
+        else share_cpu(config.services, machine.host, models, running)
+    )
+    services = tuple(
+        _service(name, s, machine, models[name], shares[name]) if s.replicas else _elsewhere(name, s, machine)
+        for name, s in config.services.items()
+    )
+    _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
-    gateway = config.gateway
+    _check_defaults(services)
     engine = machine.engine
     return Plan(
         home=str(machine.home.root),
         tools=machine.tools,
         engine=EnginePlan(engine.name, engine.python, engine.device, engine.vllm_version),
-        gateway=GatewayPlan(gateway.host, gateway.port, gateway.max_body_mib * MIB),
+        gateway=_gateway(config.gateway, machine),
         services=services,
+        on_event=config.on_event,
     )
 
 
+def _gateway(gateway: configuration.Gateway, machine: Machine) -> GatewayPlan:
+    if not (machine.keys or gateway.insecure or is_loopback(gateway.host)) and _is_address(gateway.host):
+        raise GatewayError(
+            f"gateway.host: others can reach {gateway.host}, and there are no API keys",
+            "make one with `llmhost keys add NAME`, or write `insecure: true` below gateway: to serve everybody",
+        )
+    tls = gateway.tls
+    if tls is not None:
+        paths = (None if p is None else str(machine.home.root / p) for p in (tls.certificate, tls.key, tls.client_ca))
+    made = GatewayPlan(
+        gateway.host, gateway.port, gateway.max_body_mib * MIB,
+        key_limits=Limits(gateway.limits.requests_per_minute),
+        insecure=gateway.insecure,
+        tls=None if tls is None else TlsPlan(*paths),  # type: ignore[arg-type]
+    )  # fmt: skip
+    return with_keys(made, machine.keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name that is no address counts as one that others can."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(host: str) -> bool:
+    """What is none is refused with better words when it is rendered."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def with_keys(gateway: GatewayPlan, keys: Sequence[ApiKey]) -> GatewayPlan:
+    """The gateway with these keys: it stays locked when all of them are revoked."""
+    made = tuple(
+        KeyPlan(
+            key.name, key.user, key.digest, key.services, key.expires,
+            Limits(key.requests_per_minute or gateway.key_limits.requests_per_minute),
+        )
+        for key in keys if key.revoked is None
+    )  # fmt: skip
+    return replace(gateway, locked=bool(keys), keys=made)
+
+
+def _check_defaults(services: Sequence[ServicePlan]) -> None:
+    seen: dict[str, str] = {}
+    for service in (s for s in services if s.default):
+        if service.kind in seen:
+            raise PlanError(
+                f"services.{service.name}.default: {seen[service.kind]} is the default of kind {service.kind} already",
+                "let one of them be the default",
+            )
+        seen[service.kind] = service.name
+
+
 def _service(
-    name: str, service: Service, machine: Machine, model: ModelFacts, shares: tuple[CpuShare, ...]
+    name: str, service: Service, machine: Machine, model: ModelFacts, shares: Mapping[str, Share]
 ) -> ServicePlan:
     names = served_names(name, service)
     kind = service.kind or model.kind
     arguments = vllm_arguments(name, service.args, machine.engine.flags)
     _check_parsers(name, service, machine.engine)
+    choices = make_choices(service, kind, model, machine.engine)
     replicas = tuple(
-        _program(f"{name}-{index}", service, machine, model, names, arguments, share)
-        for index, share in enumerate(shares)
+        _program(program, service, machine, model, names, arguments, share, choices)
+        for program, share in shares.items()
     )
     return ServicePlan(
         name=name,
@@ -70,7 +167,66 @@ def _service(
         start_timeout=service.start_timeout,
         stop_timeout=service.stop_timeout,
         replicas=replicas,
+        limits=_limits(service.limits),
+        default=service.default,
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
+        hang_timeout=service.hang_timeout,
+        max_restarts=service.max_restarts,
+        choices=choices,
     )
+
+
+def _limits(limits: configuration.ServiceLimits) -> Limits:
+    size = limits.max_body_mib
+    return Limits(
+        limits.requests_per_minute, limits.concurrent_requests, None if size is None else max(1, round(size * MIB))
+    )
+
+
+def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
+    """A service that other hosts serve alone; its model is not here, so nothing is known of it but what is written."""
+    return ServicePlan(
+        name=name,
+        kind=service.kind or "chat",  # written down: `Service` insists
+        kind_reason="written in llmhost.yaml",
+        model=service.model,
+        model_path="",
+        served_as=served_names(name, service),
+        port=service.port,
+        start_timeout=service.start_timeout,
+        stop_timeout=service.stop_timeout,
+        replicas=(),
+        limits=_limits(service.limits),
+        default=service.default,
+        endpoints=_endpoints(name, service, machine),
+        sticky=_sticky(service),
+    )
+
+
+def _endpoints(name: str, service: Service, machine: Machine) -> tuple[EndpointPlan, ...]:
+    known = machine.endpoints.get(name, ())
+    return tuple(
+        EndpointPlan(e.url, facts.address, e.key_file, facts.key, facts.ca_file)
+        for e, facts in zip(service.endpoints, known, strict=True)
+    )
+
+
+def _sticky(service: Service) -> StickyPlan | None:
+    sticky = service.sticky
+    return None if sticky is None else StickyPlan(sticky.header and sticky.header.lower(), sticky.prefix)
+
+
+def _refuse_ourselves(config: Config, machine: Machine) -> None:
+    """A gateway that is its own endpoint would send requests round in a circle."""
+    ports = {config.gateway.port, *(s.port for s in config.services.values())}
+    for name, service in config.services.items():
+        for endpoint, facts in zip(service.endpoints, machine.endpoints.get(name, ()), strict=True):
+            if facts.ours and int(endpoint.url.rpartition(":")[2]) in ports:
+                raise PlanError(
+                    f"services.{name}.endpoints: {endpoint.url} is this gateway itself",
+                    "write the address of another host, or another server's port on this one",
+                )
 
 
 def _program(
@@ -80,10 +236,11 @@ def _program(
     model: ModelFacts,
     names: tuple[str, ...],
     arguments: tuple[str, ...],
-    share: CpuShare,
+    share: Share,
+    choices: tuple[Choice, ...],
 ) -> ProgramPlan:
     socket = str(machine.home.engine_socket(name))
-    inferred = _inferred_arguments(service, machine, model, share)
+    inferred = _inferred_arguments(service, machine, model, share, choices)
     argv = (
         machine.engine.python, "-m", "vllm.entrypoints.openai.api_server",
         "--model", model.path, "--served-model-name", *names, "--uds", socket, *inferred, *arguments,
@@ -93,20 +250,27 @@ def _program(
         argv=argv,
         env={**_environment(machine, name, share), **service.env},
         socket=socket,
-        gpus=(),
+        gpus=share.gpus,
+        gpu_memory_bytes=share.gpu_memory_bytes,
         cores=share.cores,
         memory_bytes=share.memory_bytes,
         kv_cache_bytes=share.kv_cache_bytes,
+        threads=share.threads,
     )
 
 
-def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, share: CpuShare) -> tuple[str, ...]:
+def _inferred_arguments(
+    service: Service, machine: Machine, model: ModelFacts, share: Share, choices: tuple[Choice, ...]
+) -> tuple[str, ...]:
     """Flags that llmhost adds: only those that the installed vLLM has and that the user did not write."""
     wanted: dict[str, str | None] = {}
     if (service.kind or model.kind) != "chat":
         wanted["runner"] = "pooling"
-    wanted["kv_cache_memory_bytes"] = str(share.kv_cache_bytes)
+    wanted |= chosen_arguments(choices, machine.engine)
+    wanted |= share.arguments
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
+    # The gateway's access log has every request, with its service and its time.
+    wanted["disable_uvicorn_access_log"] = None
     wanted["disable_access_log_for_endpoints"] = QUIET_PATHS
     written = {flag_name(key) for key in service.args}
     flags = machine.engine.flags
@@ -119,18 +283,19 @@ def _inferred_arguments(service: Service, machine: Machine, model: ModelFacts, s
     )
 
 
-def _environment(machine: Machine, program: str, share: CpuShare) -> dict[str, str]:
+def _environment(machine: Machine, program: str, share: Share) -> dict[str, str]:
     """The engine's environment: its mark, caches inside the home, nothing that phones out."""
     cache = machine.home.cache / machine.engine.name
     return {
-        # Every process of an engine carries this mark, so that leftovers can be told from strangers.
-        "LLMHOST_PROGRAM": f"{machine.home.root}:{program}",
+        "LLMHOST_PROGRAM": program_mark(machine.home.root, program),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         # Models are directories here; without this a hub is asked for files that do not exist in them.
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # Progress bars go to a log file, where each step of one is more text: one in ten seconds is enough.
+        "TQDM_MININTERVAL": "10",
         **share.environment,
     }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import HostFacts, ModelFacts
 from llmhost.plan.args import flag_name
+from llmhost.plan.running import NOTHING, Running, program_names
+from llmhost.plan.types import ProgramPlan
 
 GIB = 2**30
 MIB = 2**20
@@ -30,34 +32,95 @@ CONCURRENT_SEQUENCES = 8
 
 @dataclass(frozen=True)
 class CpuShare:
-    """What one engine process gets; ``cores`` is empty when it is not bound to any."""
+    """What one engine process gets; ``cores`` is empty when it is not bound to any, and ``threads`` says how many."""
 
     cores: tuple[int, ...]
     memory_bytes: int
     kv_cache_bytes: int
-    environment: Mapping[str, str]
+    threads: int = 0
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        return 0
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Flags of vLLM for it."""
+        return {"kv_cache_memory_bytes": str(self.kv_cache_bytes)}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """vLLM's variables for its OpenMP threads (documented in its CPU installation guide)."""
+        if self.cores:
+            return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, self.cores))}
+        return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(self.threads)}
 
 
 def share_cpu(
-    services: Mapping[str, Service], host: HostFacts, models: Mapping[str, ModelFacts]
-) -> dict[str, tuple[CpuShare, ...]]:
-    """Divide cores and memory among all replicas; raises PlanError when a model does not fit into its part.
+    services: Mapping[str, Service], host: HostFacts, models: Mapping[str, ModelFacts], running: Running = NOTHING
+) -> dict[str, dict[str, CpuShare]]:
+    """Divide cores and memory among all replicas: the share of each program, by service.
 
-    Memory is reckoned from the total, not from what is free at the moment: a plan must not change because its own
-    engines are running.
+    What runs keeps its share, and the others get what is left; when that is too little, all is divided anew. Memory is
+    reckoned from the total, not from what is free at the moment: a plan must not change because its own engines are
+    running. Raises PlanError when a model does not fit into its part, or not beside what runs (``running.surge``).
     """
-    programs = [name for name, service in services.items() for _ in range(service.replicas)]
-    needs = {name: _need(service, models[name]) for name, service in services.items()}
-    room = int(host.memory_total * (1 - SYSTEM_RESERVE)) - sum(needs[name].smallest for name in programs)
+    needs = {name: _need(service, models[name]) for name, service in services.items() if service.replicas}
+    programs = {p: name for name, s in services.items() for p in program_names(name, s.replicas, running)}
+    kept = _kept(host, programs, needs, running)
+    leaving = tuple(p for name in running.surge for p in running.of(name))
+    room = _room(host, [needs[programs[p]] for p in programs if p not in kept], (*kept.values(), *leaving))
+    if room < 0 and leaving:
+        raise _no_room_beside(sorted(running.surge), -room)
+    if room < 0:
+        kept, room = {}, _room(host, [needs[name] for name in programs.values()], ())
     if room < 0:
         raise _does_not_fit(needs, -room)
-    cores = _divide_cores(host.cores, len(programs))
-    shares: dict[str, list[CpuShare]] = {name: [] for name in services}
-    for name, own in zip(programs, cores, strict=True):
-        need = needs[name]
-        kv = min(need.wanted_kv, need.smallest_kv + room // len(programs)) // MIB * MIB
-        shares[name].append(CpuShare(own, need.fixed + kv, kv, _threads(own, len(host.cores), len(programs))))
-    return {name: tuple(list_) for name, list_ in shares.items()}
+    new = [p for p in programs if p not in kept]
+    cores = dict(zip(new, _divide_cores(_free_cores(host, kept), len(new)), strict=True))
+    threads = max(1, len(host.cores) // max(len(programs), 1))
+    shares: dict[str, dict[str, CpuShare]] = {name: {} for name in services}
+    for program, name in programs.items():
+        shares[name][program] = kept.get(program) or _share(needs[name], room // len(new), cores[program], threads)
+    return shares
+
+
+def missing_bytes(programs: Iterable[ProgramPlan], host: HostFacts) -> int:
+    """How much memory is missing for these engines at the same time; 0 when they fit."""
+    return max(0, -_room(host, (), tuple(programs)))
+
+
+def require_room(services: Iterable[str], programs: Iterable[ProgramPlan], host: HostFacts) -> None:
+    """Raise PlanError when these engines, which include second ones of ``services``, do not fit at the same time."""
+    missing = missing_bytes(programs, host)
+    if missing:
+        raise _no_room_beside(sorted(services), missing)
+
+
+def _room(host: HostFacts, needs: Iterable[_Need], given: Iterable[CpuShare | ProgramPlan]) -> int:
+    """Bytes that are left when each need gets its least."""
+    limit = int(host.memory_total * (1 - SYSTEM_RESERVE))
+    return limit - sum(need.smallest for need in needs) - sum(share.memory_bytes for share in given)
+
+
+def _kept(
+    host: HostFacts, programs: Mapping[str, str], needs: Mapping[str, _Need], running: Running
+) -> dict[str, CpuShare]:
+    """The shares of running programs that are still what their services need."""
+    return {
+        p.name: CpuShare(p.cores, p.memory_bytes, p.kv_cache_bytes, p.threads)
+        for p in running.programs
+        if p.name in programs and needs[programs[p.name]].is_met_by(p) and set(p.cores) <= set(host.cores)
+    }
+
+
+def _share(need: _Need, extra: int, cores: tuple[int, ...], threads: int) -> CpuShare:
+    kv = min(need.wanted_kv, need.smallest_kv + extra) // MIB * MIB
+    return CpuShare(cores, need.fixed + kv, kv, 0 if cores else threads)
 
 
 @dataclass(frozen=True)
@@ -73,12 +136,17 @@ class _Need:
     def smallest(self) -> int:
         return self.fixed + self.smallest_kv
 
+    def is_met_by(self, program: ProgramPlan) -> bool:
+        """Whether a share that was given out earlier would do."""
+        fixed = program.memory_bytes - program.kv_cache_bytes
+        return fixed == self.fixed and self.smallest_kv <= program.kv_cache_bytes <= self.wanted_kv
+
 
 def _need(service: Service, model: ModelFacts) -> _Need:
     """A KV cache holds at least one sequence of full length, and several when memory allows."""
     context = context_length(service, model)
     one = -(-model.kv_bytes_per_token * context // MIB) * MIB
-    smallest = max(one, SMALLEST_KV_CACHE)
+    smallest = max(one * (service.concurrency or 1), SMALLEST_KV_CACHE)
     return _Need(ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context)
 
 
@@ -91,6 +159,21 @@ def _does_not_fit(needs: Mapping[str, _Need], missing: int) -> PlanError:
     )
 
 
+def _no_room_beside(services: list[str], missing: int) -> PlanError:
+    what = " and ".join(services)
+    return PlanError(
+        f"no room for a second {what} beside what runs: {missing / GIB:.1f} GiB of memory are missing",
+        "leave --surge out (the service then answers 503 until it is ready again), or stop another service first",
+    )
+
+
+def _free_cores(host: HostFacts, kept: Mapping[str, CpuShare]) -> tuple[int, ...]:
+    """Cores that no kept program is bound to; none while one runs that is bound to no core, and so runs on all."""
+    if any(not share.cores for share in kept.values()):
+        return ()
+    return tuple(core for core in host.cores if not any(core in share.cores for share in kept.values()))
+
+
 def _divide_cores(cores: tuple[int, ...], programs: int) -> list[tuple[int, ...]]:
     """Disjoint runs of cores, the first ones longer by one; nothing is bound when there are too few to go round."""
     if programs == 0 or len(cores) < programs:
@@ -98,13 +181,6 @@ def _divide_cores(cores: tuple[int, ...], programs: int) -> list[tuple[int, ...]
     size, extra = divmod(len(cores), programs)
     ends = [size * (i + 1) + min(i + 1, extra) for i in range(programs)]
     return [cores[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _threads(own: tuple[int, ...], cores: int, programs: int) -> dict[str, str]:
-    """vLLM's variables for its OpenMP threads (documented in its CPU installation guide)."""
-    if own:
-        return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, own))}
-    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // max(programs, 1)))}
 
 
 def context_length(service: Service, model: ModelFacts) -> int:

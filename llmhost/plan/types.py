@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmhost.facts import Device, Kind, Tools
 from llmhost.gateway_address import local_url
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the gateway lets through of one service, or for one API key; None: as much as comes."""
+
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    max_body_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class KeyPlan:
+    """An API key as the gateway must know it."""
+
+    name: str
+    user: str
+    """What stands before the secret in the key: name and number, so that a rotated key can overlap its successor."""
+    digest: str = field(repr=False)
+    """SHA-1 of the secret, in base64; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    services: tuple[str, ...] | None = None
+    """The services that it may use; None: all."""
+    expires: int | None = None
+    """Unix time from which on it is refused."""
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class TlsPlan:
+    """Paths of PEM files; with ``client_ca`` only clients with a certificate of it get in."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +61,59 @@ class ProgramPlan:
     memory_bytes: int
     """Host memory (CPU engines) that the plan reckons with for this process."""
     kv_cache_bytes: int
+    threads: int = 0
+    """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
+    gpu_memory_bytes: int = 0
+    """Memory of each of its GPUs that the plan reckons with, KV cache included."""
+
+
+@dataclass(frozen=True)
+class EndpointPlan:
+    """A server on another host that takes its part of a service's requests."""
+
+    url: str
+    """``scheme://host:port``."""
+    address: str
+    """IP address of the host when the plan was made."""
+    key_file: str | None = None
+    key: str | None = field(default=None, repr=False)
+    """The API key that it wants; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    ca_file: str | None = None
+
+    @property
+    def tls(self) -> bool:
+        return self.url.startswith("https:")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def host(self) -> str:
+        """Name or address, as written."""
+        return self.url.partition("://")[2].rpartition(":")[0].strip("[]")
+
+    @property
+    def member(self) -> str:
+        """How the gateway calls it."""
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class StickyPlan:
+    """What requests that go to the same replica have in common: a header, or so many bytes of their beginning."""
+
+    header: str | None = None
+    prefix: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stands for a flag that depends on the model, and why; ``value`` None: the flag is left out."""
+
+    flag: str
+    value: str | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +134,17 @@ class ServicePlan:
     stop_timeout: float
     """Seconds that running requests get to finish when the service is stopped."""
     replicas: tuple[ProgramPlan, ...]
+    endpoints: tuple[EndpointPlan, ...] = ()
+    sticky: StickyPlan | None = None
+    limits: Limits = Limits()
+    default: bool = False
+    """Answers requests of its kind that name no model, also beside other services of the kind."""
+    hang_timeout: float = 60.0
+    """Seconds until an engine that does not answer is restarted; 0: it is not watched."""
+    max_restarts: int = 10
+    """Failures in a row after which a replica is given up."""
+    choices: tuple[Choice, ...] = ()
+    """Flags that follow from the model."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +154,20 @@ class GatewayPlan:
     host: str
     port: int
     max_body_bytes: int
+    locked: bool = False
+    """Every request needs an API key; so it stays when the last one is revoked."""
+    keys: tuple[KeyPlan, ...] = ()
+    """The keys that open it, expired ones included: the gateway looks at the clock itself."""
+    tls: TlsPlan | None = None
+    key_limits: Limits = Limits()
+    """For keys without limits of their own."""
+    insecure: bool = False
+    """Whoever can reach the address is served without a key, unless there are keys."""
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
-        return local_url(self.host, self.port)
+        return local_url(self.host, self.port, "https" if self.tls else "http")
 
 
 @dataclass(frozen=True)
@@ -82,6 +189,8 @@ class Plan:
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
+    on_event: str | None = field(default=None, repr=False)
+    """Command or URL that is told of trouble; it may hold a secret."""
 
     @property
     def programs(self) -> tuple[ProgramPlan, ...]:
@@ -91,8 +200,15 @@ class Plan:
         return next((s for s in self.services if s.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
+        """JSON-ready; `from_dict` reads it back.
+
+        Without what is for Envoy only (digests of keys, keys of endpoints) and ``on_event``, for the guards only.
+        """
+        keys = tuple(replace(key, digest="") for key in self.gateway.keys)
+        data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
+        for service in data["services"]:
+            service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
+        return {key: value for key, value in data.items() if key != "on_event"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -101,14 +217,32 @@ class Plan:
             home=data["home"],
             tools=Tools(**data["tools"]),
             engine=EnginePlan(**data["engine"]),
-            gateway=GatewayPlan(**data["gateway"]),
+            gateway=_gateway(data["gateway"]),
             services=tuple(_service(s) for s in data["services"]),
         )
 
 
+def _gateway(data: Mapping[str, Any]) -> GatewayPlan:
+    tls = TlsPlan(**data["tls"]) if data["tls"] else None
+    keys = tuple(_key(k) for k in data["keys"])
+    return GatewayPlan(**{**data, "keys": keys, "tls": tls, "key_limits": Limits(**data["key_limits"])})
+
+
+def _key(data: Mapping[str, Any]) -> KeyPlan:
+    services = None if data["services"] is None else tuple(data["services"])
+    return KeyPlan(**{**data, "services": services, "limits": Limits(**data["limits"])})
+
+
 def _service(data: Mapping[str, Any]) -> ServicePlan:
     replicas = tuple(_program(p) for p in data["replicas"])
-    return ServicePlan(**{**data, "served_as": tuple(data["served_as"]), "replicas": replicas})
+    more = {
+        "limits": Limits(**data["limits"]),
+        "served_as": tuple(data["served_as"]),
+        "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
+        "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
+        "choices": tuple(Choice(**c) for c in data.get("choices", ())),
+    }
+    return ServicePlan(**{**data, **more, "replicas": replicas})
 
 
 def _program(data: Mapping[str, Any]) -> ProgramPlan:

@@ -28,28 +28,42 @@ class GatewayState:
     """The version in force of each watched file, by its name without suffix (``lds``, ``cds``, ``rds``, …)."""
     listeners: tuple[str, ...] = ()
     """Names of the listeners that accept connections."""
+    ports: frozenset[int] = frozenset()
+    """The TCP ports of these."""
     errors: tuple[str, ...] = ()
     """Why a listener could not be brought up, in Envoy's words (``… cannot bind … Address already in use``)."""
     healthy: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """The engine sockets that get requests, by service; a service without a ready engine has an empty set."""
+    """The members that get requests, by service; a service without a ready engine has an empty set.
+
+    A member is a unix socket or ``address:port``.
+    """
+    active: Mapping[str, int] = field(default_factory=dict)
+    """How many requests each member is working on."""
 
     def serves(self, versions: Mapping[str, str]) -> bool:
         """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
-        current = all(self.versions.get(name) == version for name, version in versions.items())
-        return self.live and "gateway" in self.listeners and not self.errors and current
+        return self.knows(versions) and "gateway" in self.listeners and not self.errors
+
+    def knows(self, versions: Mapping[str, str]) -> bool:
+        """Whether it has taken these versions up, whatever it could not bind."""
+        return self.live and all(self.versions.get(name) == version for name, version in versions.items())
 
 
 def read_gateway(admin_socket: Path) -> GatewayState:
     """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
     try:
+        members = json.loads(_get(admin_socket, "/clusters?format=json"))
+        listening = json.loads(_get(admin_socket, "/listeners?format=json"))
         return GatewayState(
             live=_get(admin_socket, "/ready").strip() == "LIVE",
             versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
-            listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
+            listeners=_listeners(listening),
+            ports=_ports(listening),
             errors=_errors(
                 json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=error_state.details"))
             ),
-            healthy=_healthy(json.loads(_get(admin_socket, "/clusters?format=json"))),
+            healthy={name: frozenset(_name(h) for h in hosts if _served(h)) for name, hosts in _hosts(members)},
+            active={_name(h): _active(h) for _, hosts in _hosts(members) for h in hosts},
         )
     except (OSError, http.client.HTTPException, ValueError):
         return GatewayState()
@@ -85,11 +99,13 @@ def _get(path: Path, target: str) -> str:
 
 
 def _versions(stats: Any) -> dict[str, str]:
-    """Envoy names them cluster_manager.cds, listener_manager.lds and http.<listener>.rds.<listener>."""
+    """Envoy names them cluster.<service>, cluster_manager.cds, listener_manager.lds, http.<listener>.rds.<listener>."""
     found: dict[str, str] = {}
     for stat in stats["stats"]:
         parts = str(stat.get("name", "")).removesuffix(".version_text").split(".")
-        if parts[-1] in ("cds", "lds"):
+        if parts[0] == "cluster":
+            found[f"eds-{parts[1]}"] = str(stat["value"])
+        elif parts[-1] in ("cds", "lds"):
             found[parts[-1]] = str(stat["value"])
         elif parts[-2:-1] == ["rds"]:
             found["rds" if parts[-1] == "gateway" else f"rds-{parts[-1]}"] = str(stat["value"])
@@ -100,18 +116,36 @@ def _listeners(answer: Any) -> tuple[str, ...]:
     return tuple(str(entry["name"]) for entry in answer.get("listener_statuses", ()))
 
 
+def _ports(answer: Any) -> frozenset[int]:
+    addresses = (
+        entry.get("local_address", {}).get("socket_address", {}) for entry in answer.get("listener_statuses", ())
+    )
+    return frozenset(int(address["port_value"]) for address in addresses if "port_value" in address)
+
+
 def _errors(dump: Any) -> tuple[str, ...]:
     # Envoy may list a failed listener twice, once without its name.
     details = (entry.get("error_state", {}).get("details") for entry in dump.get("configs", ()))
     return tuple(dict.fromkeys(str(text) for text in details if text))
 
 
-def _healthy(answer: Any) -> dict[str, frozenset[str]]:
-    clusters = answer.get("cluster_statuses", ())
-    return {str(c["name"]): frozenset(_healthy_sockets(c.get("host_statuses", ()))) for c in clusters}
+def _hosts(answer: Any) -> list[tuple[str, list[Any]]]:
+    return [(str(c["name"]), list(c.get("host_statuses", ()))) for c in answer.get("cluster_statuses", ())]
 
 
-def _healthy_sockets(hosts: Any) -> list[str]:
-    return [
-        str(h["address"]["pipe"]["path"]) for h in hosts if not h["health_status"].get("failed_active_health_check")
-    ]
+def _name(host: Any) -> str:
+    address = host["address"]
+    if "pipe" in address:
+        return str(address["pipe"]["path"])
+    place = address["socket_address"]
+    return f"{place['address']}:{place['port_value']}"
+
+
+def _served(host: Any) -> bool:
+    """Envoy tells only the flags that are set."""
+    status = dict(host["health_status"])
+    return status.pop("eds_health_status", "HEALTHY") == "HEALTHY" and not any(status.values())
+
+
+def _active(host: Any) -> int:
+    return next((int(s.get("value", 0)) for s in host.get("stats", ()) if s["name"] == "rq_active"), 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmhost.errors import ModelError
 from llmhost.facts import Kind
+from llmhost.probe.families import registered_kind
 
 CHAT_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
 """Architectures that generate (vLLM's ``_SUFFIX_TO_DEFAULTS`` in vllm/config/model.py)."""
@@ -20,6 +21,8 @@ def infer_kind(path: Path, architecture: str, config: Mapping[str, Any]) -> tupl
     """The kind and the reason for it in words. Raises ModelError when it cannot be told."""
     if (path / "modules.json").exists():
         return _sentence_transformer(path, architecture, config)
+    if known := registered_kind(architecture):
+        return known, f"vLLM has registered {architecture} for that"
     if architecture.endswith("ForSequenceClassification"):
         return _classifier(path, architecture, config)
     if architecture.endswith(CHAT_SUFFIXES):

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from llmhost import demo
+from llmhost.config import Config
 from llmhost.errors import ModelError
-from llmhost.facts import Kind, ModelFacts
+from llmhost.facts import CacheFacts, Kind, ModelFacts, ShapeFacts
+from llmhost.paths import Home, templates_dir
+from llmhost.probe.cache import kv_heads_of, number, read_cache
+from llmhost.probe.families import Checkpoint, Reranker, find_reranker, infer_parsers
 from llmhost.probe.kind import infer_kind, is_decoder
-from llmhost.probe.safetensors import refuse_lfs_pointer, tensor_bytes
+from llmhost.probe.safetensors import refuse_lfs_pointer
+from llmhost.probe.weights import quantization, read_weights
 
 HUBS = ("modelscope", "hf")
-OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
-KV_ELEMENT_BYTES = 2
-"""vLLM's ``--dtype auto`` computes in 16 bits whatever the checkpoint holds: float32 is cast down
-(vllm/config/model.py, ``_resolve_auto_dtype``)."""
 PADDED_POSITIONS = ("roberta", "camembert")
 """Model types whose position numbers start behind the padding index, so that two of them hold no token."""
+
+
+def models_directory(home: Home, config: Config) -> Path:
+    """Where models of hubs are kept: ``models_dir``, or a directory in the home."""
+    return home.root / Path(config.models_dir).expanduser() if config.models_dir else home.models
 
 
 def resolve_model(reference: str, models_dir: Path, base: Path | None = None) -> Path:
@@ -59,7 +65,8 @@ def _downloaded(reference: str, name: str, models_dir: Path) -> Path:
     path = models_dir / owner / model
     if not path.is_dir():
         raise ModelError(
-            f"model {reference} is not on this machine: {path} does not exist", f"put its files into {path}"
+            f"model {reference} is not on this machine: {path} does not exist",
+            f"fetch it with `llmhost pull`, or put its files into {path}",
         )
     return path
 
@@ -73,18 +80,94 @@ def read_model(path: Path, kind: Kind | None = None) -> ModelFacts:
     config = _config(path)
     architecture = _architecture(path, config)
     text = _text_config(config)
-    if kind:
-        inferred, reason = kind, "written in llmhost.yaml"
-    else:
-        inferred, reason = infer_kind(path, architecture, config)
+    checkpoint = _checkpoint(path, config, text, architecture)
+    reranker = None if (path / "modules.json").exists() else find_reranker(checkpoint)
+    inferred, reason = _kind(path, architecture, config, kind, reranker)
+    index = path / "model.safetensors.index.json"
+    weights = read_weights(path, _shards(index) if index.exists() else None, config)
+    cache = read_cache(architecture, text) if is_decoder(architecture) else CacheFacts()
+    tool, reasoning = infer_parsers(checkpoint)
     return ModelFacts(
         path=str(path),
         architecture=architecture,
         kind=inferred,
         kind_reason=reason,
-        weight_bytes=_weight_bytes(path),
-        kv_bytes_per_token=_kv_bytes_per_token(text) if is_decoder(architecture) else 0,
+        weight_bytes=weights.size,
+        kv_bytes_per_token=cache.full_bytes + cache.window_bytes,
         context_length=_context_length(text),
+        model_type=str(config.get("model_type") or ""),
+        parameters=weights.parameters,
+        dtype=str(text.get("dtype") or text.get("torch_dtype") or ""),
+        quantization=quantization(config),
+        cache=cache,
+        shape=_shape(text),
+        tool_parser=tool,
+        reasoning_parser=reasoning,
+        multimodal=any(key in config for key in ("vision_config", "audio_config", "visual", "vision_tower")),
+        remote_code="auto_map" in config,
+        overrides=_overrides(reranker) if reranker and inferred == "rerank" else {},
+    )
+
+
+def _kind(
+    path: Path, architecture: str, config: Mapping[str, Any], written: Kind | None, reranker: Reranker | None
+) -> tuple[Kind, str]:
+    if written:
+        return written, "written in llmhost.yaml"
+    if reranker:
+        return "rerank", f"{reranker.name}, a language model that answers yes or no"
+    return infer_kind(path, architecture, config)
+
+
+def _overrides(reranker: Reranker) -> dict[str, Any]:
+    template = templates_dir() / "score" / reranker.template
+    return {"hf_overrides": dict(reranker.overrides), "chat_template": str(template)}
+
+
+def _checkpoint(path: Path, config: Mapping[str, Any], text: Mapping[str, Any], architecture: str) -> Checkpoint:
+    tokenizer = _optional_json(path / "tokenizer_config.json")
+    own = tokenizer.get("response_template")
+    types = tuple(dict.fromkeys(str(t) for t in (config.get("model_type"), text.get("model_type")) if t))
+    template = _template(path, tokenizer)
+    directory = path.resolve().name
+    return Checkpoint(architecture, types, template, own if isinstance(own, dict) else None, directory)
+
+
+def _template(path: Path, tokenizer: Mapping[str, Any]) -> str:
+    """The sources of all chat templates, wherever transformers looks for them; "" without one."""
+    written = tokenizer.get("chat_template")
+    named = written if isinstance(written, list) else [{"template": written}]
+    texts = [str(t["template"]) for t in named if isinstance(t, dict) and t.get("template")]
+    texts += [str(t) for t in [_optional_json(path / "chat_template.json").get("chat_template")] if t]
+    files = [path / "chat_template.jinja", *sorted((path / "additional_chat_templates").glob("*.jinja"))]
+    if (path / "tekken.json").exists():
+        # mistral-common makes the prompts: it knows tools, and thoughts where the system prompt asks for them.
+        texts.append("[TOOL_CALLS] tools")
+        files.append(path / "SYSTEM_PROMPT.txt")
+    return "\n".join((*texts, *(_read_text(file) for file in files if file.exists())))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise ModelError(f"cannot read {file}: {e.strerror}", "llmhost must be able to read the model's files") from e
+
+
+def _optional_json(file: Path) -> Mapping[str, Any]:
+    data = read_json(file) if file.exists() else {}
+    return data if isinstance(data, dict) else {}
+
+
+def _shape(text: Mapping[str, Any]) -> ShapeFacts:
+    experts = number(text, "num_experts_per_tok", "num_experts_per_token") * number(text, "moe_intermediate_size")
+    return ShapeFacts(
+        layers=number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        heads=number(text, "num_attention_heads", "n_head", "num_heads"),
+        kv_heads=kv_heads_of(text),
+        hidden=number(text, "hidden_size", "n_embd", "d_model"),
+        intermediate=max(number(text, "intermediate_size", "ffn_hidden_size", "n_inner"), experts),
+        vocabulary=number(text, "vocab_size", "padded_vocab_size"),
     )
 
 
@@ -101,6 +184,12 @@ def _require_directory(path: Path) -> None:
 
 def _config(path: Path) -> Mapping[str, Any]:
     file = path / "config.json"
+    if not file.exists() and (path / "adapter_config.json").exists():
+        base = _optional_json(path / "adapter_config.json").get("base_model_name_or_path") or "another model"
+        raise ModelError(
+            f"{path} is a LoRA adapter of {base}, not a model",
+            "serve that model, and name the adapter under args: enable_lora: true, lora_modules: [name=DIRECTORY]",
+        )
     if not file.exists():
         raise ModelError(
             f"{path} has no config.json, so it is no model in Hugging Face form",
@@ -140,24 +229,6 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def _weight_bytes(path: Path) -> int:
-    """Bytes of the weights: of the safetensors files when there are any, else the size of the other files."""
-    index = path / "model.safetensors.index.json"
-    files = _shards(index) if index.exists() else _safetensors(path)
-    if files:
-        return sum(tensor_bytes(file) for file in files)
-    others = next((found for pattern in OTHER_WEIGHTS if (found := sorted(path.glob(pattern)))), [])
-    if not others:
-        raise ModelError(f"{path} holds no weights (*.safetensors)", "put the model's weights beside config.json")
-    return sum(_other_bytes(file) for file in others)
-
-
-def _safetensors(path: Path) -> list[Path]:
-    """Without the second copy that Mistral ships in a form of its own, where there is a first one."""
-    files = sorted(path.glob("*.safetensors"))
-    return [file for file in files if not file.name.startswith("consolidated")] or files
-
-
 def _shards(index: Path) -> list[Path]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -174,29 +245,8 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _other_bytes(file: Path) -> int:
-    with file.open("rb") as stream:
-        refuse_lfs_pointer(file, stream.read(32))
-    size = file.stat().st_size
-    if size == 0:
-        raise ModelError(f"{file} is empty", "fetch this file again")
-    return size
-
-
-def _kv_bytes_per_token(text: Mapping[str, Any]) -> int:
-    """Keys and values of one token over all layers, as ``--dtype auto`` stores them."""
-    layers, heads = _number(text, "num_hidden_layers", "n_layer"), _number(text, "num_attention_heads", "n_head")
-    kv_heads = _number(text, "num_key_value_heads") or heads
-    head_dim = _number(text, "head_dim") or (_number(text, "hidden_size", "n_embd") // heads if heads else 0)
-    return 2 * layers * kv_heads * head_dim * KV_ELEMENT_BYTES
-
-
 def _context_length(text: Mapping[str, Any]) -> int:
     """Tokens that fit into one sequence, 0 when config.json does not say."""
-    positions = _number(text, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+    positions = number(text, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
     padded = any(name in str(text.get("model_type")) for name in PADDED_POSITIONS)
     return max(0, positions - 2) if padded else positions
-
-
-def _number(data: Mapping[str, Any], *keys: str) -> int:
-    return next((v for k in keys if isinstance(v := data.get(k), int) and not isinstance(v, bool)), 0)

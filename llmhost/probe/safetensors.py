@@ -7,6 +7,9 @@ tensors back to back up to the end of the file (https://huggingface.co/docs/safe
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,17 @@ LFS_MAGIC = b"version https://git-lfs"
 AGAIN = "fetch this file again: the copy is incomplete or damaged"
 
 
-def tensor_bytes(file: Path) -> int:
-    """Bytes of all tensors in the file. Raises ModelError when it is cut short, damaged or a git-lfs pointer."""
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: its type as the format calls it (``BF16``), how many numbers it holds, and its bytes."""
+
+    dtype: str
+    numbers: int
+    size: int
+
+
+def read_tensors(file: Path) -> Mapping[str, Tensor]:
+    """All tensors in the file by name. Raises ModelError when it is cut short, damaged or a git-lfs pointer."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -37,17 +49,23 @@ def tensor_bytes(file: Path) -> int:
     return _checked_data(file, size - 8 - length, header)
 
 
-def _checked_data(file: Path, data: int, header: Any) -> int:
+def _checked_data(file: Path, data: int, header: Any) -> Mapping[str, Tensor]:
     if not isinstance(header, dict):
         raise ModelError(f"{file} is not a safetensors file: its header is not a mapping", AGAIN)
     try:
-        ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
+        described = {name: t for name, t in header.items() if name != "__metadata__"}
+        tensors = {name: _tensor(t) for name, t in described.items()}
+        expected = max((int(t["data_offsets"][1]) for t in described.values()), default=0)
     except (TypeError, KeyError, IndexError, ValueError) as e:
         raise ModelError(f"{file} is not a safetensors file: its header lacks offsets", AGAIN) from e
-    expected = max(ends, default=0)
     if expected != data:
         raise _damaged(file, data, f"its header describes {expected}")
-    return expected
+    return tensors
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    start, end = (int(offset) for offset in entry["data_offsets"][:2])
+    return Tensor(str(entry.get("dtype")), math.prod(int(n) for n in entry.get("shape", ())), end - start)
 
 
 def _damaged(file: Path, size: int, expectation: str) -> ModelError:

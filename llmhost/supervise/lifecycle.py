@@ -61,25 +61,56 @@ def converge(home: Home, wanted: Collection[str], on_progress: Progress = lambda
 
     Raises SupervisorError; what was done until then stays, and the next call goes on from there.
     """
-    supervisor = Supervisor(home.supervisor_socket)
-    limits = supervisor.stop_seconds()
-    actions = convergence(supervisor.reload(), supervisor.programs(), wanted)
-    _execute(home, supervisor, actions, limits, on_progress)
+    actions = pending(home, wanted)
+    renew(home, (*actions.restart, *actions.refresh), on_progress, then_start=False)
+    retire(home, actions.remove, on_progress)
+    take_over(home, actions.add)
+    start(home, (*actions.restart, *actions.start))
     return actions
 
 
-def _execute(
-    home: Home, supervisor: Supervisor, actions: Actions, limits: dict[str, int], on_progress: Progress
-) -> None:
-    replaced = (*actions.restart, *actions.refresh)
-    _stop(supervisor, (*replaced, *actions.remove), limits, on_progress)
-    for name in (*replaced, *actions.remove):
+def pending(home: Home, wanted: Collection[str]) -> Actions:
+    """Read the configuration again and compute what would bring supervisord to it; nothing is stopped or started."""
+    supervisor = Supervisor(home.supervisor_socket)
+    return convergence(supervisor.reload(), supervisor.programs(), wanted)
+
+
+def retire(home: Home, names: Sequence[str], on_progress: Progress = lambda _: None) -> None:
+    """Stop programs and forget them."""
+    supervisor = Supervisor(home.supervisor_socket)
+    _stop(supervisor, names, supervisor.stop_seconds(), on_progress)
+    for name in names:
         supervisor.remove(name)
-    for name in actions.remove:
         home.state_file(name).unlink(missing_ok=True)
-    for name in (*actions.add, *replaced):
+
+
+def take_over(home: Home, names: Iterable[str]) -> None:
+    """Make supervisord know programs of the configuration that it read last; they do not run yet."""
+    supervisor = Supervisor(home.supervisor_socket)
+    for name in names:
         supervisor.add(name)
-    _start(home, supervisor, (*actions.restart, *actions.start))
+
+
+def renew(home: Home, names: Sequence[str], on_progress: Progress = lambda _: None, *, then_start: bool = True) -> None:
+    """Stop programs, take them over as the configuration that was read last has them, and start them."""
+    supervisor = Supervisor(home.supervisor_socket)
+    _stop(supervisor, names, supervisor.stop_seconds(), on_progress)
+    for name in names:
+        supervisor.remove(name)
+        supervisor.add(name)
+    if then_start:
+        _start(home, supervisor, names)
+
+
+def running(home: Home) -> frozenset[str]:
+    """Names of the programs that run, whatever their state; none without supervisord."""
+    supervisor = Supervisor(home.supervisor_socket)
+    return frozenset(p.name for p in supervisor.programs() if p.running) if supervisor.alive() else frozenset()
+
+
+def states(home: Home, names: Iterable[str]) -> dict[str, ProgramState]:
+    """The states of these programs at this moment, by name."""
+    return read_states(home, Supervisor(home.supervisor_socket).programs(), names)
 
 
 def start(home: Home, names: Iterable[str]) -> tuple[str, ...]:

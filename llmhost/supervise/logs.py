@@ -28,33 +28,30 @@ _SEQUENCES = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
-def follow_logs(
+def read_logs(
     files: Mapping[str, Path],
     lines: int | None = 10,
     follow: bool = False,
     ansi: bool = False,
+    since: float | None = None,
     until: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[str, str]]:
-    """Yield ``(label, line)``: of each file its last `lines` (None: all that is kept), then, with `follow`, new ones.
+) -> Iterator[dict[str, Iterator[str]]]:
+    """Yield, by label, the last `lines` lines of each file (None: all that is kept), then, with `follow`, new ones.
 
-    Rotated parts (``name.1`` …) count as the beginning of a file. A file may not exist yet, be renamed or truncated.
-    Terminal sequences and control characters are taken out unless `ansi` is true. Following ends when `until` is true,
-    which is asked every `POLL_SECONDS`, or when the generator is closed.
+    Each dictionary is to be read before the next one is asked for. Rotated parts (``name.1`` …) count as the beginning
+    of a file; those that were written last before `since` (unix time) are left out. A file may not exist yet, be
+    renamed or truncated. Terminal sequences and control characters are taken out unless `ansi` is true. Following ends
+    when `until` is true, which is asked every `POLL_SECONDS`, or when the generator is closed.
     """
-    readers = {label: _Reader(path) for label, path in files.items()}
+    readers = {label: _Reader(path, ansi) for label, path in files.items()}
     try:
-        for label, reader in readers.items():
-            reader.seek_tail(lines)
-            for line in reader.read():
-                yield label, clean(line, ansi)
+        for reader in readers.values():
+            reader.seek_tail(lines, since)
+        yield {label: reader.read() for label, reader in readers.items()}
         while follow and not until():
             time.sleep(POLL_SECONDS)
-            for label, reader in readers.items():
-                for line in reader.read():
-                    yield label, clean(line, ansi)
-        for label, reader in readers.items():
-            for line in reader.flush():
-                yield label, clean(line, ansi)
+            yield {label: reader.read() for label, reader in readers.items()}
+        yield {label: reader.flush() for label, reader in readers.items()}
     finally:
         for reader in readers.values():
             reader.close()
@@ -71,8 +68,9 @@ def clean(line: bytes, ansi: bool = False) -> str:
 class _Reader:
     """One log file with its rotated parts; never holds more of it than a line and a block."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ansi: bool) -> None:
         self._path = os.fspath(path)
+        self._ansi = ansi
         self._file: BinaryIO | None = None
         self._rest = b""
         self._dropping = False
@@ -84,13 +82,15 @@ class _Reader:
             self._file.close()
             self._file = None
 
-    def seek_tail(self, lines: int | None) -> None:
-        """Stand before the last `lines` lines, which may begin in a rotated part."""
+    def seek_tail(self, lines: int | None, since: float | None) -> None:
+        """Stand before the last `lines` lines, which may begin in a rotated part that is not older than `since`."""
         parts: list[str] = []
         position, missing = 0, lines
         for path in (self._path, *self._backups()):
             try:
                 with open(path, "rb") as file:
+                    if since is not None and path != self._path and os.fstat(file.fileno()).st_mtime < since:
+                        break
                     position, found = (0, 0) if missing is None else _tail_position(file, missing)
             except FileNotFoundError:
                 continue
@@ -104,19 +104,20 @@ class _Reader:
             assert self._file is not None
             self._file.seek(position)
 
-    def read(self) -> Iterator[bytes]:
+    def read(self) -> Iterator[str]:
         """Complete lines that have been added since."""
         while self._file is not None or self._open_next():
             assert self._file is not None
-            yield from self._lines(self._file)
+            for line in self._lines(self._file):
+                yield clean(line, self._ansi)
             if not self._at_end(self._file):
                 continue
             return
 
-    def flush(self) -> Iterator[bytes]:
+    def flush(self) -> Iterator[str]:
         """The last line when it has no end yet."""
         if self._rest:
-            yield self._rest
+            yield clean(self._rest, self._ansi)
             self._rest = b""
 
     def _at_end(self, file: BinaryIO) -> bool:

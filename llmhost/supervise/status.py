@@ -14,10 +14,13 @@ from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
+from llmhost.supervise.units import Unit, find_unit
 
 _SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
 """A service is in the worst state of its replicas."""
-_SHOWN = ("name", "kind", "model", "served_as", "replicas")
+LOW_DISK = 512 * 2**20
+"""Bytes; each program keeps up to 80 MB of logs."""
+_SHOWN = ("name", "kind", "model", "served_as", "replicas", "endpoints")
 """What is needed of a service in the plan."""
 
 
@@ -29,15 +32,20 @@ class SupervisorStatus(NamedTuple):
 
 
 class GatewayStatus(NamedTuple):
-    """``state`` is ready, loading, stopped or failed."""
+    """``state`` is ready, loading, stopped or failed (a port could not be bound)."""
 
     state: State
     url: str | None
     pid: int | None
+    error: str | None = None
+    """Why it is not ready, in Envoy's words."""
 
 
 class ReplicaStatus(NamedTuple):
-    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it."""
+    """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it.
+
+    ``uptime_s`` is the engine's; ``retry_at``, unix time, is when an engine in state backoff is started again.
+    """
 
     name: str
     state: State
@@ -48,10 +56,18 @@ class ReplicaStatus(NamedTuple):
     rss_bytes: int | None
     gpus: tuple[int, ...]
     error: str | None
+    retry_at: float | None
+
+
+class EndpointStatus(NamedTuple):
+    """A server on another host, as the gateway sees it: ready, unhealthy, or stopped when no gateway is looking."""
+
+    url: str
+    state: State
 
 
 class ServiceStatus(NamedTuple):
-    """One service; ``state`` is the worst of its replicas."""
+    """One service; ``state`` is the worst of its replicas and endpoints."""
 
     name: str
     kind: str
@@ -59,6 +75,14 @@ class ServiceStatus(NamedTuple):
     served_as: tuple[str, ...]
     state: State
     replicas: tuple[ReplicaStatus, ...]
+    endpoints: tuple[EndpointStatus, ...] = ()
+
+
+class DiskStatus(NamedTuple):
+    """The disk that the home's logs and state are on; ``low`` when a few hours of logs might fill it."""
+
+    free_bytes: int
+    low: bool
 
 
 class Status(NamedTuple):
@@ -67,6 +91,10 @@ class Status(NamedTuple):
     supervisor: SupervisorStatus
     gateway: GatewayStatus
     services: tuple[ServiceStatus, ...]
+    disk: DiskStatus | None = None
+    """None when there is no home yet."""
+    unit: Unit | None = None
+    """The systemd unit that starts the home; None when it is started by hand."""
 
     @property
     def ready(self) -> bool:
@@ -79,8 +107,16 @@ class Status(NamedTuple):
         services = []
         for service in self.services:
             replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
-            services.append({**service._asdict(), "served_as": list(service.served_as), "replicas": replicas})
-        return {"supervisor": self.supervisor._asdict(), "gateway": self.gateway._asdict(), "services": services}
+            endpoints = [endpoint._asdict() for endpoint in service.endpoints]
+            lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints}
+            services.append({**service._asdict(), **lists})
+        return {
+            "supervisor": self.supervisor._asdict(),
+            "gateway": self.gateway._asdict(),
+            "disk": self.disk._asdict() if self.disk else None,
+            "boot": self.unit.to_dict() if self.unit else None,
+            "services": services,
+        }
 
 
 def read_status(home: Home) -> Status:
@@ -91,11 +127,23 @@ def read_status(home: Home) -> Status:
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
+    served = _served(home) if any(service["endpoints"] for service in planned) else None
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
-        GatewayStatus(gateway.state, url, gateway.pid),
-        tuple(_service(service, states, trees) for service in planned),
+        GatewayStatus(gateway.state, url, gateway.pid, gateway.error),
+        tuple(_service(service, states, trees, served) for service in planned),
+        _disk(home),
+        find_unit(home),
     )
+
+
+def _disk(home: Home) -> DiskStatus | None:
+    try:
+        found = os.statvfs(home.logs)
+    except OSError:
+        return None
+    free = found.f_bavail * found.f_frsize
+    return DiskStatus(free, free < LOW_DISK)
 
 
 def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:
@@ -106,7 +154,8 @@ def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:
     try:
         plan = json.loads(home.plan_file.read_bytes())
         services = [{key: service[key] for key in _SHOWN} for service in plan["services"]]
-        return local_url(plan["gateway"]["host"], plan["gateway"]["port"]), services
+        gateway = plan["gateway"]
+        return local_url(gateway["host"], gateway["port"], "https" if gateway["tls"] else "http"), services
     except (OSError, ValueError, KeyError, TypeError):
         return None, []
 
@@ -127,21 +176,45 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _service(service: dict[str, Any], states: dict[str, ProgramState], trees: "_Processes | None") -> ServiceStatus:
+def _served(home: Home) -> frozenset[str] | None:
+    """The members that get requests; None when no gateway tells."""
+    from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (most homes have no endpoints)
+
+    seen = read_gateway(home.gateway_admin_socket)
+    return frozenset[str]().union(*seen.healthy.values()) if seen.live else None
+
+
+def _service(
+    service: dict[str, Any],
+    states: dict[str, ProgramState],
+    trees: "_Processes | None",
+    served: frozenset[str] | None,
+) -> ServiceStatus:
     replicas = tuple(_replica(states[p["name"]], tuple(p["gpus"]), trees) for p in service["replicas"])
-    there = {r.state for r in replicas}
+    endpoints = tuple(EndpointStatus(e["url"], _endpoint(e, served)) for e in service["endpoints"])
+    there = {r.state for r in replicas} | {e.state for e in endpoints}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
     served_as = tuple(service["served_as"])
-    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas)
+    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas, endpoints)
+
+
+def _endpoint(endpoint: dict[str, Any], served: frozenset[str] | None) -> State:
+    """Of an endpoint of the plan, which the gateway calls by its ``address:port`` (`EndpointPlan.member`)."""
+    if served is None:
+        return "stopped"
+    member = f"{endpoint['address']}:{endpoint['url'].rpartition(':')[2]}"
+    return "ready" if member in served else "unhealthy"
 
 
 def _replica(state: ProgramState, gpus: tuple[int, ...], trees: "_Processes | None") -> ReplicaStatus:
     uptime = rss = None
     if state.pid and trees is not None:
-        uptime, rss = trees.uptime(state.pid), trees.rss(state.pid)
+        uptime = trees.uptime(state.engine_pid) if state.engine_pid else None
+        rss = trees.rss(state.pid)
     return ReplicaStatus(
-        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error
-    )
+        state.name, state.state, state.pid, state.engine_pid, uptime, state.restarts, rss, gpus, state.error,
+        state.retry_at,
+    )  # fmt: skip
 
 
 class _Processes:

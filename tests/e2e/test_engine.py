@@ -14,6 +14,7 @@ from llmhost.facts import EngineFacts
 from llmhost.paths import Home
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.removed import OWNED, REMOVED
+from llmhost.probe.families import named_parsers
 from tests.e2e.vllm_parser import parsed, parser_facts
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ def test_tables_of_flags(engine: EngineFacts) -> None:
     """What llmhost says that vLLM removed is gone, but for what the next version will remove; what it sets is there."""
     assert set(REMOVED) & set(engine.flags) <= {"disable_cascade_attn", "log_config_file"}
     assert set(OWNED) <= set(engine.flags)
+
+
+def test_parsers_of_the_families(engine: EngineFacts) -> None:
+    """The data file knows exactly the parsers that this vLLM registers."""
+    assert named_parsers() == {*engine.tool_call_parsers, *engine.reasoning_parsers}
 
 
 def test_second_setup_does_nothing(installation: Installation, engine: EngineFacts) -> None:

@@ -45,7 +45,9 @@ def wheel(installation: Installation, place: Path) -> Path:
 def test_the_wheel_holds_templates_and_demo_models_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "llmhost/conf_templates/supervisord.conf.j2" in names
+    assert "llmhost/systemd/llmhost.service.j2" in names
     assert "llmhost/env/releases.toml" in names
+    assert {"llmhost/metrics/data/rules.yaml", "llmhost/metrics/data/dashboard.json"} <= set(names)
     assert {f"llmhost/demo/{kind}/model.safetensors" for kind in ("chat", "embed", "rerank")} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "scripts/"))]
 

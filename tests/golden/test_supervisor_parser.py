@@ -10,12 +10,13 @@ import pytest
 from supervisor.options import ServerOptions
 
 from llmhost import config, writer
-from llmhost.errors import RenderError
+from llmhost.errors import PlanError, RenderError
 from llmhost.homedir import claim
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
 from llmhost.render import render
+from llmhost.supervisor_format import quote_command
 from tests.golden.test_tree import CASES
 from tests.samples import machine
 
@@ -36,7 +37,7 @@ def test_every_program_comes_back_as_planned(name: str, folder: str, tmp_path: P
     plan = make_plan(config.parse(text), machine(cores=cores, root=str(tmp_path / folder)), models)
     options = parsed(plan)
     programs = {g.name: g.process_configs[0] for g in options.process_group_configs}
-    assert set(programs) == {"gateway", *(p.name for p in plan.programs)}
+    assert set(programs) == {"gateway", "metrics", *(p.name for p in plan.programs)}
     for program in plan.programs:
         words = shlex.split(programs[program.name].command)
         assert tuple(words[words.index("--") + 1 :]) == program.argv
@@ -54,5 +55,7 @@ def test_a_home_that_the_parser_would_change_is_refused(folder: str, tmp_path: P
 def test_a_newline_in_an_argument_is_refused_with_its_value() -> None:
     text = 'services: {chat: {model: /m, args: {tool_call_parser: hermes, hf_overrides: "a\\nb"}}}'
     _, models, _ = CASES["odd"]
+    with pytest.raises(PlanError, match=r"services\.chat\.args\.hf_overrides: the value contains a newline: 'a\\nb'"):
+        make_plan(config.parse(text), machine(), models)
     with pytest.raises(RenderError, match="contains a newline"):
-        render(make_plan(config.parse(text), machine(), models))
+        quote_command(("--model", "/a\nb"))

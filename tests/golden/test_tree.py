@@ -29,10 +29,13 @@ CASES = {
     ),
     "odd": (
         """
-        gateway: {host: 0.0.0.0, port: 9000, max_body_mib: 1}
+        gateway: {host: 0.0.0.0, port: 9000, max_body_mib: 1, insecure: true, limits: {requests_per_minute: 60},
+                  tls: {certificate: tls/server.pem, key: /etc/ssl/private/key.pem, client_ca: tls/ca.pem}}
         services:
           chat: {model: /m, served_as: ["通义 50% ; # \\"q\\" 'a'", gpt-4], replicas: 2, port: 9001, stop_timeout: 300,
-                 args: {hf_overrides: {a: [1, "x ; y"]}}, env: {ODD: "a ; b # c % d 'e' \\"f\\"\\n通义", TOKEN: secret}}
+                 default: true, limits: {requests_per_minute: 90, concurrent_requests: 4, max_body_mib: 0.5},
+                 args: {hf_overrides: {a: [1, "x ; y"]}}, env: {ODD: "a ; b # c % d 'e' \\"f\\"\\n通义",
+                 TOKEN: hush-hush}}
         """,
         {"chat": model(path="/data/models/通义 千问")},
         8,
@@ -68,7 +71,7 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
 def test_a_secret_is_in_the_file_of_the_guard_only() -> None:
     text, models, _ = CASES["odd"]
     files = render(make_plan(config.parse(text), machine(), models))
-    assert {f.path for f in files if "secret" in f.text} == {"conf/guard/chat-0.json", "conf/guard/chat-1.json"}
+    assert {f.path for f in files if "hush-hush" in f.text} == {"conf/guard/chat-0.json", "conf/guard/chat-1.json"}
 
 
 def test_only_what_changed_gets_another_fingerprint() -> None:

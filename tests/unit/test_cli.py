@@ -14,9 +14,10 @@ from click.shell_completion import ShellComplete
 from llmhost import config
 from llmhost.__main__ import run
 from llmhost.cli import COMMANDS, cli, console
+from llmhost.cli.plan import shortened
 from llmhost.errors import ConfigError
+from llmhost.first_config import require_demo_config
 from llmhost.paths import Home
-from llmhost.workflow import require_demo_config
 
 
 @pytest.fixture
@@ -66,18 +67,29 @@ def test_init_writes_a_valid_file_once(home: Path, capsys: pytest.CaptureFixture
     assert run(["init", "--demo", "--port", "8123"]) == 0
     first = (home / "llmhost.yaml").read_text()
     assert run(["config", "validate"]) == 0
+    said = capsys.readouterr()
+    assert "3 services (chat, embedding, rerank)" in said.out
+    assert "not checked: the flags under args:" in said.err
     assert run(["init"]) == 1
     assert (home / "llmhost.yaml").read_text() == first
     assert "already exists" in capsys.readouterr().err
 
 
-def test_init_without_demo_is_valid_as_it_is_and_with_its_examples(home: Path) -> None:
+def test_init_without_demo_is_valid_as_it_is_and_with_its_examples(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["init"]) == 0
     assert run(["config", "validate"]) == 0
+    said = capsys.readouterr()
+    assert "is valid: no services" in said.out
+    assert "at least one" in said.err
     file = home / "llmhost.yaml"
     text = re.sub(r"(?m)^#(  )", r"\1", file.read_text())
     file.write_text(text)
-    assert run(["config", "validate"]) == 0
+    assert run(["config", "validate"]) == 1
+    assert "error: services.chat.model: " in capsys.readouterr().err
+    assert run(["config", "validate", "--file-only"]) == 0
+    assert "not checked: the models" in capsys.readouterr().err
     assert list(config.parse(text).services) == ["chat", "embedding", "rerank"]
 
 
@@ -139,6 +151,43 @@ def test_completion_offers_the_services_of_the_plan_in_force(home: Path, monkeyp
     (home / "conf/plan.json").write_text(json.dumps({"services": services}))
     found = ShellComplete(cli, {}, "llmhost", "_LLMHOST_COMPLETE").get_completions(["logs"], "ch")
     assert [item.value for item in found] == ["chat"]
+    found = ShellComplete(cli, {}, "llmhost", "_LLMHOST_COMPLETE").get_completions(["logs"], "")
+    assert [item.value for item in found] == ["chat", "embedding", "gateway", "metrics", "access", "supervisord"]
+    found = ShellComplete(cli, {}, "llmhost", "_LLMHOST_COMPLETE").get_completions(["stop"], "")
+    assert [item.value for item in found] == ["chat", "embedding"]
+
+
+def test_status_says_what_comes_next(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 3
+    assert f"there is no {home}/llmhost.yaml: write one with `llmhost init`" in capsys.readouterr().err
+    assert not home.exists()
+    home.mkdir()
+    (home / "llmhost.yaml").write_text("services: {chat: {model: /m}}\n")
+    assert run(["status"]) == 3
+    assert "nothing has been brought up yet: run `llmhost up`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_up_in_a_home_that_is_none_makes_nothing(home: Path, made: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    if made:
+        home.mkdir()
+    assert run(["up"]) == 1
+    assert "llmhost.yaml does not exist" in capsys.readouterr().err
+    assert list(home.parent.rglob("*")) == [home] * made
+
+
+@pytest.mark.parametrize("text", ["", "gateway: {port: 8000}\n", "services:\n", "services: {}\n"])
+def test_up_without_services_is_refused_before_anything_is_made(
+    home: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.mkdir()
+    (home / "llmhost.yaml").write_text(text)
+    assert run(["up"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: {home}/llmhost.yaml has no services"
+    assert "services:" in hint
+    assert "llmhost down" in hint
+    assert list(home.iterdir()) == [home / "llmhost.yaml"]
 
 
 def test_check_wants_a_whole_address(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,19 +197,35 @@ def test_check_wants_a_whole_address(home: Path, capsys: pytest.CaptureFixture[s
 
 def test_config_show_fills_in_defaults_and_hides_values_of_env(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.mkdir()
-    (home / "llmhost.yaml").write_text("services: {chat: {model: /m, env: {HF_TOKEN: secret}}}\n")
+    (home / "llmhost.yaml").write_text(
+        "on_event: https://h/secret\nservices: {chat: {model: /m, env: {HF_TOKEN: secret}}}\n"
+    )
     assert run(["config", "show"]) == 0
     shown = capsys.readouterr().out
     assert "port: 8000" in shown
     assert "HF_TOKEN: '***'" in shown
     assert "secret" not in shown
     assert run(["config", "show", "--json", "--no-defaults"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"services": {"chat": {"model": "/m", "env": {"HF_TOKEN": "***"}}}}
+    services = {"chat": {"model": "/m", "env": {"HF_TOKEN": "***"}}}
+    assert json.loads(capsys.readouterr().out) == {"on_event": "***", "services": services}
 
 
 def test_config_schema_is_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "llmhost.yaml"
+
+
+def test_the_reference_in_docs_is_that_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """Renew it with `llmhost config schema --markdown > docs/config.md`."""
+    assert run(["config", "schema", "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert page == (Path(__file__).parents[2] / "docs/config.md").read_text(encoding="utf-8")
+    assert all(f"| `{key}` |" in page for key in (*config.Service.model_fields, *config.Gateway.model_fields))
+
+
+def test_a_long_line_of_a_diff_is_cut_for_a_terminal() -> None:
+    assert shortened("+short") == "+short"
+    assert shortened("+" + "x" * 2000).endswith("x… (and 1841 characters more)")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

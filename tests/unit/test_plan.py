@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost import config
-from llmhost.errors import HomeError, PlanError
+from llmhost.errors import GatewayError, HomeError, PlanError
 from llmhost.facts import HostFacts, ModelFacts
+from llmhost.keys import ApiKey
 from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
 from llmhost.plan.cpu import ENGINE_BASE_BYTES, SMALLEST_KV_CACHE, context_length, share_cpu
@@ -36,7 +37,7 @@ def test_the_command_of_a_chat_service() -> None:
     assert program.argv == (
         "/srv/llmhost/engines/default/bin/python", "-m", "vllm.entrypoints.openai.api_server",
         "--model", "/data/models/m", "--served-model-name", "chat", "--uds", "/srv/llmhost/run/chat-0.sock",
-        "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30",
+        "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30", "--disable-uvicorn-access-log",
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--max-model-len", "8192", "--enforce-eager",
     )  # fmt: skip
@@ -124,7 +125,7 @@ def test_nothing_is_given_out_twice(cores: int, memory: int, replicas: list[int]
     models: dict[str, ModelFacts] = {name: model(weights_gib=weights) for name in services}
     host = HostFacts(tuple(range(cores)), memory * GIB, 0)
     try:
-        shares = [share for each in share_cpu(services, host, models).values() for share in each]
+        shares = [share for each in share_cpu(services, host, models).values() for share in each.values()]
     except PlanError:
         smallest = ENGINE_BASE_BYTES + weights * GIB + SMALLEST_KV_CACHE
         assert sum(replicas) * smallest > 0.89 * memory * GIB
@@ -134,3 +135,54 @@ def test_nothing_is_given_out_twice(cores: int, memory: int, replicas: list[int]
     assert len(bound) == len(set(bound))
     assert not bound or len(bound) == cores
     assert all(share.kv_cache_bytes >= model().kv_bytes_per_token * model().context_length for share in shares)
+
+
+# --- who may use the gateway ----------------------------------------------------------------------------------------
+
+KEY = ApiKey("a", 1, "digest", 0)
+
+
+def gateway_plan(text: str, *keys: ApiKey) -> Plan:
+    return make_plan(config.parse(f"gateway: {text}"), replace(machine(), keys=keys), {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "'::'", "10.0.0.1", "'2001:db8::1'"])
+def test_an_address_of_the_network_needs_keys_or_insistence(host: str) -> None:
+    with pytest.raises(GatewayError, match="there are no API keys") as caught:
+        gateway_plan(f"{{host: {host}}}")
+    assert "llmhost keys add" in caught.value.hint
+    assert not gateway_plan(f"{{host: {host}, insecure: true}}").gateway.locked
+    assert gateway_plan(f"{{host: {host}}}", KEY).gateway.locked
+    assert gateway_plan(f"{{host: {host}, insecure: true}}", KEY).gateway.locked
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "'::1'", "localhost"])
+def test_an_address_of_this_machine_needs_none(host: str) -> None:
+    assert not gateway_plan(f"{{host: {host}}}").gateway.locked
+    assert gateway_plan(f"{{host: {host}}}", KEY).gateway.locked
+
+
+def test_a_revoked_key_locks_and_does_not_open() -> None:
+    gateway = gateway_plan("{}", replace(KEY, revoked=1)).gateway
+    assert (gateway.locked, gateway.keys) == (True, ())
+
+
+def test_a_key_has_the_limit_of_the_gateway_or_its_own() -> None:
+    keys = (KEY, ApiKey("b", 1, "digest", 0, requests_per_minute=5))
+    gateway = gateway_plan("{limits: {requests_per_minute: 60}}", *keys).gateway
+    assert [k.limits.requests_per_minute for k in gateway.keys] == [60, 5]
+
+
+def test_certificates_are_found_from_the_home() -> None:
+    tls = gateway_plan("{tls: {certificate: tls/c.pem, key: /etc/k.pem}}").gateway.tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.client_ca) == ("/srv/llmhost/tls/c.pem", "/etc/k.pem", None)
+    assert gateway_plan("{tls: {certificate: /c, key: /k}}").gateway.url == "https://127.0.0.1:8000"
+
+
+def test_one_default_for_a_kind() -> None:
+    text = "services: {a: {model: /m, default: true}, b: {model: /m, default: true}}"
+    with pytest.raises(PlanError, match=r"services\.b\.default: a is the default of kind chat already"):
+        make_plan(config.parse(text), machine(), {"a": model(), "b": model()})
+    both = make_plan(config.parse(text), machine(), {"a": model(), "b": model("embed")})
+    assert [s.default for s in both.services] == [True, True]

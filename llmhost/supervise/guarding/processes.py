@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
+import termios
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
-def descendants(root: int) -> list[int]:
-    """All processes below `root`, zombies included."""
+def descendants(root: int, without: Collection[int] = ()) -> list[int]:
+    """All processes below `root`, zombies included; those of `without` and what is below them are left out."""
     children: dict[int, list[int]] = {}
     for pid in pids():
         stat = read(f"/proc/{pid}/stat")
-        if stat:  # "pid (any name) state ppid …"
+        if stat and pid not in without:  # "pid (any name) state ppid …"
             children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(pid)
     found = list(children.get(root, ()))
     for pid in found:  # grows while it is walked
@@ -23,6 +30,40 @@ def descendants(root: int) -> list[int]:
 def marked(variable: bytes) -> list[int]:
     """The other processes that were started with this ``NAME=value`` in their environment, as far as we may look."""
     return [pid for pid in pids() if pid != os.getpid() and variable in read(f"/proc/{pid}/environ").split(b"\0")]
+
+
+def title(pid: int) -> str:
+    """The name that a process goes by, '' when it is gone: at most 15 bytes (``VLLM::EngineCor``)."""
+    return os.fsdecode(read(f"/proc/{pid}/comm").strip())
+
+
+def running(pid: int) -> bool:
+    """Not gone and not a zombie."""
+    stat = read(f"/proc/{pid}/stat")
+    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def describe(pid: int) -> str:
+    """A process as a message names it."""
+    return f"{title(pid) or 'process'} ({pid})"
+
+
+def cpu_seconds(members: Collection[int]) -> float:
+    """CPU time that these processes have used so far."""
+    ticks = 0
+    for pid in members:
+        fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        if len(fields) > 12:  # proc_pid_stat(5), counted from field 3: 14 utime, 15 stime
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def connections(path: bytes) -> int:
+    """How many connections a server has accepted on its unix socket (and not closed), whoever is at the other end."""
+    wanted = b" " + path
+    # Num RefCount Protocol Flags Type St Inode Path; 03 is SS_CONNECTED (net/unix/af_unix.c)
+    lines = (line for line in read("/proc/net/unix").splitlines() if line.endswith(wanted))
+    return sum(line.split(None, 7)[5] == b"03" for line in lines)
 
 
 def pids() -> list[int]:
@@ -45,9 +86,36 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+log_file: bytes | None = None
+"""Where supervisord writes what is said, once a guard knows it."""
+READ_SECONDS = 0.5
+"""Seconds for supervisord to read what the engine said last."""
+
+
+def _begun() -> bool:
+    """Whether the log ends in the middle of a line of the engine's."""
+    deadline = time.monotonic() + READ_SECONDS
+    with contextlib.suppress(OSError):
+        while (
+            any(fcntl.ioctl(2, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline
+        ):  # of a pipe: not read yet
+            time.sleep(0.01)
+    try:
+        with open(log_file or os.devnull, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
+
+
 def say(text: str) -> None:
-    """One line to the program's log. Never blocks and never fails: supervisord may be gone."""
-    line = f"[guard] {text}".replace("\n", " ").encode("utf-8", "replace")[: select.PIPE_BUF - 1] + b"\n"
+    """One line with its time to the program's log. Never blocks for long and never fails: supervisord may be gone."""
+    line = b"\n" * _begun() + (
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')} [guard] {text}".replace("\n", " ").encode("utf-8", "replace")[
+            : select.PIPE_BUF - 1
+        ]
+        + b"\n"
+    )
     with contextlib.suppress(OSError):
         poll = select.poll()
         poll.register(2, select.POLLOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from llmhost.supervise.guarding.gpu import NVIDIA_SMI
 from llmhost.supervise.guarding.probe import REQUESTS
 
 TYPE_CHECKING = False  # typing itself is not imported: it would cost memory in every guard
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 MARK = "LLMHOST_PROGRAM"
 """Environment variable that every process of an engine carries; its value is unique to a home and a program."""
+
+
+DEFAULT_RESTARTS = 10
 
 
 class BadSpec(Exception):
@@ -24,7 +28,9 @@ class Spec:
 
     ``program``; ``kind`` (chat, embed, rerank); ``model``, a served name; ``socket``; ``state_file``; ``log_file`` (may
     be missing or null); ``env``, added to the environment of the engine, with a unique `MARK`; ``locks``, paths that
-    are taken in this order; ``start_timeout`` and ``stop_timeout`` in seconds.
+    are taken in this order; ``start_timeout`` and ``stop_timeout`` in seconds. May be missing: ``hang_timeout`` in
+    seconds, 0 for no hang watch; ``max_restarts``, failures in a row until it is given up; ``gpus``, indices;
+    ``gpu_probe``, what to run for ``nvidia-smi``; ``events_file``, see `llmhost.supervise.guarding.alerts`.
     """
 
     def __init__(self, data: dict[str, Any], command: list[str]) -> None:
@@ -38,6 +44,11 @@ class Spec:
         self.locks = [as_bytes(path) for path in data["locks"]]
         self.start_timeout = float(data["start_timeout"])
         self.stop_timeout = float(data["stop_timeout"])
+        self.hang_timeout = float(data.get("hang_timeout") or 0)
+        self.max_restarts = int(data.get("max_restarts") or DEFAULT_RESTARTS)
+        self.gpus = [int(index) for index in data.get("gpus") or ()]
+        self.gpu_probe = str(data.get("gpu_probe") or NVIDIA_SMI)
+        self.events_file = as_bytes(data["events_file"]) if data.get("events_file") else None
         self.command = [os.fsencode(word) for word in command]
         if self.kind not in REQUESTS:
             raise ValueError(f"unknown kind {self.kind}")

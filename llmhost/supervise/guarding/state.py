@@ -1,9 +1,11 @@
 """The state file of a guard: a JSON object, replaced by rename, mode 0600.
 
-``program``; ``state``, one of stopped queued loading ready backoff failed; ``guard_pid``; ``engine_pid`` or null;
-``since``, unix time of the state; ``started``, unix time of the guard; ``restarts``, unplanned ones since the last
-wanted start; ``error``, one line or null; ``exit``, how the engine last ended by itself: null or
-``{"code", "signal", "time", "error"}``.
+``program``; ``state``, one of stopped queued loading ready unhealthy backoff failed; ``guard_pid``; ``engine_pid`` or
+null; ``since``, unix time of the state; ``started``, unix time of the guard; ``restarts``, unplanned ones since the
+last wanted start; ``failures``, those in a row; ``retry_at``, unix time of the next try in state backoff, else null;
+``error``, one line or null; ``exit``, how the engine last ended by itself: null or
+``{"code", "signal", "time", "error"}``; ``killed``, what the last stop had to end, one name each; ``trouble``, what it
+could not undo, or null.
 """
 
 from __future__ import annotations
@@ -16,25 +18,44 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LIVING = ("queued", "loading", "ready", "unhealthy", "backoff")
+"""States of a guard that has not ended in order."""
+
+
+class Former:
+    """What the guard before this one left when it was killed."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError or ValueError for a file that is none of ours."""
+        self.state = str(data["state"])
+        self.restarts = int(data["restarts"])
+        self.failures = int(data["failures"])
+        self.exit: dict[str, Any] | None = data["exit"]
+        was_ready = self.state in ("ready", "unhealthy")
+        self.ready_seconds = max(0.0, time.time() - float(data["since"])) if was_ready else 0.0
+        self.error = data["error"] if self.state == "backoff" else None
+
 
 class StateFile:
-    """What this guard says about its program, and what the guard before it said."""
+    """What this guard says about its program."""
 
     def __init__(self, path: bytes, program: str) -> None:
         self.path = path
         self.program = program
         self.started = time.time()
-        self.restarts, self.exit = self._former_life()
+        self.restarts = 0
+        self.failures = 0
+        self.exit: dict[str, Any] | None = None
+        self.killed: list[str] = []
+        self.trouble: str | None = None
 
-    def _former_life(self) -> tuple[int, dict[str, Any] | None]:
-        """A guard that ended neither as wanted nor for good is being restarted by us."""
-        former = self._read()
+    def former(self) -> Former | None:
+        """Of a guard that ended neither as wanted nor for good; None when there was none."""
         try:
-            if former["state"] in ("stopped", "failed"):
-                return 0, None
-            return int(former["restarts"]) + 1, former["exit"]
-        except (ValueError, KeyError, TypeError):
-            return 0, None
+            former = Former(self._read())
+        except (KeyError, TypeError, ValueError):
+            return None
+        return former if former.state in LIVING else None
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -48,7 +69,7 @@ class StateFile:
         """Whether another guard has taken over: ours was cut off from a supervisord that was killed."""
         return bool(self._read().get("guard_pid", os.getpid()) != os.getpid())
 
-    def write(self, state: str, engine_pid: int | None, error: str | None) -> None:
+    def write(self, state: str, engine_pid: int | None, error: str | None, retry_at: float | None = None) -> None:
         """Atomically; raises OSError, and the old content stays then."""
         data = {
             "program": self.program,
@@ -58,8 +79,12 @@ class StateFile:
             "since": time.time(),
             "started": self.started,
             "restarts": self.restarts,
+            "failures": self.failures,
+            "retry_at": retry_at,
             "error": error,
             "exit": self.exit,
+            "killed": self.killed,
+            "trouble": self.trouble,
         }
         draft = self.path + b".new"
         with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:

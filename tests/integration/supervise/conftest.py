@@ -95,13 +95,13 @@ class LoneGuard:
             return {}
         return said
 
-    def wait(self, state: str, guard: subprocess.Popen[bytes] | None = None) -> dict[str, Any]:
-        """What the file says once it says `state`, written by this guard."""
+    def wait(self, state: str, guard: subprocess.Popen[bytes] | None = None, **also: Any) -> dict[str, Any]:
+        """What the file says once it says `state` (and these), written by this guard."""
 
         def there() -> dict[str, Any] | None:
             said = self.says()
             ours = guard is None or said.get("guard_pid") == guard.pid
-            return said if ours and said.get("state") == state else None
+            return said if ours and said.get("state") == state and also.items() <= said.items() else None
 
         return dict(wait_for(there))
 
@@ -144,6 +144,7 @@ class House:
 
     home: Home
     services: dict[str, ServicePlan] = field(default_factory=dict)
+    engine: Path = FAKE_ENGINE
 
     def service(self, name: str, *faults: str, replicas: int = 1, stop_timeout: float = 20, **env: str) -> None:
         """Add or replace a service; its kind follows from its name."""
@@ -155,7 +156,7 @@ class House:
 
     def _program(self, name: str, faults: Sequence[str], env: dict[str, str]) -> ProgramPlan:
         socket = str(self.home.engine_socket(name))
-        argv = (*PYTHON, str(FAKE_ENGINE), "--uds", socket, *faults)
+        argv = (*PYTHON, str(self.engine), "--uds", socket, *faults)
         mark = {"LLMHOST_PROGRAM": f"{self.home.root}:{name}"}
         return ProgramPlan(name, argv, {**env, **mark}, socket, (), (), 0, 0)
 

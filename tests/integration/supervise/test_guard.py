@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from llmhost.paths import guard_script
-from tests.integration.supervise.conftest import PATIENCE, PYTHON, LoneGuard, alive, marked, wait_for
+from llmhost.supervise import daemon, lifecycle
+from tests.integration.supervise.conftest import (
+    FAKE_ENGINE,
+    PATIENCE,
+    PYTHON,
+    House,
+    LoneGuard,
+    alive,
+    marked,
+    wait_for,
+)  # fmt: skip
 
 pytestmark = pytest.mark.integration
 
@@ -46,6 +56,28 @@ def end_engine(guard: LoneGuard, code: int) -> None:
         connection.connect(guard.spec["socket"])
         connection.sendall(head + body)
         connection.recv(1024)
+
+
+def test_a_killed_engine_is_not_called_ready_while_what_it_left_is_ended(guard: LoneGuard) -> None:
+    """It takes seconds: these children ignore SIGTERM."""
+    guard.start("--children", "1", "--stubborn-children")
+    engine = guard.wait("ready")["engine_pid"]
+    os.kill(engine, signal.SIGKILL)
+    said = guard.wait("unhealthy")
+    assert (said["error"], said["engine_pid"]) == ("the engine was killed by SIGKILL", None)
+    assert guard.wait("ready", restarts=1)["error"] is None
+
+
+def test_a_line_of_the_guard_is_a_line_of_its_own(house: House) -> None:
+    """Though the engine did not end its last one."""
+    house.service("chat", "--say-bytes", b"half a line".hex(), "--exit-early", "1")
+    house.write()
+    daemon.ensure_running(house.home)
+    lifecycle.converge(house.home, ("chat-0",))
+    house.wait("chat-0", state="backoff")
+    lines = house.log("chat-0").splitlines()
+    assert "half a line" in lines
+    assert "" not in lines
 
 
 def test_ready_then_a_wanted_stop(guard: LoneGuard) -> None:
@@ -166,49 +198,83 @@ def test_an_engine_that_dies_before_it_is_ready_is_not_tried_again(guard: LoneGu
 def test_an_engine_that_dies_without_a_word(guard: LoneGuard) -> None:
     Path(guard.spec["log_file"]).write_text("ValueError: of an earlier life\n")
     assert guard.start("--exit-early", "0").wait(PATIENCE) == 78
-    assert guard.says()["error"] == "the engine exited with status 0 before it was ready"
+    words = "the engine exited with status 0 before it was ready; given up after 3 failures in a row"
+    assert guard.says()["error"] == words
+    assert guard.log().count("starting the engine") == 3
 
 
 def test_without_a_log_file_the_outcome_is_the_error(guard: LoneGuard) -> None:
-    assert guard.start("--say", "ValueError: x", "--exit-early", "3", log_file=None).wait(PATIENCE) == 78
-    assert guard.says()["error"] == "the engine exited with status 3 before it was ready"
+    faults = ("--say", "ValueError: x", "--exit-early", "3")
+    assert guard.start(*faults, log_file=None, max_restarts=1).wait(PATIENCE) == 78
+    assert guard.says()["error"].startswith("the engine exited with status 3 before it was ready; given up")
 
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_an_engine_that_ends_after_it_was_ready_is_to_be_started_again(guard: LoneGuard, code: int) -> None:
     process = guard.start()
-    guard.wait("ready")
+    before = guard.wait("ready")
     end_engine(guard, code)
-    assert process.wait(PATIENCE) == 75
-    said = guard.says()
-    assert (said["state"], said["error"]) == ("backoff", f"the engine exited with status {code}")
+    said = guard.wait("backoff")
+    assert (said["error"], said["engine_pid"]) == (f"the engine exited with status {code}", None)
+    assert said["retry_at"] > said["since"]
     assert said["exit"]["code"] == code
-    again = guard.start()
-    said = guard.wait("ready", again)
+    said = guard.wait("ready")
     assert (said["restarts"], said["error"], said["exit"]["code"]) == (1, None, code)
+    assert (said["guard_pid"], said["retry_at"]) == (process.pid, None)
+    assert said["engine_pid"] != before["engine_pid"]
 
 
 def test_a_killed_engine(guard: LoneGuard) -> None:
+    guard.start()
+    os.kill(guard.wait("ready")["engine_pid"], signal.SIGKILL)
+    said = guard.wait("backoff")
+    assert said["error"] == "the engine was killed by SIGKILL"
+    assert (said["exit"]["code"], said["exit"]["signal"]) == (None, "SIGKILL")
+    assert guard.wait("ready")["restarts"] == 1
+
+
+def test_a_crash_loop_opens_the_circuit(guard: LoneGuard) -> None:
+    process = guard.start(max_restarts=3)
+    for restarts in range(3):
+        said = guard.wait("ready", restarts=restarts)
+        assert said["failures"] == restarts
+        os.kill(said["engine_pid"], signal.SIGKILL)
+    assert process.wait(PATIENCE) == 78
+    said = guard.says()
+    assert (said["state"], said["restarts"]) == ("failed", 2)
+    assert said["error"] == "the engine was killed by SIGKILL; given up after 3 failures in a row"
+
+
+def test_a_failure_that_the_machine_may_get_over_is_tried_again(guard: LoneGuard, place: Path) -> None:
+    """The first start finds too little memory, the second enough."""
+    words = "ValueError: Free memory on device cuda:0 (3.1/24.0 GiB) on startup is less than desired GPU memory"
+    script = f'[ -e {place}/second ] && exec "$@"; touch {place}/second; echo "{words}" >&2; exit 1'
+    engine = (*PYTHON, str(FAKE_ENGINE), "--uds", guard.spec["socket"])
+    guard.start_command("/bin/sh", "-c", script, "sh", *engine)
+    assert guard.wait("backoff")["error"] == words
+    assert guard.wait("ready")["restarts"] == 1
+
+
+def test_a_stop_during_back_off(guard: LoneGuard) -> None:
     process = guard.start()
     os.kill(guard.wait("ready")["engine_pid"], signal.SIGKILL)
-    assert process.wait(PATIENCE) == 75
-    assert (guard.says()["exit"]["code"], guard.says()["exit"]["signal"]) == (None, "SIGKILL")
+    guard.wait("backoff")
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert (guard.says()["state"], guard.says()["retry_at"]) == ("stopped", None)
 
 
 def test_restarts_are_forgotten_after_a_wanted_stop(guard: LoneGuard) -> None:
-    for _ in range(2):
-        process = guard.start()
-        os.kill(guard.wait("ready", process)["engine_pid"], signal.SIGKILL)
-        process.wait(PATIENCE)
     process = guard.start()
-    assert guard.wait("ready", process)["restarts"] == 2
+    os.kill(guard.wait("ready", process)["engine_pid"], signal.SIGKILL)
+    guard.wait("ready", restarts=1)
     process.terminate()
     process.wait(PATIENCE)
     assert guard.wait("ready", guard.start())["restarts"] == 0
 
 
 def test_not_ready_in_time(guard: LoneGuard) -> None:
-    process = guard.start("--status", "503", "--ignore-term", start_timeout=1, stop_timeout=0.2)
+    process = guard.start("--status", "503", "--ignore-term", start_timeout=1, stop_timeout=0.2, max_restarts=1)
     assert process.wait(PATIENCE) == 78
     said = guard.says()
     assert said["state"] == "failed"
@@ -218,9 +284,10 @@ def test_not_ready_in_time(guard: LoneGuard) -> None:
 
 
 def test_not_even_listening_in_time(guard: LoneGuard, place: Path) -> None:
-    process = guard.start("--wait-for", str(place / "never"), start_timeout=0.5)
+    process = guard.start("--wait-for", str(place / "never"), start_timeout=0.5, max_restarts=2)
     assert process.wait(PATIENCE) == 78
-    assert guard.says()["error"] == "the engine was not ready within 0.5 s"
+    assert guard.says()["error"] == "the engine was not ready within 0.5 s; given up after 2 failures in a row"
+    assert guard.log().count("starting the engine") == 2
 
 
 def test_an_engine_that_ignores_sigterm(guard: LoneGuard) -> None:
@@ -240,14 +307,16 @@ def test_children_in_their_own_sessions_are_swept(guard: LoneGuard, stubborn: bo
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert marked(guard.mark) == []
-    assert "ended 3 processes that the engine left behind" in guard.log()
+    assert len(guard.says()["killed"]) == 3
+    assert "had to end python" in guard.log()
 
 
 def test_children_of_a_killed_engine_are_swept(guard: LoneGuard) -> None:
-    process = guard.start("--children", "2", "--stubborn-children")
+    guard.start("--children", "2", "--stubborn-children")
+    before = marked(guard.mark)
     os.kill(guard.wait("ready")["engine_pid"], signal.SIGKILL)
-    assert process.wait(PATIENCE) == 75
-    assert marked(guard.mark) == []
+    assert len(guard.wait("backoff")["killed"]) == 2
+    assert not any(map(alive, before))
 
 
 def test_a_killed_guard_takes_its_engine_along_and_the_next_one_sweeps(guard: LoneGuard) -> None:
@@ -356,4 +425,5 @@ def test_exec_ties_a_command_to_its_parent(place: Path) -> None:
 def test_exec_of_nothing() -> None:
     command = [*PYTHON, str(guard_script()), "--exec", "--", "/no/such"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (127, "[guard] cannot run /no/such: No such file or directory\n")
+    assert done.returncode == 127
+    assert done.stderr.endswith(" [guard] cannot run /no/such: No such file or directory\n")

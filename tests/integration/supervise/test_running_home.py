@@ -13,7 +13,7 @@ import pytest
 from llmhost.errors import BusyError, SupervisorError
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
-from llmhost.supervise.logs import follow_logs
+from llmhost.supervise.logview import Selection, view_logs
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.status import read_status
 from tests.integration.supervise.conftest import PATIENCE, House, bring_up
@@ -55,7 +55,7 @@ def test_logs_of_odd_engines(house: House) -> None:
     house.service("rerank", "--say", "50% ; 模型")
     bring_up(house)
     files = {name: house.home.log_file(name) for name in house.programs()}
-    lines = list(follow_logs(files, lines=None))
+    lines = [(line.program, line.text) for line in view_logs(files, Selection(lines=None))]
     assert ("chat-0", "\ufffd red 中") in lines
     assert ("rerank-0", "50% ; 模型") in lines
 
@@ -87,14 +87,15 @@ def test_logs_across_a_rotation_by_supervisord(house: House) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llmhost.supervise.logs.POLL_SECONDS", 0.01)
-        for _, line in follow_logs({"chat": log}, lines=0, follow=True, until=ask):
-            seen.append(line)
+        for line in view_logs({"chat": log}, Selection(lines=0), follow=True, until=ask):
+            seen.append(line.text)
     assert Path(f"{log}.1").exists()
     requests = [line.split("/n")[1].split()[0] for line in seen if "GET /n" in line]
     assert requests == [str(n) for n in range(1, 101)]
 
 
-def test_the_lock_of_a_home_dies_with_its_holder(house: House) -> None:
+def test_the_lock_of_a_home_dies_with_its_holder(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMHOST_LOCK_TIMEOUT", "0.2")
     root = str(Path(__file__).parents[3])
     code = (
         f"import sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; from llmhost.paths import Home\n"

@@ -52,10 +52,11 @@ def test_from_nothing_to_ready_to_nothing(house: House) -> None:
     chat = data["services"][0]
     assert {key: chat[key] for key in chat if key != "replicas"} == {
         "name": "chat", "kind": "chat", "model": "/models/chat", "served_as": ["chat"], "state": "ready",
+        "endpoints": [],
     }  # fmt: skip
     (replica,) = chat["replicas"]
     assert set(replica) == {
-        "name", "state", "pid", "engine_pid", "uptime_s", "restarts", "rss_bytes", "gpus", "error",
+        "name", "state", "pid", "engine_pid", "uptime_s", "restarts", "rss_bytes", "gpus", "error", "retry_at",
     }  # fmt: skip
     assert (replica["name"], replica["state"], replica["restarts"]) == ("chat-0", "ready", 0)
     assert (replica["gpus"], replica["error"]) == ([], None)

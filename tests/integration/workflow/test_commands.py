@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -206,14 +207,67 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_a_second_command_at_the_same_time_is_told_who_is_at_work(installed: Installed) -> None:
-    three(installed, chat=", stop_timeout: 8, env: {FAKE_ENGINE: --ignore-term}")
+def test_a_second_command_at_the_same_time_waits_for_its_turn_and_says_for_whom(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(installed, chat=", stop_timeout: 5, env: {FAKE_ENGINE: --ignore-term}")
     installed.run("up")
     with installed.popen("stop", "chat") as first:
         wait_for(lambda: installed.home.lock_file.read_text().endswith(" stop"))
-        error, _ = installed.refused("up", ok=4)
+        with monkeypatch.context() as patience:
+            patience.setenv("LLMHOST_LOCK_TIMEOUT", "0.1")
+            error, _ = installed.refused("up", ok=4)
         assert f"`llmhost stop` (pid {first.pid}) is changing" in error
-        first.communicate(timeout=60)
+        assert f"waiting for `llmhost stop` (pid {first.pid}) to finish" in installed.run("start", "chat").stderr
+        assert first.poll() == 0
+        _, said = first.communicate(timeout=60)
+    assert "chat-0: had to end " in said
+    assert {s["state"] for s in installed.status()["services"]} == {"ready"}
+
+
+def test_what_was_asked_for_last_is_what_is_there(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    commands = (("up",), ("restart",), ("stop", "rerank"), ("restart", "chat"), ("start", "rerank"), ("stop", "chat"))
+    running = []
+    for command in commands:
+        running.append(installed.popen(*command))
+        wait_for(lambda: len(list((installed.home.run / "turns").iterdir())) >= len(running) or _over(running[0]))
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert "Traceback" not in said
+    wait_for(lambda: _states(installed) == {"chat": "stopped", "embedding": "ready", "rerank": "ready"})
+
+
+def _over(process: subprocess.Popen[str]) -> bool:
+    return process.poll() is not None
+
+
+def _states(installed: Installed) -> dict[str, str]:
+    return {s["name"]: s["state"] for s in installed.status()["services"]}
+
+
+def test_doctor_finds_and_sweeps_what_a_former_life_left(installed: Installed) -> None:
+    three(installed, chat=", env: {FAKE_ENGINE: '--children 2 --stubborn-children'}")
+    assert "nothing is left" in installed.run("doctor").stdout
+    installed.run("up")
+    before = installed.pids()
+    assert "nothing is left" in installed.run("doctor", "--sweep").stdout
+    assert installed.pids() == before
+    os.kill(before["supervisor"], signal.SIGSTOP)  # else it starts the guard again
+    for name in before:
+        os.kill(before[name] if isinstance(before[name], int) else before[name][0], signal.SIGKILL)
+    wait_for(lambda: sum("engine" in line or "api_server" in line for line in leftovers(installed.home)) == 2)
+    (installed.home.run / "chat-0.state.json.new").write_text("{")
+    report = json.loads(installed.run("doctor", "--json", ok=1).stdout)
+    assert (report["ok"], len(report["processes"])) == (False, 2)
+    names = {Path(path).name for path in report["files"]}
+    assert {"supervisor.sock", "supervisord.pid", "chat-0.sock", "chat-0.state.json.new"} <= names
+    error = installed.run("doctor", ok=1)
+    assert "llmhost doctor --sweep" in error.stderr
+    assert installed.run("doctor", "--sweep").stdout.count("killed") == 2
+    assert leftovers(installed.home) == []
+    assert json.loads(installed.run("doctor", "--json").stdout)["ok"] is True
     installed.run("up")
 
 
@@ -262,7 +316,31 @@ def test_logs_are_prefixed_and_ctrl_c_ends_following_quietly(installed: Installe
         installed.run("restart", "embedding")
         assert process.stdout.readline().startswith("embedding-0 | ")
         status, err = interrupt(process)
-    assert (status, err) == (0, "")
+    assert (status, err) == (130, "")
+
+
+def test_logs_are_chosen_by_level_time_and_text_and_requests_have_one_of_their_own(installed: Installed) -> None:
+    day = (datetime.now() - timedelta(days=1)).strftime("%m-%d")
+    said = (f"ERROR {day} 10:00:00 [a.py:1] it broke", "Traceback follows", f"INFO {day} 10:00:01 [a.py:1] fine")
+    faults = " ".join(f"--say '{line}'" for line in said)
+    three(installed, chat=f', env: {{FAKE_ENGINE: "{faults}"}}')
+    installed.run("up")
+    errors = installed.run("logs", "chat", "--level", "error").stdout.splitlines()
+    assert [line.partition(" | ")[2] for line in errors] == list(said[:2])
+    assert "it broke" not in installed.run("logs", "chat", "--since", "1h").stdout
+    guards = installed.run("logs", "--grep", r"\[guard\].*starting", "--json").stdout.splitlines()
+    assert {json.loads(line)["program"] for line in guards} == {"chat-0", "embedding-0", "rerank-0"}
+    assert [json.loads(line)["time"] for line in guards] == sorted(json.loads(line)["time"] for line in guards)
+    answer = httpx.post(
+        f"http://127.0.0.1:{installed.port}/v1/embeddings", json={"model": "embedding", "input": "secret"}, timeout=10
+    )
+    assert answer.status_code == 200
+    wait_for(lambda: "embeddings" in installed.run("logs", "access").stdout)
+    request = json.loads(installed.run("logs", "access", "--json").stdout.splitlines()[-1])["request"]
+    assert (request["service"], request["path"], request["status"]) == ("embedding", "/v1/embeddings", 200)
+    assert "secret" not in installed.home.log_file("access").read_text()
+    assert "no regular expression" in installed.run("logs", "--grep", "(", ok=2).stderr
+    assert "is no time" in installed.run("logs", "--since", "yesterday", ok=2).stderr
 
 
 def test_check_says_what_is_wrong_with_an_answer(installed: Installed) -> None:

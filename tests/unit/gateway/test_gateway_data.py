@@ -17,8 +17,10 @@ from ruamel.yaml import YAML
 from llmhost.errors import GatewayError
 from llmhost.gateway import ENDPOINTS, gateway_argv, gateway_versions, render_gateway, render_static
 from llmhost.gateway.answers import docs_page, model_list
+from llmhost.gateway.clusters import merge_members, take_out
 from llmhost.gateway.endpoints import groups
-from llmhost.gateway.envoy import paths_regex
+from llmhost.gateway.envoy import paths_regex, version_of
+from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
 from llmhost.plan.types import Plan
 from tests.unit.gateway.plans import make_plan, make_service
@@ -44,6 +46,9 @@ def routes(plan: Plan, name: str = "rds") -> list[dict[str, Any]]:
 def test_files_of_a_plan() -> None:
     assert [f.path for f in render_gateway(PLAN)] == [
         "conf/gateway/envoy.yaml",
+        "conf/gateway/eds-chat.json",
+        "conf/gateway/eds-embedding.json",
+        "conf/gateway/eds-rerank.json",
         "conf/gateway/cds.json",
         "conf/gateway/rds.json",
         "conf/gateway/rds-port-embedding.json",
@@ -91,18 +96,49 @@ def test_command_line() -> None:
     assert "--log-format-escaped" in argv
 
 
-def test_one_cluster_per_service_and_one_endpoint_per_replica() -> None:
+def test_one_cluster_per_service_and_one_member_per_replica() -> None:
     found = {c["name"]: c for c in resources(PLAN, "cds")}
-    sockets = [e["endpoint"]["address"]["pipe"]["path"] for e in _members(found["chat"])]
-    assert list(found) == ["chat", "embedding", "rerank"]
-    assert sockets == ["/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock"]
-    assert all(c["lb_policy"] == "LEAST_REQUEST" for c in found.values())
-    assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in found.values())
+    assert list(found) == ["chat", "embedding", "rerank", "llmhost_metrics"]
+    assert sockets(member_file(PLAN, "chat")) == {SOCKETS[0]: None, SOCKETS[1]: None}
+    engines = [found[name] for name in ("chat", "embedding", "rerank")]
+    assert all(c["lb_policy"] == "LEAST_REQUEST" for c in engines)
+    assert all(c["common_lb_config"]["healthy_panic_threshold"] == {"value": 0} for c in engines)
 
 
-def _members(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    members: list[dict[str, Any]] = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    return members
+SOCKETS = ("/srv/llmhost/run/chat-0.sock", "/srv/llmhost/run/chat-1.sock", "/srv/llmhost/run/chat-2.sock")
+
+
+def member_file(plan: Plan, service: str) -> str:
+    return next(f.text for f in render_gateway(plan) if f.path == f"conf/gateway/eds-{service}.json")
+
+
+def sockets(text: str) -> dict[str, str | None]:
+    """The members in a file, each with what keeps it out of balancing."""
+    (endpoints,) = json.loads(text)["resources"][0]["endpoints"]
+    return {m["endpoint"]["address"]["pipe"]["path"]: m.get("health_status") for m in endpoints["lb_endpoints"]}
+
+
+def test_another_number_of_replicas_changes_the_members_only() -> None:
+    """A cluster that changes is built anew and asks every engine again, the busy ones too."""
+    three = make_plan(HOME, make_service(HOME, "chat", "chat", ("gpt-4", "qwen"), replicas=3), EMBED, RERANK)
+    before, after = gateway_versions(render_gateway(PLAN)), gateway_versions(render_gateway(three))
+    assert {name for name in before if before[name] != after[name]} == {"eds-chat"}
+
+
+def test_members_are_taken_out_and_put_back_to_the_same_bytes() -> None:
+    text = member_file(PLAN, "chat")
+    out = take_out(text, {SOCKETS[1]})
+    assert sockets(out) == {SOCKETS[0]: None, SOCKETS[1]: "DRAINING"}
+    assert version_of(out) != version_of(text)
+    assert sockets(take_out(out, {SOCKETS[0]})) == {SOCKETS[0]: "DRAINING", SOCKETS[1]: None}
+    assert take_out(out, ()) == text
+
+
+def test_members_of_two_files_together() -> None:
+    three = make_plan(HOME, make_service(HOME, "chat", replicas=3))
+    one = make_plan(HOME, replace(CHAT, replicas=CHAT.replicas[1:]))
+    both = merge_members(member_file(one, "chat"), member_file(three, "chat"))
+    assert sockets(both) == dict.fromkeys((SOCKETS[1], SOCKETS[0], SOCKETS[2]))
 
 
 def test_listeners_share_no_port_with_a_second_gateway() -> None:
@@ -138,7 +174,7 @@ def test_static_bootstrap_has_every_listener_with_its_routes() -> None:
     static = json.loads(render_static(PLAN))["static_resources"]
     managers = [r["filter_chains"][0]["filters"][0]["typed_config"] for r in static["listeners"]]
     assert [m["route_config"]["name"] for m in managers] == ["gateway", "port-embedding"]
-    assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank"]
+    assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank", "llmhost_metrics"]
 
 
 def test_allow_list() -> None:
@@ -217,6 +253,35 @@ def test_model_list() -> None:
 def test_model_list_leaves_out_a_length_that_is_no_number(length: str) -> None:
     service = make_service(HOME, "chat", argv=("python", "--max-model-len", length))
     assert "max_model_len" not in json.loads(model_list((service,)))["data"][0]
+
+
+def test_openapi_lists_what_is_served_with_a_body_that_names_a_model() -> None:
+    document = json.loads(openapi_document((CHAT, EMBED), locked=False))
+    assert "/v1/chat/completions" in document["paths"]
+    assert "/classify" not in document["paths"]
+    assert "security" not in document
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]["application/json"]
+                assert content["example"]["model"] in content["schema"]["properties"]["model"]["enum"], path
+
+
+def test_every_path_with_a_body_has_an_example() -> None:
+    assert set(EXAMPLES) == {e.path for e in ENDPOINTS if "{id}" not in e.path}
+
+
+def test_openapi_of_a_locked_gateway_says_how_to_send_a_key() -> None:
+    document = json.loads(openapi_document((CHAT,), locked=True))
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert document["paths"]["/health"]["get"]["security"] == []
+
+
+def test_docs_page_has_an_example_for_each_kind_that_is_there() -> None:
+    page = docs_page((CHAT, EMBED), locked=True)
+    assert [kind for kind in ("chat", "embed", "rerank") if f"<h2>{kind}</h2>" in page] == ["chat", "embed"]
+    assert "$LLMHOST_API_KEY" in page
+    assert "LLMHOST_API_KEY" not in docs_page((CHAT,))
 
 
 def test_docs_page_escapes_names() -> None:

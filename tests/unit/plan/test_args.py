@@ -140,8 +140,8 @@ trees = st.recursive(
 
 
 @given(
-    value=scalars,
-    several=st.lists(st.integers() | st.from_regex(r"[^-].*", fullmatch=True), min_size=1),
+    value=scalars.filter(lambda v: not {"\0", "\n", "\r"} & set(str(v))),
+    several=st.lists(st.integers() | st.from_regex(r"[^-\0\n\r][^\0\n\r]*", fullmatch=True), min_size=1),
     tree=st.dictionaries(st.text(), trees),
 )
 def test_argparse_reads_the_same_values(value: Any, several: list[Any], tree: dict[str, Any]) -> None:

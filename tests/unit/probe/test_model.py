@@ -67,7 +67,7 @@ def test_reranker(path: Path) -> None:
     [
         ("BertModel", "embed"), ("XLMRobertaModel", "embed"), ("BertForMaskedLM", "embed"), ("Qwen2Model", "embed"),
         ("GteNewModel", "embed"), ("LlamaForCausalLM", "chat"), ("Qwen2VLForConditionalGeneration", "chat"),
-        ("GPT2LMHeadModel", "chat"), ("ChatGLMModel", "embed"), ("T5EncoderForTextEncoding", "embed"),
+        ("GPT2LMHeadModel", "chat"), ("ChatGLMModel", "chat"), ("T5EncoderForTextEncoding", "embed"),
     ],
 )  # fmt: skip
 def test_kind_by_architecture(path: Path, architecture: str, kind: Kind) -> None:

@@ -53,6 +53,7 @@ api_server.py: error: unrecognized arguments: --no-such-flag 1
         ("/bin/python: error while loading shared libraries\n", "/bin/python: error while loading shared libraries"),
         ("\x1b[31mValueError: red\x1b[0m \x07中文\r\n", "ValueError: red 中文"),
         ("ValueError: old\n[guard] chat-0: hello\n", "ValueError: old"),
+        ("ValueError: old\n2026-01-31 12:00:00 [guard] chat-0: SomeError: x\n", "ValueError: old"),
         ("", ""),
         ("\n\n", ""),
     ],
@@ -91,30 +92,45 @@ def test_bodies() -> None:
     assert http_body(b"HTTP/1.1 400 no\r\nA: b\r\n\r\nwhy \xff") == "why \ufffd"
 
 
+FORMER = {"state": "ready", "restarts": 2, "failures": 1, "exit": {"code": 0}, "error": None, "since": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("former", "restarts"),
-    [
-        (None, 0),
-        ("not json", 0),
-        ("[1]", 0),
-        ("{}", 0),
-        (json.dumps({"state": "stopped", "restarts": 3, "exit": None}), 0),
-        (json.dumps({"state": "failed", "restarts": 3, "exit": None}), 0),
-        (json.dumps({"state": "backoff", "restarts": 3, "exit": {"code": 0}}), 4),
-        (json.dumps({"state": "ready", "restarts": 0, "exit": None}), 1),
-    ],
+    "text",
+    [None, "not json", "[1]", "{}", *(json.dumps({**FORMER, "state": state}) for state in ("stopped", "failed", "?"))],
 )
-def test_restarts_are_counted_from_what_the_former_guard_left(
-    tmp_path: Path, former: str | None, restarts: int
-) -> None:
+def test_a_guard_that_follows_an_end_in_order_begins_anew(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "state.json"
-    if former is not None:
-        path.write_text(former)
-    file = StateFile(bytes(path), "chat-0")
-    file.write("queued", None, None)
-    written = json.loads(path.read_text())
-    assert written["restarts"] == restarts
+    if text is not None:
+        path.write_text(text)
+    assert StateFile(bytes(path), "chat-0").former() is None
+
+
+@pytest.mark.parametrize("state", ["queued", "loading", "ready", "unhealthy", "backoff"])
+def test_what_a_killed_guard_left(tmp_path: Path, state: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({**FORMER, "state": state, "error": "why"}))
+    former = StateFile(bytes(path), "chat-0").former()
+    assert former is not None
+    assert (former.restarts, former.failures, former.exit) == (2, 1, {"code": 0})
+    assert (former.ready_seconds > 0) is (state in ("ready", "unhealthy"))
+    assert former.error == ("why" if state == "backoff" else None)
+
+
+def test_a_clock_that_was_put_back_makes_no_negative_times(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({**FORMER, "since": 4e9}))
+    former = StateFile(bytes(path), "chat-0").former()
+    assert former is not None
+    assert former.ready_seconds == 0
+
+
+def test_the_state_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    StateFile(bytes(path), "chat-0").write("backoff", None, "why", 12.5)
     assert path.stat().st_mode & 0o777 == 0o600
+    said = json.loads(path.read_text())
+    assert (said["state"], said["error"], said["retry_at"], said["killed"]) == ("backoff", "why", 12.5, [])
 
 
 SPEC = {

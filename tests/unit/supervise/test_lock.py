@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from llmhost.errors import BusyError, HomeError
 from llmhost.paths import Home
-from llmhost.supervise.lock import home_lock
+from llmhost.supervise.lock import WAIT_ENV, home_lock, on_wait
 
 
-def test_the_second_command_is_told_about_the_first(tmp_path: Path) -> None:
+def test_one_that_waits_for_too_long_is_told_about_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WAIT_ENV, "0.2")
     home = Home(tmp_path)
     with (
         home_lock(home, "up --no-wait"),
@@ -22,12 +24,45 @@ def test_the_second_command_is_told_about_the_first(tmp_path: Path) -> None:
         pytest.fail("two at once")
 
 
-def test_they_take_turns(tmp_path: Path) -> None:
+def test_one_after_the_other(tmp_path: Path) -> None:
     home = Home(tmp_path)
     for command in ("up", "down"):
         with home_lock(home, command):
             assert home.lock_file.read_text() == f"{os.getpid()} {command}"
     assert home.lock_file.read_text() == ""
+    assert list((home.run / "turns").iterdir()) == []
+
+
+def test_they_take_turns_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    done: list[str] = []
+    remarks: list[str] = []
+
+    def command(name: str) -> None:
+        on_wait.set(remarks.append)
+        with home_lock(home, name):
+            done.append(name)
+
+    names = [f"restart {n}" for n in range(5)]
+    threads = []
+    with home_lock(home, "up"):
+        for name in names:
+            threads.append(threading.Thread(target=command, args=(name,)))
+            threads[-1].start()
+            while len(remarks) < len(threads):
+                threading.Event().wait(0.01)
+        assert done == []
+    for thread in threads:
+        thread.join(30)
+    assert done == names
+    assert remarks == [f"waiting for `llmhost up` (pid {os.getpid()}) to finish"] * 5
+
+
+@pytest.mark.parametrize("text", ["soon", ""])
+def test_a_time_that_is_none_is_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(WAIT_ENV, text)
+    with home_lock(Home(tmp_path), "up"):
+        pass
 
 
 def test_an_error_inside_lets_go(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmhost.supervise import logs
-from llmhost.supervise.logs import CUT, MAX_LINE, clean, follow_logs
+from llmhost.supervise.logs import CUT, MAX_LINE, clean, read_logs
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tail(path: Path, lines: int | None = 10) -> list[str]:
-    return [line for _, line in follow_logs({"a": path}, lines=lines)]
+    return [line for batch in read_logs({"a": path}, lines=lines) for line in batch["a"]]
 
 
 def follow(path: Path, steps: list[Callable[[], object]], lines: int | None = 0) -> list[str]:
@@ -35,7 +35,7 @@ def follow(path: Path, steps: list[Callable[[], object]], lines: int | None = 0)
         step()
         return False
 
-    return [line for _, line in follow_logs({"a": path}, lines=lines, follow=True, until=until)]
+    return [line for b in read_logs({"a": path}, lines=lines, follow=True, until=until) for line in b["a"]]
 
 
 def append(path: Path, text: str) -> Callable[[], object]:
@@ -161,7 +161,18 @@ def test_several_files(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1\n")
     two.write_text("2\n")
-    assert list(follow_logs({"a": one, "b": two})) == [("a", "1"), ("b", "2")]
+    batches = [{name: list(lines) for name, lines in batch.items()} for batch in read_logs({"a": one, "b": two})]
+    assert batches == [{"a": ["1"], "b": ["2"]}, {"a": [], "b": []}]
+
+
+def test_rotated_parts_from_before_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("new\n")
+    for n, when in ((1, 2000), (2, 1000)):
+        Path(f"{path}.{n}").write_text(f"{when}\n")
+        os.utime(f"{path}.{n}", (when, when))
+    os.utime(path, (500, 500))  # the file itself is read whatever its time is
+    assert [line for b in read_logs({"a": path}, lines=None, since=1500) for line in b["a"]] == ["2000", "new"]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +224,6 @@ def test_endless_lines_are_cut_and_memory_stays_small(tmp_path: Path) -> None:
 def test_closing_the_generator_closes_the_files(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("a\nb\n")
-    found: Iterator[tuple[str, str]] = follow_logs({"a": path}, follow=True)
-    assert next(found) == ("a", "a")
+    found: Iterator[dict[str, Iterator[str]]] = read_logs({"a": path}, follow=True)
+    assert next(next(found)["a"]) == "a"
     found.close()  # type: ignore[attr-defined]  # a file left open would be a ResourceWarning, and so an error

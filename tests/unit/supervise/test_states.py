@@ -27,6 +27,8 @@ def info(state: str = "RUNNING", name: str = "chat-0", exit_status: int = 0, spa
     [
         (info(), GUARD, "ready", None),
         (info(), {**GUARD, "state": "loading"}, "loading", None),
+        (info(), {**GUARD, "state": "unhealthy", "error": "why"}, "unhealthy", "why"),
+        (info(), {**GUARD, "state": "backoff", "engine_pid": None, "error": "why"}, "backoff", "why"),
         (info(), {**GUARD, "guard_pid": 99}, "queued", None),  # of a former guard
         (info(), None, "queued", None),
         (info(), {**GUARD, "state": "dancing"}, "queued", None),
@@ -36,7 +38,7 @@ def info(state: str = "RUNNING", name: str = "chat-0", exit_status: int = 0, spa
         (info("EXITED"), {**GUARD, "state": "stopped"}, "stopped", None),
         (info("EXITED", exit_status=78), {**GUARD, "state": "failed", "error": "why"}, "failed", "why"),
         (info("EXITED", exit_status=78), GUARD, "failed", None),  # of a former guard
-        (info("EXITED", exit_status=75), {**GUARD, "state": "backoff", "error": "why"}, "backoff", "why"),
+        (info("EXITED", exit_status=1), {**GUARD, "state": "backoff", "error": "why"}, "backoff", "why"),
         (info("EXITED", exit_status=-1), GUARD, "backoff", None),
         (info("FATAL", spawn_error="no such file"), None, "failed", "no such file"),
         (info("BACKOFF", spawn_error="no such file"), None, "backoff", "no such file"),
@@ -51,7 +53,7 @@ def test_supervisord_wins(
         home.state_file("chat-0").write_text(json.dumps(guard))
     found = read_states(home, [seen] if seen else [], ["chat-0"])["chat-0"]
     assert (found.state, found.error) == (state, error)
-    assert found.engine_pid == (11 if state in ("ready", "loading") else None)
+    assert found.engine_pid == (11 if state in ("ready", "loading", "unhealthy") else None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
@@ -65,7 +67,9 @@ def test_a_broken_state_file(tmp_path: Path, text: str) -> None:
 def test_nothing_runs_and_nothing_was_ever_planned(tmp_path: Path) -> None:
     assert read_status(Home(tmp_path / "none")).to_dict() == {
         "supervisor": {"state": "stopped", "pid": None},
-        "gateway": {"state": "stopped", "url": None, "pid": None},
+        "gateway": {"state": "stopped", "url": None, "pid": None, "error": None},
+        "disk": None,
+        "boot": None,
         "services": [],
     }
 

@@ -1,0 +1,163 @@
+"""What reaches the files of a home: refused first by Envoy where it must be, and with the API keys of this moment.
+
+Keys change while other commands are at work, also in the middle of a long `llmhost up`: a revoked key must not come
+back with files that were rendered before. So whoever writes the gateway's files reads the keys again, under a lock that
+is held for that moment only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from llmhost import keys as keyring
+from llmhost import run, writer
+from llmhost.errors import BusyError, GatewayError, NotReadyError
+from llmhost.files import RenderedFile
+from llmhost.gateway import gateway_versions, render_routes, render_static
+from llmhost.keys import Keys
+from llmhost.paths import Home
+from llmhost.plan import Plan
+from llmhost.plan.build import is_loopback, with_keys
+from llmhost.plan.types import EndpointPlan
+from llmhost.probe.endpoint import read_key
+from llmhost.probe.gateway import gateway_ready, read_gateway
+from llmhost.render import EVENTS, guard_spec_path, plan_file, render
+from llmhost.supervise.planfile import read_plan
+from llmhost.writer import FileChange
+
+LOCK_SECONDS = 10.0
+"""The keys' lock is held for a moment by design."""
+EFFECT_SECONDS = 10.0
+"""Seconds for a running gateway to take up new routes; it takes milliseconds."""
+POLL_SECONDS = 0.02
+VALIDATE_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+@contextmanager
+def present_changes(home: Home, plan: Plan) -> Iterator[tuple[FileChange, ...]]:
+    """What writing a plan would change, with the keys as they are now, which nobody changes meanwhile."""
+    with _keys_lock(home):
+        current = replace(plan, gateway=with_keys(plan.gateway, keyring.load(home.keys_file)))
+        yield writer.changes(home, render(current))
+
+
+def validate(home: Home, plan: Plan) -> None:
+    """Let Envoy itself read the whole configuration; raises GatewayError with its words when it does not like it."""
+    file = home.run / f"gateway-check-{os.getpid()}.json"
+    try:
+        writer.replace_file(file, render_static(plan))
+        done = run.capture(
+            [plan.tools.envoy, "--mode", "validate", "--config-path", file, "--log-level", "error"],
+            timeout=VALIDATE_SECONDS, check=False,
+        )  # fmt: skip
+    finally:
+        file.unlink(missing_ok=True)
+    if done.returncode != 0:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        cause = next((line for line in said if "error" in line.lower()), said[-1] if said else "it did not say why")
+        raise GatewayError(f"Envoy refuses its configuration: {cause.strip()}", "the old configuration stays in force")
+
+
+def with_secrets(home: Home, plan: Plan) -> Plan:
+    """The plan in force, with the secrets that its file leaves out; they are in files that only guards read."""
+    services = []
+    for service in plan.services:
+        replicas = tuple(replace(p, env=_environment(home, p.name)) for p in service.replicas)
+        endpoints = tuple(replace(e, key=_key(home, e)) for e in service.endpoints)
+        services.append(replace(service, replicas=replicas, endpoints=endpoints))
+    return replace(plan, services=tuple(services), on_event=_on_event(home))
+
+
+def _on_event(home: Home) -> str | None:
+    on_event: str | None = json.loads(_kept(home, EVENTS))["on_event"]
+    return on_event
+
+
+def _key(home: Home, endpoint: EndpointPlan) -> str | None:
+    return read_key(home.root / endpoint.key_file) if endpoint.key_file else None
+
+
+def _environment(home: Home, program: str) -> Mapping[str, str]:
+    env: dict[str, str] = json.loads(_kept(home, guard_spec_path(program)))["env"]
+    return env
+
+
+def _kept(home: Home, path: str) -> str:
+    text = writer.read(home, path)
+    if text is None:
+        raise NotReadyError(f"{path} is missing", "run `llmhost up`")
+    return text
+
+
+def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:
+    """Change the keys of a home; returns what ``edit`` gives besides, when a running gateway acts accordingly.
+
+    Raises what ``edit`` raises, and GatewayError when the gateway does not take the keys up.
+    """
+    with _keys_lock(home):
+        keys, result = edit(keyring.load(home.keys_file))
+        plan = read_plan(home)
+        if plan is not None and not keys and not (plan.gateway.insecure or is_loopback(plan.gateway.host)):
+            raise GatewayError(
+                f"without keys everybody who can reach {plan.gateway.host} could use the services",
+                "set gateway.host to 127.0.0.1 and run `llmhost up` first",
+            )
+        writer.replace_file(home.keys_file, keyring.dump(keys))
+        files = () if plan is None else _replace_routes(home, plan, keys)
+    _await_effect(home, files)
+    return result
+
+
+def _replace_routes(home: Home, plan: Plan, keys: Keys) -> tuple[RenderedFile, ...]:
+    """Write the route files of the plan in force with these keys, nothing else: no listener changes with keys."""
+    current = replace(plan, gateway=with_keys(plan.gateway, keys))
+    routes = render_routes(current)
+    for file in (*routes, plan_file(current)):
+        writer.replace_file(home.root / file.path, file.text, file.mode)
+    return routes
+
+
+def _await_effect(home: Home, files: Sequence[RenderedFile]) -> None:
+    versions = gateway_versions(files)
+    deadline = time.monotonic() + EFFECT_SECONDS
+    while versions and read_gateway(home.gateway_admin_socket).live:
+        if gateway_ready(home.gateway_admin_socket, versions):
+            return
+        if time.monotonic() > deadline:
+            raise GatewayError(
+                f"the keys are stored, but the gateway has not taken them up within {EFFECT_SECONDS:.0f} s",
+                "see `llmhost logs gateway`",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _keys_lock(home: Home) -> Iterator[None]:
+    home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(home.keys_lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(fd):
+            if time.monotonic() > deadline:
+                raise BusyError(f"another llmhost command holds {home.keys_lock_file}", "try again")
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

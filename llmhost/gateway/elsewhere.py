@@ -1,0 +1,80 @@
+"""Members of a service on other hosts: their addresses, what opens them, and how they are told apart from ours."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import quote
+
+from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.plan.types import EndpointPlan, ServicePlan
+
+MATCH = "envoy.transport_socket_match"
+"""Metadata of a member that names its transport socket."""
+
+
+def member(endpoint: EndpointPlan) -> Data:
+    """One member; its key is in its metadata, where only the filter below looks."""
+    address = {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}}
+    metadata = {METADATA: {"authorization": f"Bearer {endpoint.key}"}} if endpoint.key else {}
+    if endpoint.tls:
+        metadata[MATCH] = {"server": endpoint.url}
+    place = {"address": address, "hostname": _authority(endpoint), "health_check_config": {"hostname": endpoint.host}}
+    return {"endpoint": place, **({"metadata": {"filter_metadata": metadata}} if metadata else {})}
+
+
+def _authority(endpoint: EndpointPlan) -> str:
+    return endpoint.url.partition("://")[2]
+
+
+def health_path(service: ServicePlan) -> str:
+    """Another llmhost answers for the model, an engine for itself: it does not look at the query."""
+    return f"/health?model={quote(service.served_as[0], safe='')}" if service.endpoints else "/health"
+
+
+def transport_sockets(service: ServicePlan) -> Data:
+    """A field of the cluster: TLS for the members that want it."""
+    matches = [_tls(endpoint) for endpoint in service.endpoints if endpoint.tls]
+    return {"transport_socket_matches": matches} if matches else {}
+
+
+def _tls(endpoint: EndpointPlan) -> Data:
+    address = _is_address(endpoint.host)
+    name = {"san_type": "IP_ADDRESS" if address else "DNS", "matcher": {"exact": endpoint.host}}
+    context = typed(
+        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        **({} if address else {"sni": endpoint.host}),
+        common_tls_context={
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+            "validation_context": {
+                "trusted_ca": {"filename": endpoint.ca_file},
+                "match_typed_subject_alt_names": [name],
+            },
+        },
+    )
+    socket = {"name": "envoy.transport_sockets.tls", "typed_config": context}
+    return {"name": endpoint.url, "match": {"server": endpoint.url}, "transport_socket": socket}
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def filters(service: ServicePlan) -> Data:
+    """Options of the cluster's protocol: the key of a client stays here, and each member gets the key that it wants."""
+    if not service.endpoints:
+        return {}
+    gone = ("authorization", "x-api-key", "x-envoy-original-host", "x-envoy-external-address")
+    own = {"key": "authorization", "value": f"%UPSTREAM_METADATA({METADATA}:authorization)%"}
+    mutations: list[Data] = [{"remove": name} for name in gone]
+    mutations.append({"append": {"header": own, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}})
+    rewrite = extension(
+        "envoy.filters.http.header_mutation",
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": mutations},
+    )
+    codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    return {"http_filters": [rewrite, codec]}

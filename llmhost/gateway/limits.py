@@ -1,0 +1,143 @@
+"""How much: requests per minute for a key and for a service, requests at once, size of a body.
+
+Envoy counts, in token buckets that fill all the time: a limit of 60 lets 60 through at once, and then one each second.
+Buckets live in the configuration of the routes, so a change of routes or keys fills them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmhost.gateway.access import KEY
+from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.plan.types import GatewayPlan, KeyPlan, Limits
+
+KEY_LIMIT = "llmhost.key_limit"
+SERVICE_LIMIT = "llmhost.service_limit"
+"""Names of the filters."""
+
+TYPE = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+ALWAYS = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+MINUTE = "60s"
+SAID = {"x_ratelimit_option": "DRAFT_VERSION_03"}
+"""For the bucket of a key: say in each answer what is left in it."""
+
+WITHOUT_LIMIT = {"max_tokens": 4_000_000_000, "tokens_per_fill": 4_000_000_000, "fill_interval": MINUTE}
+"""For keys that have none: Envoy wants a bucket for what no descriptor matches."""
+
+
+def key_filter() -> Data:
+    """Before the body of a request is read."""
+    return extension(KEY_LIMIT, TYPE, stat_prefix="key_limit") | {"disabled": True}
+
+
+def service_filter() -> Data:
+    """After the body was read, which names the service. It is never switched off: Envoy decides that by the first route
+    that it finds, which may be another; without a bucket it does nothing."""
+    return extension(SERVICE_LIMIT, TYPE, stat_prefix="service_limit")
+
+
+def host_configuration(gateway: GatewayPlan) -> Data:
+    """What the virtual host says to `key_filter`: a bucket for each key that has a limit."""
+    limited = [key for key in gateway.keys if key.limits.requests_per_minute]
+    if not limited:
+        return {}
+    # One bucket for each name: a key that was rotated and its predecessor share it.
+    descriptors = [_descriptor(key) for key in {key.name: key for key in limited}.values()]
+    action = {
+        "metadata": {
+            "descriptor_key": KEY, "metadata_key": {"key": METADATA, "path": [{"key": KEY}]}, "source": "DYNAMIC",
+        }
+    }  # fmt: skip
+    return {
+        KEY_LIMIT: _limit(
+            "key_limit", WITHOUT_LIMIT, descriptors=descriptors, rate_limits=[{"actions": [action], **SAID}],
+            always_consume_default_token_bucket=False,
+        )
+    }  # fmt: skip
+
+
+def _descriptor(key: KeyPlan) -> Data:
+    return {
+        "entries": [{"key": KEY, "value": key.name}],
+        "token_bucket": _bucket(key.limits.requests_per_minute or 0),
+    }
+
+
+def route_configuration(limits: Limits) -> Data:
+    """What the route to a service says to `service_filter`."""
+    found: Data = {}
+    if limits.requests_per_minute:
+        # The time until there is one more, in whole seconds.
+        wait = {"header": {"key": "retry-after", "value": str(-(-60 // limits.requests_per_minute))}}
+        found[SERVICE_LIMIT] = _limit(
+            "service_limit", _bucket(limits.requests_per_minute), response_headers_to_add=[wait]
+        )
+    return found
+
+
+def too_long(maximum: int) -> Data:
+    """Headers that match a body of more than ``maximum`` bytes, announced or counted by the buffer."""
+    return {"headers": [{"name": "content-length", "range_match": {"start": str(maximum + 1), "end": str(2**53)}}]}
+
+
+def of_unknown_length() -> Data:
+    """Headers that match a body whose length is not known: the buffer before it should have found it out."""
+    return {"headers": [{"name": "content-length", "present_match": False}]}
+
+
+def unlimited() -> Data:
+    """Configuration of a route whose requests are not counted."""
+    return {KEY_LIMIT: typed("config.route.v3.FilterConfig", disabled=True)}
+
+
+def breaker(limits: Limits) -> Data:
+    """Fields of a cluster's circuit breaker: requests at once, those that wait for an answer included."""
+    return {"max_requests": limits.concurrent_requests} if limits.concurrent_requests else {}
+
+
+def _bucket(per_minute: int) -> Data:
+    return {"max_tokens": per_minute, "tokens_per_fill": per_minute, "fill_interval": MINUTE}
+
+
+def _limit(prefix: str, bucket: Data, **more: object) -> Data:
+    return typed(
+        TYPE, stat_prefix=prefix, token_bucket=bucket, filter_enabled=ALWAYS, filter_enforced=ALWAYS,
+        **more,
+    )  # fmt: skip
+
+
+def response_filters() -> list[Data]:
+    """Say in the words that OpenAI's clients know what Envoy's rate limit says in its own."""
+    said = {
+        "x-ratelimit-limit-requests": "%RESP(x-ratelimit-limit)%",
+        "x-ratelimit-remaining-requests": "%RESP(x-ratelimit-remaining)%",
+        "x-ratelimit-reset-requests": "%RESP(x-ratelimit-reset)%",
+    }
+    matched = {
+        "single_predicate": {
+            "input": extension("status", "type.matcher.v3.HttpResponseStatusCodeMatchInput"),
+            "value_match": {"exact": "429"},
+        }
+    }
+    go_on = {"action": extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")}
+    only_429 = {"matcher_list": {"matchers": [{"predicate": {"not_matcher": matched}, "on_match": go_on}]}}
+    retry = extension(
+        "llmhost.retry_after",
+        "extensions.common.matching.v3.ExtensionWithMatcher",
+        extension_config=_on_response("inner", {"retry-after": "%RESP(x-ratelimit-reset)%"}),
+        xds_matcher=only_429,
+    )
+    return [_on_response("llmhost.ratelimit_headers", said), retry]
+
+
+def _on_response(name: str, headers: dict[str, str]) -> Data:
+    mutations: Sequence[Data] = [
+        {"append": {"header": {"key": key, "value": value}, "append_action": "ADD_IF_ABSENT"}}
+        for key, value in headers.items()
+    ]
+    return extension(
+        name,
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"response_mutations": list(mutations)},
+    )

@@ -1,0 +1,62 @@
+"""The plan in force, as the last `up` left it, and what the names on a command line mean in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from llmhost.errors import ConfigError, NotReadyError
+from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
+from llmhost.homedir import require_access
+from llmhost.paths import Home
+from llmhost.plan import Plan, ServicePlan
+from llmhost.supervise.planfile import read_plan
+
+OWN_LOGS = (GATEWAY_PROGRAM, METRICS_PROGRAM, ACCESS_LOG, "supervisord")
+"""Names of logs beside those of services."""
+
+
+def load_plan(home: Home) -> Plan:
+    """The plan in force; raises NotReadyError before the first `up`, HomeError when the home is somebody else's."""
+    require_access(home)
+    plan = read_plan(home)
+    if plan is None:
+        raise NotReadyError(f"nothing has been brought up in {home.root} yet", "run `llmhost up`")
+    return plan
+
+
+def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
+    """The services of these names, all when none is given; raises ConfigError for one that is not in the plan."""
+    known = [s.name for s in plan.services]
+    for name in names:
+        if name == GATEWAY_PROGRAM:
+            raise ConfigError(
+                "the gateway is not a service: it runs as long as one of them is wanted",
+                "`llmhost up` and `llmhost start` start it, and mend it when it cannot listen;"
+                " `llmhost stop` without a name stops it, after the services",
+            )
+        if name not in known:
+            raise ConfigError(f"there is no service {name}", _in_force(known))
+    return tuple(s for s in plan.services if not names or s.name in names)
+
+
+def _in_force(known: Collection[str]) -> str:
+    return f"the last `llmhost up` had: {', '.join(known) or 'none'}; run it again for what was written since"
+
+
+def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
+    """The log file of each program, of all services and the gateway when none is named.
+
+    Raises ConfigError for a name that is neither a service of the plan in force nor one of `OWN_LOGS`.
+    """
+    plan = load_plan(home)
+    own = {name: home.log_file(name) for name in OWN_LOGS}
+    known = [s.name for s in plan.services]
+    for name in names:
+        if name not in (*known, *own):
+            raise ConfigError(f"there is no log of {name}", f"also {', '.join(own)} have one; {_in_force(known)}")
+    engines = select_services(plan, tuple(n for n in names if n not in own))
+    if names and not set(names) - set(own):
+        engines = ()
+    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
+    return {name: home.log_file(name) for name in chosen}

@@ -1,0 +1,308 @@
+"""docker compose files that run vLLM or text-embeddings-inference -> llmhost.yaml."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from llmhost.errors import ConfigError
+from llmhost.migrate.report import Draft, Imported, Line
+from llmhost.migrate.tei import translate_tei
+from llmhost.migrate.vllm import translate_vllm
+
+VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-?+])([^}]*))?\}|(\w+))")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL", re.IGNORECASE)
+SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh")
+TRUE = ("1", "true", "yes", "on")
+
+NO_MEANING = {
+    "shm_size": "shared memory of the host has no such limit",
+    "ipc": "engines are processes of the host",
+    "ulimits": "limits are the user's; see systemd's LimitMEMLOCK",
+    "restart": "the guard restarts what ends, with back-off",
+    "healthcheck": "the guard asks engines with real requests",
+    "container_name": "the service's name",
+    "hostname": "engines are processes of the host",
+    "depends_on": "services start together, the gateway answers when they are ready",
+    "networks": "engines listen on unix sockets",
+    "network_mode": "engines listen on unix sockets",
+    "runtime": "GPUs are the host's",
+    "privileged": "engines run as the user of the home",
+    "cap_add": "engines run as the user of the home",
+    "security_opt": "engines run as the user of the home",
+    "user": "engines run as the user of the home",
+    "logging": "`llmhost logs`",
+    "labels": "nobody reads them here",
+    "stdin_open": "engines have no terminal",
+    "tty": "engines have no terminal",
+    "expose": "engines listen on unix sockets",
+    "pull_policy": "there is no image",
+    "platform": "there is no image",
+    "init": "the guard reaps processes",
+    "stop_grace_period": "write stop_timeout",
+    "working_dir": "paths are those of the host",
+    "extra_hosts": "/etc/hosts of the host counts",
+    "dns": "the host's resolver counts",
+    "profiles": "start services by name: `llmhost start NAME`",
+}
+"""Keys of a compose service that mean nothing without Docker -> what there is instead."""
+
+OF_CONTAINERS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NVIDIA_DRIVER_CAPABILITIES", "HF_HOME", "HF_HUB_CACHE")
+
+REACHABLE = "others could reach it: if they must, write gateway.host: 0.0.0.0 and make a key"
+
+OF_TEI = ("MODEL_ID", "REVISION", "DTYPE", "PORT")
+"""Variables in place of flags."""
+
+HANDLED = (
+    "image", "build", "command", "entrypoint", "environment", "env_file", "ports", "volumes", "deploy", "gpus",
+    "devices",
+)  # fmt: skip
+
+
+def import_compose(text: str, source: Path, environ: Mapping[str, str]) -> Imported:
+    """Translate a compose file; relative paths in it start from ``source``, ``environ`` fills its variables.
+
+    Raises ConfigError when it is no compose file, or runs no model server that is known.
+    """
+    missing: list[str] = []
+    data = _load(_interpolated(text, environ, missing), source)
+    services = data.get("services")
+    if not isinstance(services, Mapping):
+        raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
+    lines = [Line("", f"${{{name}}}", "by hand", "the variable is not set: it was taken as empty") for name in missing]
+    lines += [Line("", key, "left out", "not a service") for key in data if key not in ("services", "version", "name")
+              and not str(key).startswith("x-")]  # fmt: skip
+    drafts: list[Draft] = []
+    for name, entry in services.items():
+        draft = _service(str(name), entry if isinstance(entry, Mapping) else {}, source.parent)
+        lines += draft.lines
+        if draft.keys:
+            drafts.append(draft)
+    if not drafts:
+        raise ConfigError(f"{source} runs neither vLLM nor text-embeddings-inference", "other servers cannot be moved")
+    return Imported(finish(drafts, lines), tuple(lines))
+
+
+def finish(drafts: Sequence[Draft], lines: list[Line], port: int = 8000) -> dict[str, Any]:
+    """The whole llmhost.yaml: ports that meet are sorted out."""
+    for draft in drafts:
+        if draft.keys.get("port") == port:
+            del draft.keys["port"]
+            lines.append(Line(draft.name, f"port {port}", "became", "the gateway's port, which serves every service"))
+    services: dict[str, Any] = {}
+    for draft in drafts:
+        services[draft.name] = draft.to_dict()
+    return {"gateway": {"host": "127.0.0.1", "port": port}, "services": services}
+
+
+def _load(text: str, source: Path) -> Mapping[str, Any]:
+    try:
+        data = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as e:
+        raise ConfigError(
+            f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
+        ) from e
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source} is no compose file", "name a docker-compose.yaml")
+    return data
+
+
+def _interpolated(text: str, environ: Mapping[str, str], missing: list[str]) -> str:
+    """``${NAME}``, ``${NAME:-default}``, ``$$``, as compose does it."""
+
+    def value(match: re.Match[str]) -> str:
+        dollar, braced, operator, rest, plain = match.groups()
+        if dollar:
+            return "$"
+        name = braced or plain
+        found = environ.get(name)
+        empty = found is None or (found == "" and (operator or "").startswith(":"))
+        if operator and operator.endswith("+"):
+            return "" if empty else str(rest)
+        if empty and operator and operator.endswith("-"):
+            return str(rest)
+        if found is None and name not in missing:
+            missing.append(name)
+        return found or ""
+
+    return VARIABLE.sub(value, text)
+
+
+def _service(name: str, entry: Mapping[str, Any], base: Path) -> Draft:
+    draft = Draft(slug(name))
+    if draft.name != name:
+        draft.became(name, f"the service {draft.name}")
+    image = str(entry.get("image") or "")
+    words = _words(draft, entry)
+    which = _server(image, words)
+    if which is None:
+        draft.left_out(image or "(no image)", "neither vLLM nor text-embeddings-inference")
+        return draft
+    volumes = list(_volumes(draft, entry.get("volumes"), base))
+    env = _environment(draft, entry, tei=which == "tei")
+
+    def paths(path: str) -> str:
+        return _host_path(path, volumes)
+
+    if which == "vllm":
+        modelscope = env.get("VLLM_USE_MODELSCOPE", "").lower() in TRUE
+        port = translate_vllm(draft, _server_words(words), paths, modelscope)
+    else:
+        port = translate_tei(draft, words, env, paths)
+    _ports(draft, entry, port)
+    _gpus(draft, entry, env)
+    for key in entry:
+        if key not in HANDLED:
+            told = NO_MEANING.get(key)
+            draft.left_out(key, told) if told else draft.by_hand(key, "a key of compose that is not known here")
+    return draft
+
+
+def slug(name: str) -> str:
+    """A name that llmhost takes for a service."""
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "service"
+    return f"{made}-service" if made in ("gateway", "supervisord", "metrics", "access") else made
+
+
+def _server(image: str, words: Sequence[str]) -> str | None:
+    if "text-embeddings-inference" in image:
+        return "tei"
+    called = any(word == "vllm" or word.startswith("vllm.entrypoints") for word in words)
+    return "vllm" if "vllm" in image.lower() or called else None
+
+
+def _words(draft: Draft, entry: Mapping[str, Any]) -> list[str]:
+    """``entrypoint`` and ``command`` as one list of words; what a shell would run is looked into."""
+    words = [*_list(entry.get("entrypoint")), *_list(entry.get("command"))]
+    if words[:1] and words[0] in SHELLS and "-c" in words[1:3]:
+        script = words[words.index("-c", 1) + 1] if words.index("-c", 1) + 1 < len(words) else ""
+        words = shlex.split(script.replace("\\\n", " "), comments=True)
+        if {"&&", "||", ";", "|", "&"} & set(words):
+            draft.by_hand(" ".join(words), "several commands: look at what it does beside starting the server")
+    return words
+
+
+def _list(value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [str(item) if not isinstance(item, bool) else str(item).lower() for item in value]
+    return shlex.split(str(value).replace("\\\n", " "))
+
+
+def _server_words(words: Sequence[str]) -> list[str]:
+    """What follows ``vllm serve`` or ``-m vllm.entrypoints.openai.api_server``; all of it when neither is there."""
+    for i, word in enumerate(words):
+        if word.startswith("vllm.entrypoints"):
+            return list(words[i + 1 :])
+        if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
+            return list(words[i + 2 :])
+    return list(words[1:] if words[:1] == ["serve"] else words)
+
+
+def _volumes(draft: Draft, volumes: object, base: Path) -> Iterator[tuple[str, str]]:
+    """(path in the container, path on the host) of bind mounts."""
+    for volume in volumes if isinstance(volumes, list) else ():
+        if isinstance(volume, Mapping):
+            source, target = str(volume.get("source") or ""), str(volume.get("target") or "")
+        else:
+            source, _, rest = str(volume).partition(":")
+            target = rest.partition(":")[0]
+        shown = f"volume {source}:{target}"
+        if source.startswith(("/", ".", "~")) and target:
+            host = str((base / Path(source).expanduser()).resolve())
+            draft.became(shown, f"paths below {target} are below {host}")
+            yield target.rstrip("/"), host
+        else:
+            draft.left_out(shown, "a volume of Docker: files in it must be copied if they are needed")
+
+
+def _host_path(path: str, volumes: Sequence[tuple[str, str]]) -> str:
+    for target, host in sorted(volumes, key=lambda v: -len(v[0])):
+        if path == target or path.startswith(f"{target}/"):
+            return host + path[len(target) :]
+    return path
+
+
+def _environment(draft: Draft, entry: Mapping[str, Any], *, tei: bool) -> dict[str, str]:
+    written = entry.get("environment")
+    if isinstance(written, list):
+        env = dict(str(item).partition("=")[::2] for item in written)
+    else:
+        env = {str(k): "" if v is None else str(v) for k, v in written.items()} if isinstance(written, Mapping) else {}
+    for name in _list(entry.get("env_file")):
+        draft.by_hand(f"env_file {name}", "write what the engine needs of it under env:")
+    for name, value in env.items():
+        if value == "":
+            draft.left_out(f"{name}=", "it is empty")
+        elif SECRET.search(name):
+            where = "`llmhost login`" if name.startswith(("HF_", "HUGGING", "MODELSCOPE")) else "`llmhost keys add`"
+            draft.by_hand(f"{name}=…", f"a secret: {where}, or env: of the service")
+        elif name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "VLLM_USE_MODELSCOPE"):
+            draft.became(f"{name}={value}", "gpus:" if "DEVICES" in name else "the hub in model:, where it names one")
+        elif name in ("HF_ENDPOINT", "MODELSCOPE_DOMAIN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            draft.by_hand(f"{name}=…", "set it in the environment of `llmhost pull`")
+        elif name in OF_TEI and tei:
+            pass  # as the flags of the same meaning
+        elif name in OF_CONTAINERS:
+            draft.left_out(f"{name}={value}", "engines work offline, from directories")
+        else:
+            draft.env[name] = value
+            draft.became(f"{name}={value}", f"env: {{{name}: …}}")
+    return env
+
+
+def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:
+    """The port that clients used publishes the service alone."""
+    if entry.get("network_mode") == "host":
+        draft.keys["port"] = listened
+        draft.became(f"port {listened} of the host", f"port: {listened}")
+        return
+    for port in entry.get("ports") or ():
+        if isinstance(port, Mapping):
+            published, target = str(port.get("published", "")), str(port.get("target", ""))
+        else:
+            parts = str(port).partition("/")[0].split(":")
+            published, target = (parts[-2] if len(parts) > 1 else ""), parts[-1]
+        local = str(port).startswith(("127.", "[::1]")) or (
+            isinstance(port, Mapping) and str(port.get("host_ip", "")).startswith("127.")
+        )
+        if not local:
+            draft.by_hand(
+                f"ports {port}", "others could reach it: if they must, write gateway.host: 0.0.0.0 and make a key"
+            )
+        if published.isdigit() and target == str(listened) and "port" not in draft.keys:
+            draft.keys["port"] = int(published)
+            draft.became(f"ports {port}", f"port: {published}, beside the gateway's port")
+        else:
+            draft.by_hand(f"ports {port}", f"the server listened on {listened}: write port: if clients need it")
+
+
+def _gpus(draft: Draft, entry: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    deploy = entry.get("deploy")
+    resources = deploy.get("resources") if isinstance(deploy, Mapping) else None
+    reserved = resources.get("reservations") if isinstance(resources, Mapping) else None
+    devices = reserved.get("devices") if isinstance(reserved, Mapping) else None
+    visible = env.get("CUDA_VISIBLE_DEVICES") or env.get("NVIDIA_VISIBLE_DEVICES") or ""
+    indices = [part.strip() for part in visible.split(",")] if visible else []
+    count: object = entry.get("gpus")
+    for device in devices if isinstance(devices, list) else ():
+        if isinstance(device, Mapping):
+            indices = [str(i) for i in device.get("device_ids") or indices]
+            count = device.get("count", count)
+    for key in (k for k in deploy or () if k != "resources"):
+        draft.left_out(f"deploy.{key}", "write replicas: for several engines" if key == "replicas" else "Docker's")
+    if indices and all(i.isdigit() for i in indices):
+        draft.keys["gpus"] = [int(i) for i in indices]
+        draft.became(f"devices {', '.join(indices)}", f"gpus: [{', '.join(indices)}]")
+    elif isinstance(count, int) and "gpus" not in draft.keys:
+        draft.became(f"devices count: {count}", "gpus: auto (the plan takes the fewest that are enough)")
+    elif count is not None or indices:
+        draft.left_out(f"devices {count or ', '.join(indices)}", "gpus: auto is the default")

@@ -1,0 +1,166 @@
+"""The flags of a vLLM server -> a service of llmhost.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llmhost.migrate.report import Draft
+from llmhost.migrate.words import Flag, split_flags
+from llmhost.plan.removed import OWNED, REMOVED
+
+KINDS = {
+    "embed": "embed", "embedding": "embed", "reward": "embed", "score": "rerank", "classify": "rerank",
+    "generate": "chat",
+}  # fmt: skip
+"""Values of the former --task."""
+
+SECRETS = ("api_key", "hf_token")
+
+SHARED_OUT = "the plan shares out memory among all services; write it under args: to insist"
+
+Paths = Callable[[str], str]
+"""A path in a container -> the path on this machine."""
+
+
+def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope: bool = False) -> int:
+    """Write the flags into the draft; the port that the server listened on."""
+    positional, flags = split_flags(words)
+    by_name = {flag.name: flag for flag in flags}
+    model = by_name["model"].values[0] if "model" in by_name and by_name["model"].values else next(iter(positional), "")
+    if model:
+        _model(draft, model, by_name.get("revision"), paths, modelscope)
+    else:
+        draft.by_hand("model", "there is no --model: write model: in llmhost.yaml")
+    for extra in positional[0 if "model" in by_name else 1 :]:
+        draft.by_hand(extra, "this word belongs to no flag")
+    for flag in flags:
+        if flag.name not in ("model", "revision", "port"):
+            _flag(draft, flag, paths)
+    _parallel(draft, by_name)
+    if "served_as" not in draft.keys and model:
+        draft.keys["served_as"] = [model]
+        draft.became("(no --served-model-name)", f"served_as: [{model}]: vLLM calls a model as it was given to it")
+    port = by_name["port"].value if "port" in by_name else 8000
+    return port if isinstance(port, int) else 8000
+
+
+def _model(draft: Draft, model: str, revision: Flag | None, paths: Paths, modelscope: bool) -> None:
+    path = paths(model)
+    if path != model or model.startswith(("/", "./", "~")):
+        draft.keys["model"] = path
+    else:
+        at = f"@{revision.values[0]}" if revision and revision.values else ""
+        draft.keys["model"] = f"{'modelscope' if modelscope else 'hf'}:{model}{at}" if "/" in model else model
+    draft.became(f"--model {model}", f"model: {draft.keys['model']}")
+    if revision and path != model:
+        draft.left_out(revision.written, "the model is a directory, which has no revisions")
+
+
+def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
+    name = flag.name
+    if name in _SPECIAL:
+        _SPECIAL[name](draft, flag)
+    elif name in SECRETS:
+        _secret(draft, flag)
+    elif name in REMOVED:
+        _removed(draft, flag)
+    elif name in OWNED:
+        draft.left_out(flag.written, OWNED[name].removeprefix("leave it out: "))
+    elif name.startswith("no_") and not flag.values:
+        draft.args[name.removeprefix("no_")] = False
+        draft.became(flag.written, f"args: {{{name.removeprefix('no_')}: false}}")
+    else:
+        value = flag.value
+        draft.args[name] = paths(value) if isinstance(value, str) else value
+        draft.became(flag.written, f"args: {{{name}: {draft.args[name]}}}")
+
+
+def _secret(draft: Draft, flag: Flag) -> None:
+    """The value is not repeated anywhere."""
+    what = "make keys with `llmhost keys add NAME`" if flag.name == "api_key" else "keep it with `llmhost login hf`"
+    draft.by_hand(f"--{flag.name.replace('_', '-')} …", f"a secret: {what}")
+
+
+def _removed(draft: Draft, flag: Flag) -> None:
+    hint = REMOVED[flag.name]
+    if hint.startswith("leave it out"):
+        why = hint.removeprefix("leave it out").lstrip(": ") or "not needed"
+        draft.left_out(flag.written, f"vLLM has removed it; {why}")
+    elif (renamed := hint.removeprefix("write ")).replace("_", "").isalnum():
+        draft.args[renamed] = flag.value
+        draft.became(flag.written, f"args: {{{renamed}: {flag.value}}}: vLLM has renamed it")
+    elif flag.name == "guided_decoding_backend":
+        draft.args["structured_outputs_config"] = {"backend": flag.value}
+        draft.became(flag.written, f"args: {{structured_outputs_config: {{backend: {flag.value}}}}}")
+    elif flag.name in ("engine_use_ray", "worker_use_ray"):
+        draft.left_out(flag.written, "on one machine vLLM needs no Ray")
+    else:
+        draft.by_hand(flag.written, f"vLLM has removed it: {hint} under args:")
+
+
+def _task(draft: Draft, flag: Flag) -> None:
+    kind = KINDS.get(flag.values[0] if flag.values else "")
+    if kind is None:
+        draft.left_out(flag.written, "vLLM has removed it; the kind is inferred from the model")
+    elif kind == "chat":
+        draft.left_out(flag.written, "vLLM has removed it; a chat model is known as one")
+    else:
+        draft.keys["kind"] = kind
+        draft.became(flag.written, f"kind: {kind} (vLLM has removed --task)")
+
+
+def _served(draft: Draft, flag: Flag) -> None:
+    draft.keys["served_as"] = list(flag.values)
+    draft.became(flag.written, f"served_as: [{', '.join(flag.values)}]")
+
+
+def _executor(draft: Draft, flag: Flag) -> None:
+    if flag.values[:1] == ("ray",):
+        draft.left_out(flag.written, "on one machine vLLM needs no Ray to use several GPUs")
+    else:
+        draft.args[flag.name] = flag.value
+        draft.became(flag.written, f"args: {{{flag.name}: {flag.value}}}")
+
+
+def _by_plan(draft: Draft, flag: Flag) -> None:
+    draft.left_out(flag.written, SHARED_OUT)
+
+
+def _cache(draft: Draft, flag: Flag) -> None:
+    draft.left_out(flag.written, "models are kept in models_dir; `llmhost pull` fetches them")
+
+
+def _later(_: Draft, __: Flag) -> None:
+    """In `_parallel`, where both sizes are known."""
+
+
+_SPECIAL: Mapping[str, Callable[[Draft, Flag], None]] = {
+    "task": _task,
+    "served_model_name": _served,
+    "distributed_executor_backend": _executor,
+    "gpu_memory_utilization": _by_plan,
+    "download_dir": _cache,
+    "tensor_parallel_size": _later,
+    "pipeline_parallel_size": _later,
+}
+"""Flags with a meaning of their own in llmhost.yaml."""
+
+
+def _parallel(draft: Draft, flags: Mapping[str, Flag]) -> None:
+    """Sizes become `gpus`; a pipeline that was asked for stays one."""
+    written = [flags[n] for n in ("tensor_parallel_size", "pipeline_parallel_size") if n in flags]
+    sizes = [f.value if isinstance(f.value, int) else 1 for f in written]
+    if not written:
+        return
+    total = 1
+    for size in sizes:
+        total *= size
+    if "pipeline_parallel_size" in flags and total > 1:
+        draft.args |= {f.name: f.value for f in written}
+    if total > 1:
+        draft.keys["gpus"] = total
+    for flag in written:
+        if total > 1:
+            draft.became(flag.written, f"gpus: {total}")
+        else:
+            draft.left_out(flag.written, "one GPU is the default")

@@ -1,0 +1,342 @@
+"""Sharing out GPUs: which engine runs on which of them, and how much of their memory it gets. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llmhost.config import Service
+from llmhost.errors import PlanError
+from llmhost.facts import Gpu, ModelFacts
+from llmhost.plan.cpu import ENGINE_BASE_BYTES
+from llmhost.plan.memory import MIB, Asked, Need, rank_need, read_asked
+from llmhost.plan.running import NOTHING, Running, program_names
+from llmhost.plan.types import ProgramPlan
+
+RESERVE = 0.04
+"""Share of a GPU that is left to the display, to fragmentation and to what was reckoned too low."""
+
+SEARCH_LIMIT = 20_000
+"""Placements that are looked at before giving up; a handful is enough but for contrived machines."""
+
+
+@dataclass(frozen=True)
+class GpuShare:
+    """What one engine process gets: a part of the memory of each of ``gpus``; bytes for each GPU."""
+
+    gpus: tuple[int, ...]
+    tensor: int
+    pipeline: int
+    need: Need
+    kv_cache_bytes: int
+    utilization: float
+    """Its share of the whole memory of a GPU, as vLLM's --gpu-memory-utilization wants it."""
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        return self.need.fixed + self.kv_cache_bytes
+
+    @property
+    def sequences(self) -> float:
+        """Sequences of full length that the KV cache holds at once; infinity without a cache."""
+        return self.kv_cache_bytes / self.need.kv_sequence if self.need.kv_sequence else math.inf
+
+    @property
+    def cores(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def threads(self) -> int:
+        return 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the host."""
+        return ENGINE_BASE_BYTES
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus))}
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Flags of vLLM for it."""
+        cache = {"kv_cache_memory_bytes": str(self.kv_cache_bytes)} if self.kv_cache_bytes else {}
+        sizes = {"tensor_parallel_size": self.tensor, "pipeline_parallel_size": self.pipeline}
+        parallel = {flag: str(size) for flag, size in sizes.items() if size > 1}
+        return {**parallel, **cache, "gpu_memory_utilization": f"{self.utilization:g}"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One way of running an engine: on so many GPUs, split like this."""
+
+    tensor: int
+    pipeline: int
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor * self.pipeline
+
+
+@dataclass(frozen=True)
+class Task:
+    """An engine that needs a place."""
+
+    program: str
+    service: str
+    config: Service
+    model: ModelFacts
+    asked: Asked
+
+    def need(self, shape: Shape, gpu_memory: int) -> Need:
+        kind = self.config.kind or self.model.kind
+        return rank_need(self.model, kind, self.asked, shape.tensor, shape.pipeline, gpu_memory)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The engine for which no place was found, its need in the way that came nearest, and what was missing for it."""
+
+    task: Task
+    shape: Shape
+    need: Need
+    missing: int
+
+
+Shares = dict[str, dict[str, GpuShare]]
+
+
+def share_gpus(
+    services: Mapping[str, Service], gpus: Sequence[Gpu], models: Mapping[str, ModelFacts], running: Running = NOTHING
+) -> Shares | Misfit:
+    """Place every replica: the share of each program, by service; or the one for which there is no room.
+
+    What runs keeps its place and its share while that is possible. ``gpus: auto`` takes the fewest GPUs that are enough
+    for the asked context and concurrency; what is left over becomes KV cache. Raises PlanError when what is written
+    cannot be (a GPU that is not there, a split that the model does not allow).
+    """
+    tasks = _tasks(services, models, running)
+    for task in tasks:
+        _shapes(task, gpus)  # refuses what cannot be
+    kept = _kept(tasks, gpus, running)
+    leaving = [p for name in running.surge for p in running.of(name)]
+    free = {gpu.index: _usable(gpu) for gpu in gpus}
+    for program in (p for p in leaving if p.gpus):
+        for index in program.gpus:
+            free[index] = free.get(index, 0) - program.gpu_memory_bytes
+    found = _place([t for t in tasks if t.program not in kept], gpus, _without(free, kept))
+    if isinstance(found, Misfit) and kept:
+        kept, found = {}, _place(tasks, gpus, free)
+    if isinstance(found, Misfit):
+        return found
+    grown = _grow({**found}, gpus, _without(free, kept))
+    shares: Shares = {name: {} for name in services}
+    for task in tasks:
+        shares[task.service][task.program] = kept.get(task.program) or grown[task.program]
+    return shares
+
+
+def _usable(gpu: Gpu) -> int:
+    return int(gpu.free - gpu.total * RESERVE)
+
+
+def _without(free: Mapping[int, int], kept: Mapping[str, GpuShare]) -> dict[int, int]:
+    left = dict(free)
+    for share in kept.values():
+        for index in share.gpus:
+            left[index] -= share.gpu_memory_bytes
+    return left
+
+
+def _tasks(services: Mapping[str, Service], models: Mapping[str, ModelFacts], running: Running) -> list[Task]:
+    return [
+        Task(program, name, service, models[name], read_asked(service, models[name]))
+        for name, service in services.items()
+        if service.replicas
+        for program in program_names(name, service.replicas, running)
+    ]
+
+
+def _kept(tasks: Sequence[Task], gpus: Sequence[Gpu], running: Running) -> dict[str, GpuShare]:
+    """The shares of running programs that are still what their services need."""
+    by_index = {gpu.index: gpu for gpu in gpus}
+    old = {p.name: p for p in running.programs if p.gpus and all(i in by_index for i in p.gpus)}
+    kept: dict[str, GpuShare] = {}
+    for task in (t for t in tasks if t.program in old):
+        program = old[task.program]
+        total = min(by_index[i].total for i in program.gpus)
+        for shape in (s for s in _shapes(task, gpus) if s.gpus == len(program.gpus)):
+            need = task.need(shape, total)
+            fits = need.kv_least <= program.kv_cache_bytes and _allowed(task, program.gpus)
+            if fits and program.gpu_memory_bytes == need.fixed + program.kv_cache_bytes:
+                kept[task.program] = _share(program.gpus, shape, need, program.kv_cache_bytes, total)
+    return kept
+
+
+def _allowed(task: Task, gpus: Sequence[int]) -> bool:
+    written = task.config.gpus
+    return not isinstance(written, list) or list(gpus) == written
+
+
+def _shapes(task: Task, gpus: Sequence[Gpu]) -> list[Shape]:
+    """The ways of running an engine here, the fewest GPUs first."""
+    path = f"services.{task.service}"
+    written, asked = task.config.gpus, task.asked
+    if isinstance(written, list):
+        unknown = sorted(set(written) - {gpu.index for gpu in gpus})
+        if unknown:
+            have = ", ".join(str(gpu.index) for gpu in gpus) or "none"
+            raise PlanError(f"{path}.gpus: there is no GPU {unknown[0]}", f"this machine has: {have}")
+    count = len(written) if isinstance(written, list) else written if isinstance(written, int) else None
+    if count is not None and count > len(gpus):
+        raise PlanError(f"{path}.gpus: {count} GPUs are asked for, there are {len(gpus)}", "ask for fewer")
+    if asked.tensor or asked.pipeline:
+        shape = Shape(asked.tensor or 1, asked.pipeline or 1)
+        if count is not None and count != shape.gpus:
+            raise PlanError(
+                f"{path}.gpus: {count} GPUs, but its args split the model over {shape.gpus}",
+                "leave tensor_parallel_size and pipeline_parallel_size out: they follow from gpus",
+            )
+        return [shape] if shape.gpus <= len(gpus) else _too_many(path, shape, gpus)
+    return [_split(task.model, n) for n in ((count,) if count else range(1, len(gpus) + 1))]
+
+
+def _too_many(path: str, shape: Shape, gpus: Sequence[Gpu]) -> list[Shape]:
+    raise PlanError(
+        f"{path}.args: tensor and pipeline parallelism ask for {shape.gpus} GPUs, there are {len(gpus)}",
+        "leave them out: they follow from gpus, which is found out as well",
+    )
+
+
+def _split(model: ModelFacts, gpus: int) -> Shape:
+    """Tensor parallelism as far as it divides the heads, a pipeline for the rest."""
+    heads, kv = model.shape.heads, model.shape.kv_heads
+    if not heads:
+        return Shape(gpus, 1)
+    sizes = (n for n in range(gpus, 0, -1) if gpus % n == 0 and heads % n == 0)
+    tensor = next(n for n in sizes if not kv or (kv % n == 0 if kv >= n else n % kv == 0))
+    return Shape(tensor, gpus // tensor)
+
+
+def _place(tasks: Sequence[Task], gpus: Sequence[Gpu], free: Mapping[int, int]) -> dict[str, GpuShare] | Misfit:
+    """Search in order of size, emptiest GPUs first, going back where it does not work out."""
+    ordered = sorted(tasks, key=lambda t: (not isinstance(t.config.gpus, list), -_size(t, gpus)))
+    search = _Search(gpus, dict(free))
+    placed = search.run(ordered)
+    return search.misfit(ordered) if placed is None else placed
+
+
+def _size(task: Task, gpus: Sequence[Gpu]) -> int:
+    return min(task.need(s, gpus[0].total).least * s.gpus for s in _shapes(task, gpus)) if gpus else 0
+
+
+class _Search:
+    """Depth first, with a limit; remembers how far it came."""
+
+    def __init__(self, gpus: Sequence[Gpu], free: dict[int, int]) -> None:
+        self.gpus = {gpu.index: gpu for gpu in gpus}
+        self.free = free
+        self.looked = 0
+        self.deepest = -1
+        self.then_free: dict[int, int] = dict(free)
+
+    def run(self, tasks: Sequence[Task]) -> dict[str, GpuShare] | None:
+        if not tasks:
+            return {}
+        return self._from(tasks, 0)
+
+    def _from(self, tasks: Sequence[Task], position: int) -> dict[str, GpuShare] | None:
+        if position == len(tasks):
+            return {}
+        if position > self.deepest:
+            self.deepest, self.then_free = position, dict(self.free)
+        task = tasks[position]
+        for chosen, shape, need in self._options(task):
+            self.looked += 1
+            if self.looked > SEARCH_LIMIT:
+                return None
+            self._take(chosen, need.least)
+            rest = self._from(tasks, position + 1)
+            self._take(chosen, -need.least)
+            if rest is not None:
+                total = min(self.gpus[i].total for i in chosen)
+                return {task.program: _share(chosen, shape, need, need.kv_least, total), **rest}
+        return None
+
+    def _take(self, chosen: Sequence[int], size: int) -> None:
+        for index in chosen:
+            self.free[index] -= size
+
+    def _options(self, task: Task) -> Iterator[tuple[tuple[int, ...], Shape, Need]]:
+        written = task.config.gpus
+        for shape in _shapes(task, tuple(self.gpus.values())):
+            # Of GPUs that are equally free, one is as good as another.
+            seen: set[tuple[tuple[int, int], ...]] = set()
+            ranked = sorted(self.free, key=lambda i: (-self.free[i], i))
+            choices = [tuple(written)] if isinstance(written, list) else itertools.combinations(ranked, shape.gpus)
+            for chosen in choices:
+                need = task.need(shape, min(self.gpus[i].total for i in chosen))
+                alike = tuple(sorted((self.free[i], self.gpus[i].total) for i in chosen))
+                if alike in seen or any(self.free[i] < need.least for i in chosen):
+                    continue
+                seen.add(alike)
+                yield tuple(chosen) if isinstance(written, list) else tuple(sorted(chosen)), shape, need
+
+    def misfit(self, tasks: Sequence[Task]) -> Misfit:
+        task = tasks[max(self.deepest, 0)]
+        ways = [self._nearest(task, shape) for shape in _shapes(task, tuple(self.gpus.values()))]
+        return min(ways, key=lambda way: (way.missing, way.shape.gpus))
+
+    def _nearest(self, task: Task, shape: Shape) -> Misfit:
+        written = task.config.gpus
+        ranked = written if isinstance(written, list) else sorted(self.then_free, key=lambda i: -self.then_free[i])
+        chosen = ranked[: shape.gpus]
+        need = task.need(shape, min(self.gpus[i].total for i in chosen))
+        return Misfit(task, shape, need, sum(max(0, need.least - self.then_free[i]) for i in chosen))
+
+
+def _share(gpus: Sequence[int], shape: Shape, need: Need, kv: int, total: int) -> GpuShare:
+    utilization = math.ceil((need.fixed + kv) / total * 1000) / 1000
+    return GpuShare(tuple(gpus), shape.tensor, shape.pipeline, need, kv, min(utilization, 1.0))
+
+
+def _grow(shares: dict[str, GpuShare], gpus: Sequence[Gpu], free: Mapping[int, int]) -> dict[str, GpuShare]:
+    """Give what is left to KV caches: first to those that can use so much only, then to all others alike."""
+    totals = {gpu.index: gpu.total for gpu in gpus}
+    left = _without(free, shares)
+    limited = [name for name, s in shares.items() if s.need.kv_most is not None and s.need.kv_most > s.kv_cache_bytes]
+    growing = [*limited, *(name for name, s in shares.items() if s.need.kv_most is None and s.need.kv_sequence)]
+    while growing:
+        name = growing[0]
+        share = shares[name]
+        rivals = {i: sum(i in shares[other].gpus for other in growing) for i in share.gpus}
+        extra = min(left[i] // rivals[i] for i in share.gpus)
+        if share.need.kv_most is not None:
+            extra = min(extra, share.need.kv_most - share.kv_cache_bytes)
+        extra = max(0, extra) // MIB * MIB
+        for i in share.gpus:
+            left[i] -= extra
+        total = min(totals[i] for i in share.gpus)
+        shape = Shape(share.tensor, share.pipeline)
+        shares[name] = _share(share.gpus, shape, share.need, share.kv_cache_bytes + extra, total)
+        growing = growing[1:]
+    return shares
+
+
+def gpus_have_room(programs: Iterable[ProgramPlan], gpus: Sequence[Gpu]) -> bool:
+    """Whether these engines fit on their GPUs at the same time."""
+    free = {gpu.index: gpu.free for gpu in gpus}
+    for program in programs:
+        for index in program.gpus:
+            free[index] = free.get(index, 0) - program.gpu_memory_bytes
+    return all(left >= 0 for left in free.values())
+
+
+def more_gpus(gpus: Sequence[Gpu], count: int) -> tuple[Gpu, ...]:
+    """The same machine with as many more GPUs like its largest one, all of them free."""
+    last = max((gpu.index for gpu in gpus), default=-1)
+    model = max(gpus, key=lambda gpu: gpu.total)
+    return (*gpus, *(replace(model, index=last + 1 + i, free=model.total) for i in range(count)))

@@ -1,0 +1,77 @@
+"""What runs already, as an input of the next plan: a service that did not change keeps its engines and their shares.
+
+Without it the cores and the memory of a machine would be shared out anew whenever a service comes or goes, and engines
+that nobody touched would have to restart for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmhost.paths import Home
+from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
+
+
+@dataclass(frozen=True)
+class Running:
+    """Engines of a plan in force that run, and services whose next engines start beside those (blue/green)."""
+
+    programs: tuple[ProgramPlan, ...] = ()
+    surge: frozenset[str] = frozenset()
+
+    def of(self, service: str) -> tuple[ProgramPlan, ...]:
+        """Those of a service, in the order of their numbers."""
+        own = (p for p in self.programs if service_of(p.name) == service)
+        return tuple(sorted(own, key=lambda p: number_of(p.name)))
+
+
+NOTHING = Running()
+
+
+def running(plan: Plan | None, names: Iterable[str]) -> Running:
+    """The programs of a plan among those that run."""
+    there = set(names)
+    return Running(tuple(p for p in plan.programs if p.name in there)) if plan else NOTHING
+
+
+def service_of(program: str) -> str:
+    """``chat`` for ``chat-0``."""
+    return program.rpartition("-")[0]
+
+
+def number_of(program: str) -> int:
+    """0 for ``chat-0``."""
+    return int(program.rpartition("-")[2])
+
+
+def program_names(service: str, count: int, running: Running) -> tuple[str, ...]:
+    """The names of a service's next engines: those that run first, then the lowest numbers that are free.
+
+    In a surge the running ones stay beside the next ones, so none of their names is used again.
+    """
+    taken = [p.name for p in running.of(service)]
+    kept = [] if service in running.surge else taken[:count]
+    free = (name for number in itertools.count() if (name := f"{service}-{number}") not in taken)
+    return tuple(sorted((*kept, *itertools.islice(free, count - len(kept))), key=number_of))
+
+
+def beside(service: ServicePlan, running: Running, home: Home) -> ServicePlan:
+    """The same service with engines of other names, which can start while the present ones run."""
+    names = program_names(service.name, len(service.replicas), running)
+    moved = tuple(_renamed(p, name, home) for p, name in zip(service.replicas, names, strict=True))
+    return replace(service, replicas=moved)
+
+
+def _renamed(program: ProgramPlan, name: str, home: Home) -> ProgramPlan:
+    socket = str(home.engine_socket(name))
+    argv = tuple(socket if word == program.socket else word for word in program.argv)
+    env = {**program.env, "LLMHOST_PROGRAM": program_mark(home.root, name)}
+    return replace(program, name=name, socket=socket, argv=argv, env=env)
+
+
+def program_mark(root: Path, program: str) -> str:
+    """The value of LLMHOST_PROGRAM: every process of an engine carries it, so leftovers can be told from strangers."""
+    return f"{root}:{program}"

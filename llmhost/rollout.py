@@ -1,0 +1,396 @@
+"""From the plan in force to the next one without losing a request: what happens when is computed first, then done.
+
+While engines change, the gateway's clusters hold the engines of both plans; its routes are switched once, when whoever
+is to answer a name can answer it. An engine is stopped only when it gets no more requests and has finished those that
+it had. The next plan is the plan in force when all of that is done: after an error or Ctrl-C, `up` goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmhost import balancing, deploy, readiness, writer
+from llmhost.errors import NotReadyError
+from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
+from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.paths import Home
+from llmhost.plan import Plan, ServicePlan
+from llmhost.plan.running import service_of
+from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.lifecycle import Actions
+from llmhost.writer import FileChange
+
+START_MARGIN = 60.0
+"""Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
+
+FOLDER = "conf/gateway/"
+CLUSTERS = f"{FOLDER}cds.json"
+MEMBERS = f"{FOLDER}eds-"
+
+
+class Told(Protocol):
+    """Who is told what happens (`llmhost.env.Progress` is one)."""
+
+    def started(self, step: str) -> None: ...
+
+    def finished(self, step: str, detail: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Names of programs, in the order of what happens to them; each stage waits for the one before."""
+
+    leave_first: tuple[str, ...] = ()
+    """Drained and stopped: nobody takes their place, or there is no room for both."""
+    at_once: tuple[str, ...] = ()
+    """Changed, and nobody else serves for them (or they do not serve): drained, started again, all together."""
+    start: tuple[str, ...] = ()
+    """Wanted and not running, as they are or new."""
+    heirs: tuple[str, ...] = ()
+    """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
+    elsewhere: tuple[str, ...] = ()
+    """Services that are to answer to names that are being served, and have no engine here: their endpoints must."""
+    one_by_one: tuple[str, ...] = ()
+    """Changed, with others of their service that serve meanwhile."""
+    after_switch: tuple[str, ...] = ()
+    """Like `at_once`, but until the routes are switched they answer to names that heirs take over."""
+    leave_last: tuple[str, ...] = ()
+    """They serve until the routes are switched, then they are drained and stopped."""
+    cramped: tuple[str, ...] = ()
+    """Of `leave_first`: they would have left last if there were memory for them and for who takes their place."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is there when a change begins."""
+
+    plan: Plan
+    running: frozenset[str]
+    """Programs that run."""
+    served: frozenset[str]
+    """Members that get requests."""
+
+    def serves(self, program: str) -> bool:
+        return bool(balancing.sockets(self.plan, {program}) & self.served)
+
+
+def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collection[str]], bool]) -> Stages:
+    """Compute what happens when; pure. ``fits`` tells whether these old programs have room beside all of the plan."""
+    ours = {p.name for p in plan.programs} | {p.name for p in before.plan.programs}
+    changed = [p for p in actions.restart if p in ours]
+    heirs = _heirs(before, plan, set(actions.start))
+    removed = [p for p in actions.remove if p in before.running]
+    last = [p for p in removed if _is_followed(p, before, plan, {*heirs, *changed})]
+    cramped = tuple(last) if last and not fits(last) else ()
+    if cramped:
+        heirs, last = (), []
+    first = [p for p in actions.remove if p not in last]
+    coming = {*actions.start, *changed, *last}
+    covered = [p for p in changed if before.serves(p) and _has_others(p, before, plan, coming)]
+    alone = [p for p in actions.restart if p not in covered and p != GATEWAY_PROGRAM]
+    late = [p for p in alone if before.serves(p) and _is_followed(p, before, plan, heirs)]
+    return Stages(
+        leave_first=tuple(first),
+        at_once=tuple(p for p in alone if p not in late),
+        after_switch=tuple(late),
+        start=actions.start,
+        heirs=heirs,
+        elsewhere=_moved_away(before, plan),
+        one_by_one=tuple(covered),
+        leave_last=tuple(last),
+        cramped=cramped,
+    )
+
+
+def _answered(before: Before) -> set[str]:
+    """The names that engines here answer to now."""
+    return {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
+
+
+def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
+    """Programs of services without an engine in force, which are to answer to a name that one in force answers to."""
+    in_force = {p.name for p in before.plan.programs} & before.running
+    coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
+    names = _answered(before)
+    new = [s for s in plan.services if names & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
+    return tuple(p.name for s in new for p in s.replicas if p.name in coming)
+
+
+def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
+    names = _answered(before)
+    return tuple(s.name for s in plan.services if s.endpoints and not s.replicas and names & set(s.served_as))
+
+
+def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
+    """Whether programs that come, or other hosts alone, answer to a name of this one."""
+    old = _owner(before.plan, program)
+    following = [s for s in plan.services if old and set(old.served_as) & set(s.served_as)]
+    return any(not s.replicas or any(p.name in coming for p in s.replicas) for s in following)
+
+
+def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
+    """Whether other engines of its service serve, or will when they are ready."""
+    service = _owner(plan, program)
+    mates = {p.name for p in service.replicas} if service else set()
+    leaving = {p for p in coming if service and service_of(p) == service.name}
+    elsewhere = {e.member for e in service.endpoints} if service else set()
+    return bool(elsewhere & before.served) or any(
+        p in coming or before.serves(p) for p in (mates | leaving) - {program}
+    )
+
+
+def _owner(plan: Plan, program: str) -> ServicePlan | None:
+    return next((s for s in plan.services if any(p.name == program for p in s.replicas)), None)
+
+
+@dataclass
+class Rollout:
+    """One change of a home, while its gateway serves. `run` does it; every error leaves engines that can serve."""
+
+    home: Home
+    before: Before
+    plan: Plan
+    actions: Actions
+    told: Told
+    fits: Callable[[Collection[str]], bool]
+    stages: Stages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stages = stages(self.before, self.plan, self.actions, self.fits)
+
+    def run(self) -> None:
+        """The whole change; returns when everything is started, and what takes over from others is ready.
+
+        Raises NotReadyError when an engine that must take over does not become ready, GatewayError, SupervisorError.
+        """
+        stages = self.stages
+        self._warn()
+        self._write_union()
+        self._leave(stages.leave_first)
+        self._renew(stages.at_once)
+        lifecycle.renew(self.home, self.actions.refresh, then_start=False)
+        lifecycle.take_over(self.home, self.actions.add)
+        lifecycle.start(self.home, stages.start)
+        self._await_heirs()
+        for program in stages.one_by_one:
+            self._replace(program)
+        self._switch()
+        self._renew(stages.after_switch)
+        self._leave(stages.leave_last)
+        self._finish()
+
+    def _warn(self) -> None:
+        if self.stages.cramped:
+            names = ", ".join(self.stages.cramped)
+            self.told.note(f"no memory for {names} beside what takes over: 503 until that is ready")
+        alone = [p for p in (*self.stages.at_once, *self.stages.after_switch) if self.before.serves(p)]
+        if alone:
+            self.told.note(f"restarting {', '.join(alone)}: 503 until ready again (--surge or replicas: 2 avoid that)")
+
+    def _write_union(self) -> None:
+        """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
+        out = balancing.sockets(self.before.plan, self.stages.leave_first)
+        with deploy.present_changes(self.home, self.plan) as changes:
+            writer.apply(self.home, [_united(c, out) for c in changes if _is_of_clusters(c)])
+        balancing.await_clusters(self.home)
+
+    def _leave(self, programs: tuple[str, ...]) -> None:
+        self._drain(self.before.plan, programs)
+        lifecycle.retire(self.home, programs, waiting(self.told))
+
+    def _renew(self, programs: tuple[str, ...]) -> None:
+        self._drain(self.before.plan, programs)
+        lifecycle.renew(self.home, programs, waiting(self.told))
+        balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
+
+    def _await_heirs(self) -> None:
+        for service in self.stages.elsewhere:
+            if not balancing.await_some_served(self.home, service):
+                raise NotReadyError(
+                    f"no endpoint of {service} answers; what ran before goes on", "see `llmhost status` on that host"
+                )
+        if self.stages.heirs:
+            await_serving(self.home, self.plan, self.stages.heirs, self.told)
+
+    def _replace(self, program: str) -> None:
+        replace_engine(self.home, self.plan, program, self.told, lifecycle.renew)
+
+    def _switch(self) -> None:
+        """Routes, listeners and whatever else the gateway reads."""
+        with deploy.present_changes(self.home, self.plan) as changes:
+            rest = [c for c in changes if c.new is not None and c.path.startswith(FOLDER)]
+            writer.apply(self.home, [c for c in rest if not _is_of_clusters(c)])
+        if GATEWAY_PROGRAM in self.actions.restart:  # what it was just given may need it, as another address does
+            self.told.note("the gateway itself has to restart: connections are cut")
+            lifecycle.renew(self.home, (GATEWAY_PROGRAM,))
+        balancing.await_files(self.home)
+
+    def _finish(self) -> None:
+        """Clusters of the new plan only, which is in force from now on; files that nothing renders any more go."""
+        with deploy.present_changes(self.home, self.plan) as changes:
+            writer.apply(self.home, changes)
+
+    def _drain(self, plan: Plan, programs: Collection[str]) -> None:
+        drain(self.home, plan, programs, self.told)
+
+
+def _is_of_clusters(change: FileChange) -> bool:
+    return change.path == CLUSTERS or change.path.startswith(MEMBERS)
+
+
+def _united(change: FileChange, out: Collection[str]) -> FileChange:
+    """A file of clusters or members with those of both plans."""
+    old, new = change.old, change.new
+    if change.path == CLUSTERS:
+        text = merge_clusters(old, new) if old and new else new or old
+    elif old and new:
+        text = take_out(merge_members(old, new), members_out(old) | frozenset(out))
+    else:
+        text = new or take_out(old or "", out)
+    return FileChange(change.path, old, text, change.mode)
+
+
+def apply(
+    home: Home,
+    before: Plan | None,
+    plan: Plan,
+    wanted: Collection[str],
+    told: Told,
+    fits: Callable[[Collection[str]], bool],
+) -> None:
+    """Bring a home from the plan in force to the next one; see `Rollout.run`.
+
+    While the gateway does not serve there is nothing to lose, and everything is changed at once. Raises GatewayError
+    when Envoy refuses the new configuration: nothing has changed then.
+    """
+    _tell_removed(home, before, plan, told)
+    serving = before is not None and daemon.is_running(home) and balancing.is_live(home)
+    with deploy.present_changes(home, plan) as changes:
+        if any(change.path.startswith(FOLDER) for change in changes):
+            deploy.validate(home, plan)
+        writer.apply(home, [c for c in changes if not (serving and _comes_later(c))])
+    if before is None or not serving:
+        daemon.ensure_running(home)
+        lifecycle.converge(home, wanted)
+        return
+    actions = lifecycle.pending(home, wanted)
+    there = Before(before, lifecycle.running(home), balancing.served(home))
+    Rollout(home, there, plan, actions, told, fits).run()
+
+
+def _tell_removed(home: Home, before: Plan | None, plan: Plan, told: Told) -> None:
+    """A service that is no longer in llmhost.yaml is stopped: somebody may have misspelt it."""
+    there, known = lifecycle.running(home), {s.name for s in plan.services}
+    for service in before.services if before else ():
+        if service.name not in known and any(p.name in there for p in service.replicas):
+            told.note(f"stopping {service.name}: it is no longer in llmhost.yaml")
+
+
+def _comes_later(change: FileChange) -> bool:
+    return change.new is None or change.path.startswith(FOLDER) or change.path == "conf/plan.json"
+
+
+def waiting(told: Told) -> lifecycle.Progress:
+    """Says who is waited for while programs stop."""
+
+    def on_progress(names: tuple[str, ...]) -> None:
+        if names:
+            told.note(f"waiting for {', '.join(names)} to stop")
+
+    return on_progress
+
+
+def stop_engines(home: Home, plan: Plan, programs: Sequence[str], told: Told) -> tuple[str, ...]:
+    """Stop engines when they have finished; new requests get 503 from the gateway. Returns those that ran."""
+    services = [s for s in plan.services if any(p.name in programs for p in s.replicas)]
+    try:
+        drain(home, plan, programs, told)
+        return lifecycle.stop(home, programs, waiting(told))
+    finally:  # also of what goes on after Ctrl-C; what has stopped is not healthy
+        balancing.put_back(home, services, balancing.sockets(plan, programs))
+
+
+def roll(home: Home, plan: Plan, services: Iterable[ServicePlan], told: Told) -> None:
+    """Restart engines one after another; those that do not serve go first, so that more serve while the others do."""
+    for service in services:
+        served = balancing.served_of(home, service.name)
+        for program in sorted(service.replicas, key=lambda p: p.socket in served):
+            replace_engine(home, plan, program.name, told, _restart)
+
+
+def _restart(home: Home, programs: Sequence[str]) -> None:
+    lifecycle.restart(home, programs)
+
+
+def drain(home: Home, plan: Plan, programs: Collection[str], told: Told) -> None:
+    """Take engines out of balancing and let them finish; those that are stopped already do not matter."""
+
+    def on_busy(busy: Mapping[str, int]) -> None:
+        if busy:
+            names = [p.name for p in plan.programs if p.socket in busy]
+            count = sum(busy.values())
+            told.note(f"waiting for {', '.join(names)} to finish {count} request{'s' * (count > 1)}")
+
+    balancing.take_programs_out(home, plan.services, balancing.sockets(plan, programs), on_busy)
+
+
+def replace_engine(
+    home: Home, plan: Plan, program: str, told: Told, again: Callable[[Home, Sequence[str]], None]
+) -> None:
+    """Stop one engine of several and start it again, while the others serve: nobody who asks the service notices.
+
+    ``again`` stops and starts it. Raises NotReadyError when no other engine of the service serves in time (then this
+    one goes on), or when this one does not become ready again.
+    """
+    service = next(s for s in plan.services if any(p.name == program for p in s.replicas))
+    _await_other(home, service, program)
+    own = balancing.sockets(plan, {program})
+    step = f"replace {program}"
+    told.started(step)
+    try:
+        drain(home, plan, {program}, told)
+        again(home, (program,))
+        _await_ready(home, service, program)
+    finally:
+        balancing.put_back(home, [service], own)
+    balancing.await_served(home, plan, {program})
+    told.finished(step, "ready")
+
+
+def _await_other(home: Home, service: ServicePlan, program: str) -> None:
+    """Somebody else must serve; engines that are just starting are waited for, failed ones are not."""
+    own = {p.socket for p in service.replicas if p.name == program}
+    others = [p.name for p in service.replicas if p.name != program]
+    deadline = time.monotonic() + service.start_timeout + START_MARGIN
+    while not balancing.served_of(home, service.name) - own:
+        hopeless = all(s.state in ("failed", "stopped") for s in lifecycle.states(home, others).values())
+        if hopeless or time.monotonic() > deadline:
+            raise NotReadyError(
+                f"no other engine of {service.name} serves, so {program} is left as it is",
+                f"see `llmhost status` and `llmhost logs {service.name}`",
+            )
+        time.sleep(balancing.POLL_SECONDS)
+
+
+def _await_ready(home: Home, service: ServicePlan, program: str) -> None:
+    states = lifecycle.wait_ready(home, (program,), service.start_timeout + START_MARGIN)
+    if states[program].state != "ready":
+        raise readiness.not_ready(home, states.values(), "the others of its service go on")
+
+
+def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -> None:
+    """Wait until new engines are ready and get requests; raises NotReadyError when one does not."""
+    own = [s for s in plan.services if any(p.name in programs for p in s.replicas)]
+    step = f"start {', '.join(programs)} beside what runs"
+    told.started(step)
+    limit = max(s.start_timeout for s in own) + START_MARGIN
+    states = lifecycle.wait_ready(home, programs, limit)
+    if any(s.state != "ready" for s in states.values()):
+        raise readiness.not_ready(home, states.values(), "what ran before goes on")
+    balancing.await_served(home, plan, programs)
+    told.finished(step, "ready")

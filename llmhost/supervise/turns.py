@@ -1,0 +1,82 @@
+"""Whose turn it is: commands on one home go one after the other, in the order in which they came.
+
+A ticket is a file in run/turns whose name is a number, locked by its owner, so that the kernel takes it back when the
+owner is killed. A command has its turn when no ticket with a smaller number is held any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def ticket(directory: Path) -> Iterator[int]:
+    """Draw the next number, and hold it; raises OSError when the directory cannot be written."""
+    with _locked_directory(directory):
+        number = max(_numbers(directory), default=0) + 1
+        path = directory / str(number)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield number
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def await_turn(directory: Path, number: int, seconds: float, on_wait: Callable[[], None]) -> bool:
+    """Wait until nobody holds a smaller number; False after `seconds`. `on_wait` is called once, if it has to wait."""
+    deadline = time.monotonic() + seconds
+    told = False
+    while _held_before(directory, number):
+        if time.monotonic() >= deadline:
+            return False
+        if not told:
+            on_wait()
+            told = True
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _held_before(directory: Path, number: int) -> bool:
+    return any(_held(directory / str(n)) for n in _numbers(directory) if n < number)
+
+
+def _held(path: Path) -> bool:
+    """Whether a ticket has an owner; that of a killed one is thrown away."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        path.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(fd)
+
+
+def _numbers(directory: Path) -> list[int]:
+    return [int(name) for name in os.listdir(directory) if name.isdigit()]
+
+
+@contextmanager
+def _locked_directory(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,271 @@
+"""HTTPS as an operator sets it up: certificates that work, change, and do not work."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from tests.integration.workflow.conftest import Installed, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+class Certificates:
+    """An authority, and what it issues, below a directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = trustme.CA()
+        self.certificate, self.key, self.ca = folder / "server.pem", folder / "server.key", folder / "ca.pem"
+        self.authority.cert_pem.write_to_path(self.ca)
+        self.issue(self.certificate, self.key)
+
+    def issue(self, certificate: Path, key: Path, *, days: int = 30) -> int:
+        """Write a new pair in place; its serial number."""
+        now = datetime.datetime.now(datetime.UTC)
+        made = self.authority.issue_cert(
+            "localhost",
+            "127.0.0.1",
+            not_before=now - datetime.timedelta(days=60),
+            not_after=now + datetime.timedelta(days=days),
+        )
+        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        key.write_bytes(made.private_key_pem.bytes())
+        return self.serial(certificate)
+
+    @staticmethod
+    def serial(certificate: Path) -> int:
+        from cryptography import x509
+
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+
+    def client(self, name: str | None = None) -> ssl.SSLContext:
+        """Trusts the authority; with a certificate of its own when a name is given."""
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        if name is not None:
+            self.authority.issue_cert(name).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def certificates(place: Path) -> Certificates:
+    return Certificates(place)
+
+
+def use(installed: Installed, certificate: Path, key: Path, more: str = "") -> None:
+    installed.write(f"chat: {{model: {installed.model()}}}", f", tls: {{certificate: {certificate}, key: {key}{more}}}")
+
+
+def serial(installed: Installed, context: ssl.SSLContext) -> int:
+    """Of the certificate that the gateway shows now."""
+    from cryptography import x509
+
+    with (
+        socket.create_connection(("127.0.0.1", installed.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"").serial_number
+
+
+def test_https_with_http2_and_nothing_old(installed: Installed, certificates: Certificates) -> None:
+    use(installed, certificates.certificate, certificates.key)
+    shown = installed.run("up").stdout
+    assert f"https://127.0.0.1:{installed.port}/v1/chat/completions" in shown
+    context = certificates.client()
+    with httpx.Client(base_url=f"https://localhost:{installed.port}", verify=context) as client:
+        assert client.get("/v1/models").json()["data"][0]["id"] == "chat"
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", installed.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        assert (connection.selected_alpn_protocol(), connection.version()) == ("h2", "TLSv1.3")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://127.0.0.1:{installed.port}/health")
+    said = subprocess.run(
+        ["openssl", "s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"127.0.0.1:{installed.port}"],
+        input="", capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert said.returncode != 0
+    assert "alert protocol version" in said.stderr
+
+
+def overwritten(certificates: Certificates) -> int:
+    return certificates.issue(certificates.certificate, certificates.key)
+
+
+def renamed(certificates: Certificates) -> int:
+    fresh, key = certificates.folder / "fresh", certificates.folder / "fresh.key"
+    number = certificates.issue(fresh, key)
+    fresh.rename(certificates.certificate)
+    key.rename(certificates.key)
+    return number
+
+
+def linked(certificates: Certificates) -> int:
+    """As certbot does it: the paths are symbolic links, which are made anew."""
+    fresh, key = certificates.folder / "archive.pem", certificates.folder / "archive.key"
+    number = certificates.issue(fresh, key)
+    for link, target in ((certificates.certificate, fresh), (certificates.key, key)):
+        link.unlink()
+        link.symlink_to(target)
+    return number
+
+
+@pytest.mark.parametrize("change", [overwritten, renamed, linked])
+def test_a_new_certificate_is_used_without_a_command_and_no_connection_is_closed(
+    installed: Installed, certificates: Certificates, change: Callable[[Certificates], int]
+) -> None:
+    use(installed, certificates.certificate, certificates.key)
+    installed.run("up")
+    before = installed.pids()
+    context = certificates.client()
+    with httpx.Client(base_url=f"https://localhost:{installed.port}", verify=context) as client:
+        assert client.get("/health").status_code == 200
+        number = change(certificates)
+        wait_for(lambda: serial(installed, context) == number)
+        (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]
+        assert client.get("/health").status_code == 200
+        assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]
+    assert installed.pids() == before
+
+
+def test_a_new_pair_that_does_not_match_leaves_the_old_one_in_use(
+    installed: Installed, certificates: Certificates
+) -> None:
+    use(installed, certificates.certificate, certificates.key)
+    installed.run("up")
+    context = certificates.client()
+    number = serial(installed, context)
+    good = certificates.key.read_bytes()
+    next_number = certificates.issue(certificates.certificate, certificates.folder / "kept.key")
+    log = installed.home.log_file("gateway")
+    wait_for(lambda: "the gateway reads it again" in log.read_text())
+    wait_for(lambda: "KEY_VALUES_MISMATCH" in log.read_text() or "rejected" in log.read_text())
+    assert serial(installed, context) == number
+    assert certificates.key.read_bytes() == good
+    shutil.copy(certificates.folder / "kept.key", certificates.key)
+    wait_for(lambda: serial(installed, context) == next_number)
+
+
+def test_client_certificates(installed: Installed, certificates: Certificates) -> None:
+    use(installed, certificates.certificate, certificates.key, f", client_ca: {certificates.ca}")
+    installed.run("up")
+    url = f"https://localhost:{installed.port}/health"
+    assert httpx.get(url, verify=certificates.client("client")).status_code == 200
+    stranger = trustme.CA().issue_cert("client")
+    context = certificates.client()
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(url, verify=context)
+    stranger.configure_cert(context)
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(url, verify=context)
+
+
+def test_check_knows_its_own_gateway_by_its_certificate(installed: Installed, certificates: Certificates) -> None:
+    use(installed, certificates.certificate, certificates.key)
+    installed.run("up")
+    from llmhost.probe.certificate import trusting
+
+    url = f"https://127.0.0.1:{installed.port}/v1/models"
+    assert httpx.get(url, verify=trusting(str(certificates.certificate))).status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, verify=trusting(str(certificates.ca.with_name("other.pem"))) if _other(certificates) else True)
+
+
+def _other(certificates: Certificates) -> bool:
+    trustme.CA().issue_cert("127.0.0.1").cert_chain_pems[0].write_to_path(certificates.ca.with_name("other.pem"))
+    return True
+
+
+def not_its_key(c: Certificates) -> tuple[Path, Path]:
+    c.issue(c.folder / "x.pem", c.folder / "x.key")
+    return c.certificate, c.folder / "x.key"
+
+
+def expired(c: Certificates) -> tuple[Path, Path]:
+    c.issue(c.certificate, c.key, days=-1)
+    return c.certificate, c.key
+
+
+def missing(c: Certificates) -> tuple[Path, Path]:
+    return c.folder / "no.pem", c.key
+
+
+def unreadable(c: Certificates) -> tuple[Path, Path]:
+    c.key.unlink()
+    c.key.mkdir()
+    return c.certificate, c.key
+
+
+def no_certificate(c: Certificates) -> tuple[Path, Path]:
+    c.certificate.write_text("hello")
+    return c.certificate, c.key
+
+
+def encrypted(c: Certificates) -> tuple[Path, Path]:
+    subprocess.run(
+        ["openssl", "pkey", "-in", c.key, "-aes256", "-passout", "pass:x", "-out", c.folder / "e.key"], check=True
+    )
+    return c.certificate, c.folder / "e.key"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (not_its_key, "is not the key of the certificate"),
+        (expired, "certificate has expired"),
+        (missing, "gateway.tls.certificate: cannot read"),
+        (unreadable, "gateway.tls.key: cannot read"),
+        (no_certificate, "are no certificate and key in PEM"),
+        (encrypted, "is encrypted"),
+    ],
+)
+def test_what_cannot_serve_is_refused_and_the_old_goes_on(
+    installed: Installed,
+    certificates: Certificates,
+    damage: Callable[[Certificates], tuple[Path, Path]],
+    message: str,
+) -> None:
+    installed.write(f"chat: {{model: {installed.model()}}}")
+    installed.run("up", "--no-wait")
+    use(installed, *damage(certificates))
+    error, _ = installed.refused("up")
+    assert "gateway.tls" in error
+    assert message in error
+    assert not (installed.home.gateway_conf / "sds-certificate.json").exists()
+    assert os.path.exists(installed.home.gateway_conf / "lds.json")
+
+
+def test_what_envoy_refuses_is_not_written(installed: Installed, certificates: Certificates) -> None:
+    """Something that only Envoy knows to be wrong: it reads its configuration before anything is replaced."""
+    from dataclasses import replace
+
+    from llmhost import rollout
+    from llmhost.env import Silent
+    from llmhost.errors import GatewayError
+    from llmhost.plan.types import TlsPlan
+    from llmhost.workflow import load_plan, make_home_plan
+
+    installed.write(f"chat: {{model: {installed.model()}}}")
+    installed.run("up", "--no-wait")
+    files = {p: p.read_bytes() for p in installed.home.conf.rglob("*") if p.is_file()}
+    certificates.issue(certificates.folder / "x.pem", certificates.folder / "x.key")
+    plan = make_home_plan(installed.home)
+    tls = TlsPlan(str(certificates.certificate), str(certificates.folder / "x.key"))
+    wrong = replace(plan, gateway=replace(plan.gateway, tls=tls))
+    with pytest.raises(GatewayError, match="Envoy refuses its configuration: "):
+        rollout.apply(installed.home, load_plan(installed.home), wrong, (), Silent(), lambda _: True)
+    assert {p: p.read_bytes() for p in installed.home.conf.rglob("*") if p.is_file()} == files
+    assert not list(installed.home.run.glob("gateway-check-*"))

@@ -1,0 +1,120 @@
+"""A client at a steady rate: it asks whatever happens, and remembers every request that was not answered as it should.
+
+Half of the requests are plain and short, the others are streams that last; each worker keeps its connection, as the
+pools of real clients do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+TIMEOUT = 60.0
+
+
+@dataclass
+class Steady:
+    """Asks `model` of the gateway at `port`; what went wrong is in `failed` and `cut`, as text."""
+
+    port: int
+    model: str
+    rate: float = 25.0
+    """Requests a second."""
+    stream: Mapping[str, Any] = field(default_factory=lambda: {"fake": {"chunks": 8, "seconds": 0.1}})
+    """What is added to the body of a stream, so that it lasts."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 48
+    count: int = 0
+    streams: int = 0
+    failed: list[str] = field(default_factory=list)
+    """Refused, or answered with an error, or no connection."""
+    cut: list[str] = field(default_factory=list)
+    """Begun and not finished."""
+    answered_by: dict[str, int] = field(default_factory=dict)
+    """How often each program of a fake engine answered."""
+
+    def __post_init__(self) -> None:
+        self._work: queue.Queue[bool | None] = queue.Queue()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def asking(self) -> Iterator[Steady]:
+        """Ask while the block runs; returns when the last answer is there."""
+        threads = [threading.Thread(target=self._serve_queue, daemon=True) for _ in range(self.workers)]
+        ticker = threading.Thread(target=self._tick, daemon=True)
+        for thread in (*threads, ticker):
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            ticker.join(TIMEOUT)
+            for _ in threads:
+                self._work.put(None)
+            for thread in threads:
+                thread.join(TIMEOUT)
+
+    def wait_for_more(self, requests: int = 20) -> None:
+        """Until so many more have been answered."""
+        goal, deadline = self.count + requests, time.monotonic() + TIMEOUT
+        while self.count < goal and not self.failed and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    @property
+    def lost(self) -> list[str]:
+        return self.failed + self.cut
+
+    def _tick(self) -> None:
+        number, begin = 0, time.monotonic()
+        while not self._ended.is_set():
+            self._work.put(number % 2 == 1)
+            number += 1
+            time.sleep(max(0.0, begin + number / self.rate - time.monotonic()))
+
+    def _serve_queue(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
+        while (streamed := self._work.get()) is not None:
+            try:
+                self._ask(connection, streamed)
+            except (OSError, http.client.HTTPException) as e:
+                self._note(self.failed, repr(e))
+                connection.close()
+        connection.close()
+
+    def _ask(self, connection: http.client.HTTPConnection, streamed: bool) -> None:
+        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        if streamed:
+            body |= {"stream": True, **self.stream}
+        headers = {"Content-Type": "application/json", **self.headers}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        try:
+            text = answer.read().decode()
+        except (OSError, http.client.HTTPException) as e:
+            self._note(self.cut, f"{answer.status}, then {e!r}")
+            connection.close()
+            return
+        if answer.status != 200:
+            self._note(self.failed, f"{answer.status} {text[:300]}")
+        elif '"abort"' in text or (streamed and not text.rstrip().endswith("data: [DONE]")):
+            self._note(self.cut, text[-300:])
+        self._count(text, streamed)
+
+    def _count(self, text: str, streamed: bool) -> None:
+        program = "" if streamed else str(json.loads(text).get("program", ""))
+        with self._lock:
+            self.count += 1
+            self.streams += streamed
+            self.answered_by[program] = self.answered_by.get(program, 0) + 1
+
+    def _note(self, where: list[str], text: str) -> None:
+        with self._lock:
+            where.append(text)

@@ -1,0 +1,170 @@
+"""Compose files and supervisord programs, written for these tests, become llmhost.yaml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmhost import config
+from llmhost.__main__ import run
+from llmhost.errors import ConfigError
+from llmhost.migrate.compose import import_compose
+from llmhost.migrate.read import import_file, to_yaml
+from llmhost.migrate.report import Imported
+from llmhost.migrate.supervisord import import_supervisord
+from llmhost.plan.removed import REMOVED
+
+FIXTURES = Path(__file__).parents[2] / "fixtures/migrate"
+
+
+def fixture(name: str, **environ: str) -> Imported:
+    imported = import_file(FIXTURES / name, environ)
+    assert config.parse(to_yaml(imported, FIXTURES / name)).services
+    return imported
+
+
+def compose(service: str, **environ: str) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    text = f"services:\n  s:\n    image: vllm/vllm-openai\n{service}"
+    imported = import_compose(text, Path("/srv/compose/docker-compose.yaml"), environ)
+    return imported.config["services"]["s"], [(line.source, line.outcome, line.detail) for line in imported.lines]
+
+
+def test_three_services_with_an_anchor() -> None:
+    imported = fixture("three.yaml", RERANK_KEY="sk-secret", HF_TOKEN="hf-secret")
+    services = imported.config["services"]
+    chat, embedding, rerank = services["vllm-chat"], services["vllm-embedding"], services["vllm-rerank"]
+    assert chat["model"] == str(FIXTURES / "models/Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8")
+    assert (chat["served_as"], chat["gpus"], "port" in chat) == (["gpt-4", "qwen"], [0, 1], False)
+    assert chat["args"] == {"max_model_len": 32768, "enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    assert (embedding["kind"], embedding["port"], embedding["gpus"]) == ("embed", 8001, [2])
+    assert embedding["env"] == {"TZ": "Asia/Shanghai", "VLLM_LOGGING_LEVEL": "WARNING"}
+    assert (rerank["kind"], rerank["model"], rerank["port"]) == ("rerank", "modelscope:BAAI/bge-reranker-base", 8002)
+    assert "sk-secret" not in (written := to_yaml(imported, Path("three.yaml")) + str(imported.lines))
+    assert "hf-secret" not in written
+    out = {line.source for line in imported.lines if line.outcome == "left out"}
+    assert {"--swap-space 16", "--distributed-executor-backend ray", "shm_size", "nginx:1.27"} <= out
+
+
+def test_split_llm() -> None:
+    imported = fixture("llm.yaml")
+    (llm,) = imported.config["services"].values()
+    assert (llm["model"], llm["port"], llm["gpus"]) == ("/data/models/Qwen3-8B", 1281, [0])
+    assert llm["args"] == {
+        "reasoning_parser": "qwen3",
+        "enable_prefix_caching": False,
+        "chat_template": "/data/models/templates/qwen3.jinja",
+    }
+    (todo,) = [line for line in imported.lines if line.outcome == "by hand"]
+    assert "hf_overrides" in todo.detail
+
+
+def test_text_embeddings_inference() -> None:
+    imported = fixture("tei.yaml", HF_API_TOKEN="hf-secret")
+    services = imported.config["services"]
+    assert services["embedding"] == {
+        "model": "/data/models/bge-large-zh-v1.5", "served_as": ["bge-large-zh-v1.5"], "port": 1282,
+        "limits": {"concurrent_requests": 256}, "args": {"dtype": "float16"},
+    }  # fmt: skip
+    assert services["reranker"] == {
+        "model": "hf:BAAI/bge-reranker-base",
+        "served_as": ["bge-reranker-base"],
+        "port": 1283,
+    }
+    assert "hf-secret" not in str(imported)
+
+
+def test_supervisord_with_fastchat() -> None:
+    imported = fixture("supervisord.conf")
+    assert imported.config["gateway"]["port"] == 9000
+    worker, embed = imported.config["services"].values()
+    assert worker == {
+        "model": "/data/models/Qwen2.5-14B-Instruct", "served_as": ["gpt-3.5-turbo", "qwen"], "gpus": [0, 1],
+        "args": {"trust_remote_code": True, "max_model_len": 16384}, "env": {"NCCL_P2P_DISABLE": "1"},
+    }  # fmt: skip
+    assert (embed["model"], embed["kind"], embed["port"]) == ("hf:BAAI/bge-m3", "embed", 8081)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        ("--model a/b --served-model-name x", "model", "hf:a/b"),
+        ("serve a/b", "model", "hf:a/b"),
+        ("vllm serve a/b --revision v1", "model", "hf:a/b@v1"),
+        ("python3 -m vllm.entrypoints.openai.api_server --model=a/b", "model", "hf:a/b"),
+        ("--model a/b", "served_as", ["a/b"]),
+        ("--model a/b -tp 4", "gpus", 4),
+        ("--model a/b --max-model-len=8k", "args", {"max_model_len": "8k"}),
+        ("--model a/b --kv-transfer-config '{\"a\": 1}'", "args", {"kv_transfer_config": {"a": 1}}),
+        ("--model a/b --lora-modules x=/l y=/m", "args", {"lora_modules": ["x=/l", "y=/m"]}),
+        ("--model a/b --max-seq-len-to-capture 512", "args", {"max_cudagraph_capture_size": 512}),
+        ("--model a/b -tp 2 -pp 2", "gpus", 4),
+    ],
+)
+def test_commands(command: str, key: str, value: object) -> None:
+    assert compose(f"    command: {json.dumps(command)}\n")[0][key] == value
+
+
+def test_every_removed_flag_is_in_the_report() -> None:
+    for name in REMOVED:
+        option = f"--{name.replace('_', '-')}"
+        _, lines = compose(f"    command: --model a/b {option} 1\n")
+        assert any(source == f"{option} 1" for source, _, _ in lines), name
+
+
+def test_nothing_is_dropped_silently() -> None:
+    """Every word of a command, every variable and every key is somewhere in the report."""
+    words = (
+        "--model /m/x --task embed --dtype half --port 9 --host 0.0.0.0 --uvicorn-log-level info --trust-remote-code"
+    )
+    _, lines = compose(f"    command: {words}\n    environment: {{A: b}}\n    sysctls: {{}}\n    ports: ['7:9']\n")
+    told = " ".join(source for source, _, _ in lines)
+    for part in (
+        "/m/x",
+        "--task",
+        "--dtype",
+        "--host",
+        "--uvicorn-log-level",
+        "--trust-remote-code",
+        "A=b",
+        "sysctls",
+        "7:9",
+    ):
+        assert part in told
+
+
+def test_variables() -> None:
+    text = "    command: --model ${OWNER:-Qwen}/${NAME} --seed ${SEED-3}\n    environment: {PRICE: 5$$}\n"
+    service, lines = compose(text, NAME="Qwen3-8B", OWNER="")
+    assert (service["model"], service["args"], service["env"]) == ("hf:Qwen/Qwen3-8B", {"seed": 3}, {"PRICE": "5$"})
+    assert not [line for line in lines if line[1] == "by hand"]
+    assert ("${NAME}", "by hand", "the variable is not set: it was taken as empty") in compose(text)[1]
+
+
+@pytest.mark.parametrize("text", ["", "- a", "services: 3", "services: {a: {image: nginx}}", "a: ["])
+def test_what_is_no_compose_file(text: str) -> None:
+    with pytest.raises(ConfigError):
+        import_compose(text, Path("/x/docker-compose.yaml"), {})
+
+
+def test_what_is_no_supervisord_configuration() -> None:
+    for text in ("nonsense", "[program:a]\ncommand=redis-server\n"):
+        with pytest.raises(ConfigError):
+            import_supervisord(text, Path("x.conf"))
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "llmhost.yaml"
+    assert run(["import", str(FIXTURES / "llm.yaml"), "-o", str(target)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"wrote {target}\n"
+    assert "became    llm: --served-model-name qwen3-8b -> served_as: [qwen3-8b]" in output.err
+    assert config.load(target).services["llm"].port == 1281
+    assert "#   llm: --rope-scaling" in target.read_text()
+    assert run(["import", str(FIXTURES / "llm.yaml"), "-o", str(target)]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert run(["import", str(FIXTURES / "tei.yaml"), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"config", "report"}
+    assert run(["import", "/nowhere.yaml"]) == 1
