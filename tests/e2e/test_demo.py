@@ -219,7 +219,8 @@ def test_a_stopped_service_answers_503_while_the_others_go_on(installation: Inst
         assert int(answer.headers["retry-after"]) > 0
         assert answer.json()["error"]["message"]
         assert installation.llmhost("check", "chat").returncode == 0
-        assert installation.llmhost("check", check=False).returncode != 0
+        assert "rerank was stopped" in installation.llmhost("check").stderr
+        assert installation.llmhost("check", "rerank", check=False).returncode != 0
     finally:
         installation.llmhost("start", "rerank")
 
