@@ -8,15 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from llmhost.errors import ConfigError
+from llmhost.migrate.project import Project
 from llmhost.migrate.report import Draft, Imported, Line
 from llmhost.migrate.tei import translate_tei
 from llmhost.migrate.vllm import translate_vllm
 
-VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-?+])([^}]*))?\}|(\w+))")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL", re.IGNORECASE)
 SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh")
 TRUE = ("1", "true", "yes", "on")
@@ -66,27 +63,20 @@ HANDLED = (
 )  # fmt: skip
 
 
-def import_compose(text: str, source: Path, environ: Mapping[str, str]) -> Imported:
-    """Translate a compose file; relative paths in it start from ``source``, ``environ`` fills its variables.
+def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str]) -> Imported:
+    """Translate compose files, the later ones on top of the earlier; ``environ`` fills their variables.
 
-    Raises ConfigError when it is no compose file, or runs no model server that is known.
+    Raises ConfigError when one is no compose file, or none of them runs a model server that is known.
     """
-    missing: list[str] = []
-    data = _load(_interpolated(text, environ, missing), source)
-    services = data.get("services")
-    if not isinstance(services, Mapping):
-        raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
-    lines = [Line("", f"${{{name}}}", "by hand", "the variable is not set: it was taken as empty") for name in missing]
-    lines += [Line("", key, "left out", "not a service") for key in data if key not in ("services", "version", "name")
-              and not str(key).startswith("x-")]  # fmt: skip
-    drafts: list[Draft] = []
-    for name, entry in services.items():
-        draft = _service(str(name), entry if isinstance(entry, Mapping) else {}, source.parent)
-        lines += draft.lines
-        if draft.keys:
-            drafts.append(draft)
+    project = Project(environ)
+    for source, text in texts.items():
+        project.add(text, source)
+    drafts = [_service(name, entry, project) for name, entry in project.services.items()]
+    lines = [*project.lines, *(line for draft in drafts for line in draft.lines)]
+    drafts = [draft for draft in drafts if draft.keys]
     if not drafts:
-        raise ConfigError(f"{source} runs neither vLLM nor text-embeddings-inference", "other servers cannot be moved")
+        names = ", ".join(map(str, texts))
+        raise ConfigError(f"{names} runs neither vLLM nor text-embeddings-inference", "other servers cannot be moved")
     return Imported(finish(drafts, lines), tuple(lines))
 
 
@@ -102,40 +92,7 @@ def finish(drafts: Sequence[Draft], lines: list[Line], port: int = 8000) -> dict
     return {"gateway": {"host": "127.0.0.1", "port": port}, "services": services}
 
 
-def _load(text: str, source: Path) -> Mapping[str, Any]:
-    try:
-        data = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as e:
-        raise ConfigError(
-            f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
-        ) from e
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{source} is no compose file", "name a docker-compose.yaml")
-    return data
-
-
-def _interpolated(text: str, environ: Mapping[str, str], missing: list[str]) -> str:
-    """``${NAME}``, ``${NAME:-default}``, ``$$``, as compose does it."""
-
-    def value(match: re.Match[str]) -> str:
-        dollar, braced, operator, rest, plain = match.groups()
-        if dollar:
-            return "$"
-        name = braced or plain
-        found = environ.get(name)
-        empty = found is None or (found == "" and (operator or "").startswith(":"))
-        if operator and operator.endswith("+"):
-            return "" if empty else str(rest)
-        if empty and operator and operator.endswith("-"):
-            return str(rest)
-        if found is None and name not in missing:
-            missing.append(name)
-        return found or ""
-
-    return VARIABLE.sub(value, text)
-
-
-def _service(name: str, entry: Mapping[str, Any], base: Path) -> Draft:
+def _service(name: str, entry: Mapping[str, Any], project: Project) -> Draft:
     draft = Draft(slug(name))
     if draft.name != name:
         draft.became(name, f"the service {draft.name}")
@@ -145,8 +102,9 @@ def _service(name: str, entry: Mapping[str, Any], base: Path) -> Draft:
     if which is None:
         draft.left_out(image or "(no image)", "neither vLLM nor text-embeddings-inference")
         return draft
-    volumes = list(_volumes(draft, entry.get("volumes"), base))
-    env = _environment(draft, entry, tei=which == "tei")
+    volumes = list(_volumes(draft, entry.get("volumes")))
+    env = project.environment(draft.name, entry)
+    _keep(draft, env, tei=which == "tei")
 
     def paths(path: str) -> str:
         return _host_path(path, volumes)
@@ -207,7 +165,7 @@ def _server_words(words: Sequence[str]) -> list[str]:
     return list(words[1:] if words[:1] == ["serve"] else words)
 
 
-def _volumes(draft: Draft, volumes: object, base: Path) -> Iterator[tuple[str, str]]:
+def _volumes(draft: Draft, volumes: object) -> Iterator[tuple[str, str]]:
     """(path in the container, path on the host) of bind mounts."""
     for volume in volumes if isinstance(volumes, list) else ():
         if isinstance(volume, Mapping):
@@ -216,10 +174,9 @@ def _volumes(draft: Draft, volumes: object, base: Path) -> Iterator[tuple[str, s
             source, _, rest = str(volume).partition(":")
             target = rest.partition(":")[0]
         shown = f"volume {source}:{target}"
-        if source.startswith(("/", ".", "~")) and target:
-            host = str((base / Path(source).expanduser()).resolve())
-            draft.became(shown, f"paths below {target} are below {host}")
-            yield target.rstrip("/"), host
+        if source.startswith("/") and target:
+            draft.became(shown, f"paths below {target} are below {source}")
+            yield target.rstrip("/"), source
         else:
             draft.left_out(shown, "a volume of Docker: files in it must be copied if they are needed")
 
@@ -231,14 +188,8 @@ def _host_path(path: str, volumes: Sequence[tuple[str, str]]) -> str:
     return path
 
 
-def _environment(draft: Draft, entry: Mapping[str, Any], *, tei: bool) -> dict[str, str]:
-    written = entry.get("environment")
-    if isinstance(written, list):
-        env = dict(str(item).partition("=")[::2] for item in written)
-    else:
-        env = {str(k): "" if v is None else str(v) for k, v in written.items()} if isinstance(written, Mapping) else {}
-    for name in _list(entry.get("env_file")):
-        draft.by_hand(f"env_file {name}", "write what the engine needs of it under env:")
+def _keep(draft: Draft, env: Mapping[str, str], *, tei: bool) -> None:
+    """Put the variables of a service where they belong."""
     for name, value in env.items():
         if value == "":
             draft.left_out(f"{name}=", "it is empty")
@@ -256,7 +207,6 @@ def _environment(draft: Draft, entry: Mapping[str, Any], *, tei: bool) -> dict[s
         else:
             draft.env[name] = value
             draft.became(f"{name}={value}", f"env: {{{name}: …}}")
-    return env
 
 
 def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -11,43 +11,52 @@ from ruamel.yaml import YAML
 from llmhost import config
 from llmhost.errors import ConfigError
 from llmhost.migrate.compose import import_compose
+from llmhost.migrate.project import env_file, overrides
 from llmhost.migrate.report import Imported
 from llmhost.migrate.supervisord import import_supervisord
 
 
-def import_file(path: Path, environ: Mapping[str, str]) -> Imported:
-    """Translate a compose file (YAML) or a supervisord configuration (.conf, .ini); ``.env`` beside it fills variables.
+def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:
+    """Translate compose files (YAML), or one supervisord configuration (.conf, .ini).
 
-    Raises ConfigError when it cannot be read or holds nothing that can be moved.
+    A ``.env`` beside the first file fills variables; an override file beside a single one is read as Docker does.
+    Raises ConfigError when one cannot be read or holds nothing that can be moved.
     """
+    first = paths[0].absolute()
+    texts = {path.absolute(): _read(path) for path in paths}
+    if any(_is_supervisord(path, text) for path, text in texts.items()):
+        if len(texts) > 1:
+            raise ConfigError("several files are compose files only", "import each supervisord.conf by itself")
+        return import_supervisord(texts[first], paths[0])
+    texts |= {path: _read(path) for path in overrides(first, paths)}
+    beside = first.with_name(".env")
+    return import_compose(texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ})
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-        beside = path.with_name(".env")
-        values = {**_env_file(beside.read_text(encoding="utf-8") if beside.is_file() else ""), **environ}
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"cannot read {path}: {e}", "name a docker-compose.yaml or a supervisord.conf") from e
-    if path.suffix in (".conf", ".ini") or "[program:" in text:
-        return import_supervisord(text, path)
-    return import_compose(text, path.absolute(), values)
 
 
-def _env_file(text: str) -> dict[str, str]:
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
-    return {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
+def _is_supervisord(path: Path, text: str) -> bool:
+    return path.suffix in (".conf", ".ini") or "[program:" in text
 
 
-def to_yaml(imported: Imported, source: Path) -> str:
+def to_yaml(imported: Imported, sources: Sequence[Path]) -> str:
     """The llmhost.yaml as text, with what is left to do by hand above it; raises ConfigError when it is none."""
+    name = ", ".join(source.name for source in sources)
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
     body = StringIO()
     yaml.dump(imported.config, body)
     todo = [line for line in imported.lines if line.outcome == "by hand"]
-    head = [f"# From {source.name}, by `llmhost import`.", *(["# Left to do by hand:"] if todo else [])]
-    head += [_comment(f"{line.service or source.name}: {line.source}: {line.detail}") for line in todo]
+    head = [f"# From {name}, by `llmhost import`.", *(["# Left to do by hand:"] if todo else [])]
+    head += [_comment(f"{line.service or name}: {line.source}: {line.detail}") for line in todo]
     text = "\n".join(head) + "\n" + body.getvalue()
-    config.parse(text, f"what {source.name} became")
+    config.parse(text, f"what {name} became")
     return text
 
 

@@ -32,6 +32,7 @@ class Family:
     reasoning: tuple[str, ...] = ()
     reasoning_markers: tuple[str, ...] = ()
     rendered_by_vllm: bool = False
+    describes_itself: bool = False
     note: str = ""
 
 
@@ -99,18 +100,20 @@ def find_reranker(checkpoint: Checkpoint) -> Reranker | None:
 def infer_parsers(checkpoint: Checkpoint) -> tuple[ParserFacts, ParserFacts]:
     """The candidates for the tool-call parser and for the reasoning parser, each with its reason."""
     own = checkpoint.response_template
-    if own is not None and isinstance(own.get("fields"), Mapping):
-        return _own(own["fields"], "tool_calls"), _own(own["fields"], "thinking")
     family = next((f for f in families() if _fits(f, checkpoint)), None)
+    if own is not None and isinstance(own.get("fields"), Mapping):
+        special = family if family and family.describes_itself else Family("")
+        fields = own["fields"]
+        return _own(fields, "tool_calls", special.tool), _own(fields, "thinking", special.reasoning)
     if family is None:
         nothing = ParserFacts((), _unknown(checkpoint))
         return nothing, nothing
     return _tool(family, checkpoint), _reasoning(family, checkpoint)
 
 
-def _own(fields: Mapping[str, Any], name: str) -> ParserFacts:
+def _own(fields: Mapping[str, Any], name: str, special: tuple[str, ...]) -> ParserFacts:
     if name in fields:
-        return ParserFacts(("hf",), f"the checkpoint's own response_template has {name}")
+        return ParserFacts((*special, "hf"), f"the checkpoint's own response_template has {name}")
     return ParserFacts((), f"the checkpoint's own response_template has no {name}")
 
 

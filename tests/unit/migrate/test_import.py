@@ -12,7 +12,7 @@ from llmhost import config
 from llmhost.__main__ import run
 from llmhost.errors import ConfigError
 from llmhost.migrate.compose import import_compose
-from llmhost.migrate.read import import_file, to_yaml
+from llmhost.migrate.read import import_files, to_yaml
 from llmhost.migrate.report import Imported
 from llmhost.migrate.supervisord import import_supervisord
 from llmhost.plan.removed import REMOVED
@@ -21,14 +21,14 @@ FIXTURES = Path(__file__).parents[2] / "fixtures/migrate"
 
 
 def fixture(name: str, **environ: str) -> Imported:
-    imported = import_file(FIXTURES / name, environ)
-    assert config.parse(to_yaml(imported, FIXTURES / name)).services
+    imported = import_files([FIXTURES / name], environ)
+    assert config.parse(to_yaml(imported, [FIXTURES / name])).services
     return imported
 
 
 def compose(service: str, **environ: str) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     text = f"services:\n  s:\n    image: vllm/vllm-openai\n{service}"
-    imported = import_compose(text, Path("/srv/compose/docker-compose.yaml"), environ)
+    imported = import_compose({Path("/srv/compose/docker-compose.yaml"): text}, environ)
     return imported.config["services"]["s"], [(line.source, line.outcome, line.detail) for line in imported.lines]
 
 
@@ -42,7 +42,7 @@ def test_three_services_with_an_anchor() -> None:
     assert (embedding["kind"], embedding["port"], embedding["gpus"]) == ("embed", 8001, [2])
     assert embedding["env"] == {"TZ": "Asia/Shanghai", "VLLM_LOGGING_LEVEL": "WARNING"}
     assert (rerank["kind"], rerank["model"], rerank["port"]) == ("rerank", "modelscope:BAAI/bge-reranker-base", 8002)
-    assert "sk-secret" not in (written := to_yaml(imported, Path("three.yaml")) + str(imported.lines))
+    assert "sk-secret" not in (written := to_yaml(imported, [Path("three.yaml")]) + str(imported.lines))
     assert "hf-secret" not in written
     out = {line.source for line in imported.lines if line.outcome == "left out"}
     assert {"--swap-space 16", "--distributed-executor-backend ray", "shm_size", "nginx:1.27"} <= out
@@ -146,7 +146,7 @@ def test_variables() -> None:
 @pytest.mark.parametrize("text", ["", "- a", "services: 3", "services: {a: {image: nginx}}", "a: ["])
 def test_what_is_no_compose_file(text: str) -> None:
     with pytest.raises(ConfigError):
-        import_compose(text, Path("/x/docker-compose.yaml"), {})
+        import_compose({Path("/x/docker-compose.yaml"): text}, {})
 
 
 def test_what_is_no_supervisord_configuration() -> None:
@@ -168,3 +168,101 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["import", str(FIXTURES / "tei.yaml"), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"config", "report"}
     assert run(["import", "/nowhere.yaml"]) == 1
+
+
+def project(where: Path, **files: str) -> list[Path]:
+    """Files of compose projects: ``a__compose`` is a/compose.yaml."""
+    paths = []
+    for name, text in files.items():
+        path = where / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+CHAT = "services: {chat: {image: vllm/vllm-openai, command: --model /m/qwen, volumes: ['./models:/m']}}"
+
+
+def test_several_files_become_one_configuration(tmp_path: Path) -> None:
+    tei = "services: {embedding: {image: ghcr.io/huggingface/text-embeddings-inference, command: --model-id /data/bge}}"
+    services = import_files(project(tmp_path, llm__compose=CHAT, tei__compose=tei), {}).config["services"]
+    assert list(services) == ["chat", "embedding"]
+    assert services["chat"]["model"] == str(tmp_path / "llm/models/qwen")
+
+
+def test_two_services_of_one_name_both_stay(tmp_path: Path) -> None:
+    other = "services: {chat: {image: ghcr.io/huggingface/text-embeddings-inference, command: --model-id /data/bge}}"
+    imported = import_files(project(tmp_path, llm__compose=CHAT, tei__compose=other), {})
+    assert list(imported.config["services"]) == ["chat", "tei-chat"]
+    assert any("another file has a chat" in line.detail for line in imported.lines)
+
+
+def test_a_later_file_goes_on_top(tmp_path: Path) -> None:
+    over = """
+services:
+  chat: {command: --model /m/other --max-model-len 4096, environment: [A=2, B=3], volumes: ["/big:/m"]}
+"""
+    base = CHAT.replace("image:", "environment: {A: '1', C: x}, image:")
+    (chat,) = import_files(project(tmp_path, compose=base, prod=over), {}).config["services"].values()
+    assert (chat["model"], chat["args"]) == ("/big/other", {"max_model_len": 4096})
+    assert chat["env"] == {"A": "2", "B": "3", "C": "x"}
+
+
+def test_an_override_file_is_read_as_docker_does(tmp_path: Path) -> None:
+    files = {"docker-compose": CHAT, "docker-compose.override": "services: {chat: {environment: {A: '1'}}}"}
+    base, override = project(tmp_path, **files)
+    assert import_files([base], {}).config["services"]["chat"]["env"] == {"A": "1"}
+    assert "env" not in import_files([base, base], {}).config["services"]["chat"]
+    with pytest.raises(ConfigError, match="runs neither"):
+        import_files([override], {})
+
+
+def test_extends_include_and_env_file(tmp_path: Path) -> None:
+    base = """
+services:
+  base:
+    image: vllm/vllm-openai
+    volumes: ["./models:/m"]
+    env_file: [one.env, {path: none.env, required: false}, gone.env]
+    command: --model /m/unused
+"""
+    main = """
+include: [{path: other/compose.yaml}]
+services:
+  chat: {extends: {file: common/base.yaml, service: base}, command: --model /m/qwen, environment: {A: mine}}
+  second: {extends: chat, command: --model /m/second}
+"""
+    other = "services: {rerank: {image: vllm/vllm-openai, command: --model hf/reranker --task score}}"
+    (compose, *_) = project(tmp_path, compose=main, common__base=base, other__compose=other)
+    (tmp_path / "common/one.env").write_text("A=file\nB='two words'\n")
+    imported = import_files([compose], {})
+    services = imported.config["services"]
+    assert set(services) == {"rerank", "chat", "second"}
+    models = str(tmp_path / "common/models")
+    assert (services["chat"]["model"], services["second"]["model"]) == (f"{models}/qwen", f"{models}/second")
+    assert services["chat"]["env"] == {"A": "mine", "B": "two words"}
+    todo = {line.source for line in imported.lines if line.outcome == "by hand"}
+    assert f"env_file {tmp_path}/common/gone.env" in todo
+    assert not any("none.env" in source for source in todo)
+
+
+@pytest.mark.parametrize(
+    ("main", "said"),
+    [
+        ("include: [compose.yaml]", "go round in a circle"),
+        ("services: {a: {extends: a, image: vllm}}", "go round in a circle"),
+        ("services: {a: {extends: b}}", "extends the service b, which"),
+        ("services: {a: {extends: {file: none.yaml, service: b}}}", "cannot read"),
+        ("include: [none.yaml]", "cannot read"),
+        ("services: {a: {extends: [b]}}", "cannot be read"),
+    ],
+)
+def test_files_that_lead_nowhere(tmp_path: Path, main: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        import_files(project(tmp_path, compose=main), {})
+
+
+def test_a_supervisord_conf_stands_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="several files are compose files only"):
+        import_files([*project(tmp_path, compose=CHAT), FIXTURES / "supervisord.conf"], {})

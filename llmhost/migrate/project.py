@@ -1,0 +1,243 @@
+"""A compose project as Docker would see it: several files, `include`, `extends`, `env_file`, variables from `.env`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from llmhost.errors import ConfigError
+from llmhost.migrate.report import Line, Outcome
+
+VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-?+])([^}]*))?\}|(\w+))")
+ADDED = ("ports", "volumes", "expose", "devices", "env_file", "security_opt", "cap_add", "dns", "configs", "secrets")
+"""Lists that a later file adds to; everything else that is no mapping it replaces (compose's merge rules)."""
+NAMES = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+"""Files beside which an override is looked for."""
+_DEEP = 16
+"""Levels of include and extends before it is taken for a circle."""
+
+
+@dataclass
+class Project:
+    """Services by name, paths in them absolute, and what there is to say about the files."""
+
+    environ: Mapping[str, str]
+    services: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+
+    def note(self, source: str, outcome: Outcome, detail: str, service: str = "") -> None:
+        """A line of the report, once."""
+        line = Line(service, source, outcome, detail)
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def add(self, text: str, source: Path, depth: int = _DEEP) -> None:
+        """Read a file into the project; what it has of a service that is there goes on top of it.
+
+        Raises ConfigError when it, or one that it names, is no compose file.
+        """
+        data = self._load(text, source)
+        services = data.get("services")
+        if not isinstance(services, Mapping) and "include" not in data:
+            raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
+        for key in data:
+            if key not in ("services", "version", "name", "include") and not str(key).startswith("x-"):
+                self.note(str(key), "left out", "not a service")
+        for path in _included(data.get("include")):
+            self._require_depth(depth, source)
+            self.add(self._read(source.parent / path), source.parent / path, depth - 1)
+        for name, entry in (services or {}).items():
+            whole = self._extended(entry if isinstance(entry, Mapping) else {}, services or {}, source, depth)
+            self._take(str(name), whole, source)
+
+    def _take(self, name: str, entry: Mapping[str, Any], source: Path) -> None:
+        there = self.services.get(name)
+        if there is None:
+            self.services[name] = entry
+        elif "image" not in entry or entry["image"] == there.get("image"):
+            self.services[name] = merged(there, entry)
+        else:  # two projects that happen to call theirs alike
+            other = f"{source.parent.name}-{name}"
+            self.note(f"{source.name}: {name}", "became", f"the service {other}: another file has a {name}")
+            self.services[other] = entry
+
+    def _extended(
+        self, entry: Mapping[str, Any], siblings: Mapping[str, Any], source: Path, depth: int
+    ) -> Mapping[str, Any]:
+        """A service with what it extends below it, and its paths made absolute."""
+        entry = _absolute(entry, source.parent)
+        extends = entry.get("extends")
+        if extends is None:
+            return entry
+        self._require_depth(depth, source)
+        own = {key: value for key, value in entry.items() if key != "extends"}
+        if isinstance(extends, str):
+            extends = {"service": extends}
+        if not isinstance(extends, Mapping):
+            raise ConfigError(
+                f"{source}: extends: {extends!r} cannot be read", "write `extends: {file: …, service: …}`"
+            )
+        file = source.parent / str(extends["file"]) if extends.get("file") else source
+        others = siblings if file == source else self._load(self._read(file), file).get("services") or {}
+        base = others.get(str(extends.get("service")))
+        if not isinstance(base, Mapping):
+            raise ConfigError(
+                f"{source}: it extends the service {extends.get('service')}, which {file} does not have",
+                "check it with `docker compose config`",
+            )
+        return merged(self._extended(base, others, file, depth - 1), own)
+
+    def _require_depth(self, depth: int, source: Path) -> None:
+        if not depth:
+            raise ConfigError(f"{source}: include or extends go round in a circle", "check `docker compose config`")
+
+    def _read(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"cannot read {path}: {e}", "include, extends and env_file name files that exist") from e
+
+    def _load(self, text: str, source: Path) -> Mapping[str, Any]:
+        missing: list[str] = []
+        try:
+            data = YAML(typ="safe", pure=True).load(interpolated(text, self.environ, missing))
+        except YAMLError as e:
+            raise ConfigError(
+                f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
+            ) from e
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{source} is no compose file", "name a docker-compose.yaml")
+        for name in missing:
+            self.note(f"${{{name}}}", "by hand", "the variable is not set: it was taken as empty")
+        return data
+
+    def environment(self, name: str, entry: Mapping[str, Any]) -> dict[str, str]:
+        """A service's variables: those of its env_file, and over them its own."""
+        values: dict[str, str] = {}
+        for path, required in _env_files(entry.get("env_file")):
+            if path.is_file():
+                values |= env_file(self._read(path))
+            elif required:
+                self.note(f"env_file {path}", "by hand", "it is not there: write what it has under env:", name)
+        written = entry.get("environment")
+        if isinstance(written, list):
+            pairs = (str(item).partition("=") for item in written)
+            return values | {key: value if equals else self.environ.get(key, "") for key, equals, value in pairs}
+        own = written.items() if isinstance(written, Mapping) else ()
+        return values | {str(k): self.environ.get(str(k), "") if v is None else str(v) for k, v in own}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One service over another by the rules of compose: mappings are united, some lists added to, the rest replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        there = result.get(key)
+        if key == "environment" and there is not None:
+            result[key] = _pairs(there) | _pairs(value)
+        elif isinstance(there, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(there, value)
+        elif key in ADDED and there is not None:
+            # What is above counts where two mount the same place or publish the same port, so it comes first; of
+            # files with variables the last one counts.
+            first, then = (there, value) if key == "env_file" else (value, there)
+            result[key] = [*_items(first), *(item for item in _items(then) if item not in _items(first))]
+        else:
+            result[key] = value
+    return result
+
+
+def _items(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _pairs(environment: object) -> dict[str, Any]:
+    if isinstance(environment, Mapping):
+        return {str(key): value for key, value in environment.items()}
+    split = (str(item).partition("=") for item in _items(environment) if item is not None)
+    return {key: value if equals else None for key, equals, value in split}
+
+
+def _included(value: object) -> list[str]:
+    """Paths under ``include:``, which may be texts or mappings with ``path``."""
+    paths: list[str] = []
+    for item in _items(value) if value else ():
+        found = item.get("path") if isinstance(item, Mapping) else item
+        paths += [str(path) for path in _items(found)]
+    return paths
+
+
+def _env_files(value: object) -> list[tuple[Path, bool]]:
+    """(path, whether it must be there)"""
+    found = []
+    for item in _items(value) if value else ():
+        if isinstance(item, Mapping):
+            found.append((Path(str(item.get("path"))), item.get("required") is not False))
+        else:
+            found.append((Path(str(item)), True))
+    return found
+
+
+def _absolute(entry: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Relative paths of a service count from the file that has them."""
+    result = dict(entry)
+    if "volumes" in entry:
+        result["volumes"] = [_absolute_volume(volume, base) for volume in _items(entry["volumes"])]
+    if entry.get("env_file"):
+        result["env_file"] = [
+            {**item, "path": str(base / str(item.get("path")))} if isinstance(item, Mapping) else str(base / str(item))
+            for item in _items(entry["env_file"])
+        ]
+    return result
+
+
+def _absolute_volume(volume: object, base: Path) -> object:
+    if isinstance(volume, Mapping):
+        source = str(volume.get("source") or "")
+        return {**volume, "source": _absolute_source(source, base)}
+    source, colon, rest = str(volume).partition(":")
+    return f"{_absolute_source(source, base)}{colon}{rest}"
+
+
+def _absolute_source(source: str, base: Path) -> str:
+    return str((base / Path(source).expanduser()).resolve()) if source.startswith(("/", ".", "~")) else source
+
+
+def interpolated(text: str, environ: Mapping[str, str], missing: list[str]) -> str:
+    """``${NAME}``, ``${NAME:-default}``, ``$$``, as compose does it; names without a value are added to ``missing``."""
+
+    def value(match: re.Match[str]) -> str:
+        dollar, braced, operator, rest, plain = match.groups()
+        if dollar:
+            return "$"
+        name = braced or plain
+        found = environ.get(name)
+        empty = found is None or (found == "" and (operator or "").startswith(":"))
+        if operator and operator.endswith("+"):
+            return "" if empty else str(rest)
+        if empty and operator and operator.endswith("-"):
+            return str(rest)
+        if found is None and name not in missing:
+            missing.append(name)
+        return found or ""
+
+    return VARIABLE.sub(value, text)
+
+
+def env_file(text: str) -> dict[str, str]:
+    """The variables of a ``.env`` file."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
+    return {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
+
+
+def overrides(path: Path, given: Sequence[Path]) -> list[Path]:
+    """The override file that Docker would read with this one, when the user named no more than this."""
+    if len(given) > 1 or path.name not in NAMES:
+        return []
+    candidates = (path.with_name(f"{path.stem}.override{suffix}") for suffix in (".yaml", ".yml"))
+    return [candidate for candidate in candidates if candidate.is_file()][:1]
