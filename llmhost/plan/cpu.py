@@ -67,8 +67,10 @@ def share_cpu(
 
     What runs keeps its share, and the others get what is left; when that is too little, all is divided anew. Memory is
     reckoned from the total, not from what is free at the moment: a plan must not change because its own engines are
-    running. Raises PlanError when a model does not fit into its part, or not beside what runs (``running.surge``).
+    running. Raises PlanError when a model does not fit into its part, or not beside what runs (``running.surge``), and
+    when a service asks for GPUs.
     """
+    _refuse_gpus(services)
     needs = {name: _need(service, models[name]) for name, service in services.items() if service.replicas}
     programs = {p: name for name, s in services.items() for p in program_names(name, s.replicas, running)}
     kept = _kept(host, programs, needs, running)
@@ -87,6 +89,15 @@ def share_cpu(
     for program, name in programs.items():
         shares[name][program] = kept.get(program) or _share(needs[name], room // len(new), cores[program], threads)
     return shares
+
+
+def _refuse_gpus(services: Mapping[str, Service]) -> None:
+    for name, service in services.items():
+        if service.gpus != "auto" and service.replicas:
+            raise PlanError(
+                f"services.{name}.gpus: {service.gpus}, but this engine computes on the CPU",
+                "leave the key out here, or build an engine for the GPUs: engine: {device: cuda}",
+            )
 
 
 def missing_bytes(programs: Iterable[ProgramPlan], host: HostFacts) -> int:
