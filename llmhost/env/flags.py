@@ -16,8 +16,10 @@ from llmhost.env.source import Found, Module, Source, fields, kinds_of, lineage,
 from llmhost.errors import EngineError
 from llmhost.facts import VllmFlag
 
-PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
-"""Where ``make_arg_parser`` stands: since 0.32 and before."""
+PARSER_MODULES = (
+    "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args",
+)  # fmt: skip
+"""Where ``make_arg_parser`` stands: since 0.33, in 0.32, and before."""
 REGISTRIES = {
     "_TOOL_PARSERS_TO_REGISTER": ("vllm.tool_parsers", "vllm.entrypoints.openai.tool_parsers"),
     "_REASONING_PARSERS_TO_REGISTER": ("vllm.reasoning",),

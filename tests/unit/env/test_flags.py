@@ -179,6 +179,12 @@ def new(tmp_path: Path) -> FlagFacts:
     return read_flags(tree(tmp_path, NEW))
 
 
+def test_the_parser_wherever_it_stands(tmp_path: Path, new: FlagFacts) -> None:
+    """0.32 has it in launchers, 0.33 in common; what is in it is read alike."""
+    moved = {name.replace("/launchers/", "/common/"): text for name, text in NEW.items()}
+    assert read_flags(tree(tmp_path / "moved", moved)) == new
+
+
 @pytest.mark.parametrize(
     "flag",
     [
