@@ -6,10 +6,8 @@ used, which continues at a byte. Files that are too large for plain HTTP (50 GB)
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +17,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]
 
 from llmhost.errors import HubError
-from llmhost.hub.remote import RemoteFile, Snapshot, partial_path, transport_error
+from llmhost.hub.remote import RemoteFile, Snapshot, explained, partial_path, transport_error
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CHUNK = 1 << 20
@@ -82,21 +80,13 @@ class HuggingFace:
         with self._explained("", None):
             return str(self._api.whoami().get("name"))
 
-    @contextmanager
-    def _explained(self, repository: str, revision: str | None, path: str = "") -> Iterator[None]:
-        try:
-            yield
-        except HubError:
-            raise
-        except Exception as e:
-            raise self._error(e, repository, revision, path) from e
+    def _explained(self, repository: str, revision: str | None, path: str = "") -> AbstractContextManager[None]:
+        return explained(lambda e: self._error(e, repository, revision, path))
 
-    def _error(self, error: Exception, repository: str, revision: str | None, path: str) -> Exception:
+    def _error(self, error: Exception, repository: str, revision: str | None, path: str) -> HubError:
         what = f"hf:{repository}" + (f"/{path}" if path else "")
         status = getattr(getattr(error, "response", None), "status_code", None)
         token = "its token in HF_TOKEN or `llmhost login hf`"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            return error
         if isinstance(error, errors.GatedRepoError):
             page = f"{self.endpoint}/{repository}"
             return HubError(

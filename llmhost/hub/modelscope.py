@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from modelscope_hub import HubApi, errors
 
 from llmhost.errors import HubError
-from llmhost.hub.remote import RemoteFile, Snapshot, transport_error
+from llmhost.hub.remote import RemoteFile, Snapshot, explained, transport_error
 
 DEFAULT_ENDPOINT = "https://www.modelscope.cn"
 
@@ -50,20 +48,12 @@ class ModelScope:
         with self._explained("", None):
             return str(getattr(self._api.whoami(), "username", "") or "somebody")
 
-    @contextmanager
-    def _explained(self, repository: str, revision: str | None, path: str = "") -> Iterator[None]:
-        try:
-            yield
-        except HubError:
-            raise
-        except Exception as e:
-            raise self._error(e, repository, revision, path) from e
+    def _explained(self, repository: str, revision: str | None, path: str = "") -> AbstractContextManager[None]:
+        return explained(lambda e: self._error(e, repository, revision, path))
 
-    def _error(self, error: Exception, repository: str, revision: str | None, path: str) -> Exception:
+    def _error(self, error: Exception, repository: str, revision: str | None, path: str) -> HubError:
         what = f"modelscope:{repository}" + (f"/{path}" if path else "") + (f"@{revision}" if revision else "")
         token = "its token in MODELSCOPE_API_TOKEN or `llmhost login modelscope`"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            return error
         if isinstance(error, errors.AuthenticationError) and self.token:
             return HubError(f"the hub {self.endpoint} refuses the token", f"make a new one there, and give {token}")
         if isinstance(error, errors.PermissionDeniedError | errors.AuthenticationError):

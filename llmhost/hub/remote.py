@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,6 +117,21 @@ def from_listing(listing: Mapping[str, Mapping[str, object]]) -> tuple[RemoteFil
 
 def to_listing(files: tuple[RemoteFile, ...]) -> dict[str, dict[str, object]]:
     return {f.path: {"size": f.size, "digest": f.digest} for f in sorted(files, key=lambda f: f.path)}
+
+
+@contextmanager
+def explained(error: Callable[[Exception], Exception]) -> Iterator[None]:
+    """What goes wrong inside becomes what ``error`` makes of it; what only this disk is to blame for stays."""
+    try:
+        yield
+    except HubError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise error(e) from e
+    except Exception as e:
+        raise error(e) from e
 
 
 def transport_error(what: str, endpoint: str, variable: str, status: int | None, error: Any) -> HubError:
