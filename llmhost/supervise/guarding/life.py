@@ -173,6 +173,7 @@ class Guard:
 
     def _on_miss(self, error: str | None) -> None:
         """The first request that is not answered makes the engine unhealthy, the next one that is makes it ready."""
+        say(f"{self.spec.program}: {error or 'the engine answers again'}")
         self._enter("unhealthy" if error else "ready", error)
 
     def _engine_ended(self, status: int) -> Ending:
