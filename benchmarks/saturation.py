@@ -3,9 +3,9 @@
     python benchmarks/saturation.py [--seconds 3600] [--in-flight 32] [--engines DIR]
 
 The demo's chat service alone, in a home of its own below /tmp, with the hang watch as it is by default. Each of the
-`--in-flight` clients asks again as soon as it was answered; vLLM computes 8 requests together, so the others wait in its
-queue all the time. Half of the requests are streams; some prompts are long. `--engines` is the directory of that name of a
-home whose engine is already built.
+`--in-flight` clients asks again as soon as it was answered; vLLM computes 8 requests together, so the others wait in
+its queue all the time. Half of the requests are streams; some prompts are long. `--engines` is the directory of that
+name of a home whose engine is already built.
 """
 
 from __future__ import annotations
@@ -159,15 +159,14 @@ def free_port() -> int:
 
 def report(load: Load, watcher: Watcher, seconds: float) -> None:
     said = watcher.says()
+    same = "the same engine" if said["engine_pid"] == watcher.first["engine_pid"] else "another engine"
     print(f"seconds of load              {seconds:.0f}")
     print(f"requests answered            {load.answered}, {load.streams} of them streamed, {load.tokens} tokens")
     print(f"requests waited in vLLM      in {watcher.queued} of {watcher.looks} looks")
     print(f"failed requests              {len(load.failed)}")
     print(f"misses of the hang watch     {watcher.misses()}")
     print(f"times not ready              {len(watcher.not_ready)}")
-    print(
-        f"restarts                     {said['restarts']}, same engine: {said['engine_pid'] == watcher.first['engine_pid']}"
-    )
+    print(f"restarts                     {said['restarts']}, {same}")
     for line in (*watcher.not_ready, *load.failed[:20]):
         print(f"  {line}")
 
