@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from tests.integration.workflow.changes import ASKED, CHANGES, Change, write
-from tests.integration.workflow.conftest import Installed, free_port, interrupt, wait_for
+from tests.integration.workflow.conftest import Installed, interrupt, wait_for
+from tests.ports import free_port
 from tests.steady import Steady
 
 pytestmark = pytest.mark.integration
