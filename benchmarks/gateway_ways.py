@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 
 from llmhost.plan.types import Limits, ServicePlan
-from tests.integration.gateway.running import Gateway, free_port
+from tests.integration.gateway.running import Gateway
+from tests.ports import free_port
 from tests.unit.gateway.issued import issue
 from tests.unit.gateway.plans import make_service
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+from llmhost import writer
 from llmhost.errors import GatewayError
 from llmhost.gateway.clusters import members_file, members_out, take_out
 from llmhost.gateway.envoy import version_of
@@ -18,7 +19,7 @@ from llmhost.gateway.routes import MAIN, routes_file
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.probe.gateway import GatewayState, read_gateway
-from llmhost.writer import replace_file
+from llmhost.writer import FileChange, replace_file
 
 SECONDS = 20.0
 """Seconds for Envoy to take up new files and to find new engines healthy; it checks each once in a second."""
@@ -96,7 +97,7 @@ def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collecti
         return
     new = take_out(text, change(members_out(text)))
     if new != text:
-        replace_file(file, new)
+        writer.apply(home, [FileChange(str(file.relative_to(home.root)), text, new)])
 
 
 def await_files(home: Home, seconds: float = SECONDS) -> None:

@@ -116,6 +116,10 @@ class Home:
         """Where the guard of a program writes its state."""
         return self.run / f"{program}.state.json"
 
+    def drained_file(self, program: str) -> Path:
+        """How much of its ``stop_timeout`` a program has left, for its guard (`llmhost.supervise.guarding.stop`)."""
+        return self.run / f"{program}.state.json.drained"
+
     @property
     def stopped_file(self) -> Path:
         """Which services were stopped on purpose: they stay stopped when the machine starts."""

@@ -7,13 +7,15 @@ it had. The next plan is the plan in force when all of that is done: after an er
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmhost import balancing, deploy, readiness, writer
-from llmhost.errors import NotReadyError
+from llmhost.errors import GatewayError, HomeError, NotReadyError
 from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
@@ -309,10 +311,21 @@ def stop_engines(home: Home, plan: Plan, programs: Sequence[str], told: Told) ->
     """Stop engines when they have finished; new requests get 503 from the gateway. Returns those that ran."""
     services = [s for s in plan.services if any(p.name in programs for p in s.replicas)]
     try:
-        drain(home, plan, programs, told)
+        with _noting(told):
+            drain(home, plan, programs, told)
         return lifecycle.stop(home, programs, waiting(told))
     finally:  # also of what goes on after Ctrl-C; what has stopped is not healthy
-        balancing.put_back(home, services, balancing.sockets(plan, programs))
+        with _noting(told):
+            balancing.put_back(home, services, balancing.sockets(plan, programs))
+
+
+@contextlib.contextmanager
+def _noting(told: Told) -> Iterator[None]:
+    """A gateway that takes nothing up, or a full disk, keeps nobody from stopping: the guards drain by themselves."""
+    try:
+        yield
+    except (GatewayError, HomeError) as e:
+        told.note(e.message)
 
 
 def roll(home: Home, plan: Plan, services: Iterable[ServicePlan], told: Told) -> None:
@@ -336,7 +349,18 @@ def drain(home: Home, plan: Plan, programs: Collection[str], told: Told) -> None
             count = sum(busy.values())
             told.note(f"waiting for {', '.join(names)} to finish {count} request{'s' * (count > 1)}")
 
+    begin = time.monotonic()
     balancing.take_programs_out(home, plan.services, balancing.sockets(plan, programs), on_busy)
+    for service in plan.services:
+        for program in {p.name for p in service.replicas} & set(programs):
+            _tell_guard(home, program, begin + service.stop_timeout)
+
+
+def _tell_guard(home: Home, program: str, end: float) -> None:
+    """Running requests have `stop_timeout` once, not once here and once with the guard."""
+    now = time.monotonic()
+    with contextlib.suppress(OSError):  # on a full disk they get more
+        writer.replace_file(home.drained_file(program), json.dumps({"left": max(0.0, end - now), "at": now}))
 
 
 def replace_engine(

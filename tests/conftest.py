@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # The same examples on every machine, and no time asserted: a slow machine is no failure.
@@ -12,3 +14,15 @@ settings.load_profile("llmhost")
 
 # A shell that starts the tests in its background has them, and every command that they run, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST_FIRST = ("systemd", "faults", "integration", "security")
+"""Directories of long files of tests: side by side, one that begins last would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    directory = item.path.relative_to(Path(__file__).parent).parts[0]
+    return LONGEST_FIRST.index(directory) if directory in LONGEST_FIRST else len(LONGEST_FIRST)

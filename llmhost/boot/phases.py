@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmhost import deploy, workflow, writer
+from llmhost import deploy, rollout, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, LlmhostError, SupervisorError
@@ -12,6 +12,7 @@ from llmhost.paths import Home
 from llmhost.stopped import not_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
+from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.systemd import notify
 
@@ -84,12 +85,22 @@ def reload(home: Home, progress: Progress) -> tuple[str, ...]:
     return wanted
 
 
-def stop(home: Home, on_progress: lifecycle.Progress) -> bool:
-    """Stop everything, running requests first; False when nothing ran. Another command is not waited for long."""
+def stop(home: Home, told: rollout.Told) -> bool:
+    """Stop everything, as `llmhost down` does; False when nothing ran. Another command is not waited for long."""
     seconds = daemon.stop_limit(home) + STOP_LOCK_SECONDS
     notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", "STATUS=stopping: running requests may finish")
     try:
         with home_lock(home, "stop", STOP_LOCK_SECONDS):
-            return daemon.shutdown(home, on_progress)
+            return _stop(home, told)
     except BusyError:
-        return daemon.shutdown(home, on_progress)
+        return _stop(home, told)
+
+
+def _stop(home: Home, told: rollout.Told) -> bool:
+    plan = read_plan(home)
+    if plan is not None and daemon.is_running(home):
+        try:
+            rollout.stop_engines(home, plan, [p.name for p in plan.programs], told)
+        except LlmhostError as e:  # what follows asks nobody
+            told.note(e.message)
+    return daemon.shutdown(home, rollout.waiting(told))

@@ -98,9 +98,7 @@ def reload_command(session: Session) -> None:
 def stop_command(session: Session) -> None:
     """Stop everything, running requests first."""
     from llmhost.boot import phases
+    from llmhost.cli.progress import shown_progress
 
-    def on_progress(names: tuple[str, ...]) -> None:
-        if names:
-            console.remark(f"waiting for {', '.join(names)} to stop")
-
-    phases.stop(session.home, on_progress)
+    with shown_progress() as progress:
+        phases.stop(session.home, progress)

@@ -24,7 +24,8 @@ from openai import OpenAI, OpenAIError
 
 from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import descendants, title
-from tests.integration.workflow.conftest import Installed, free_port, leftovers, make_engine
+from tests.integration.workflow.conftest import Installed, leftovers, make_engine
+from tests.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a test gives up waiting; nothing is concluded from how long it took."""

@@ -156,6 +156,9 @@ def test_a_full_disk(small_disk: Path) -> None:
             assert town.home.plan_file.read_bytes() == config
             assert town.installed.pids() == before
             town.installed.run("up")
+        with full(small_disk):
+            town.installed.run("down")
+            assert leftovers(town.home) == []
     finally:
         tear_down(town)
 

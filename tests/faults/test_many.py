@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from llmhost.supervise.rpc import Supervisor
 from tests.faults.conftest import record, wait_for
 from tests.integration.supervise.conftest import House, house, place  # noqa: F401  (fixtures)
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 TINY_ENGINE = Path(__file__).parents[1] / "fakes" / "tiny_engine.py"
 SERVICES, ROUNDS = 20, 50
@@ -24,11 +25,15 @@ MANY = int(os.environ.get("LLMHOST_FAULTS_MANY", "200"))
 
 def open_files(pid: int) -> list[str]:
     """What a process has open, by kind, once our own connections to it are gone."""
+    return list(wait_for(lambda: (found := kinds(Path(f"/proc/{pid}/fd"))).count("socket") == 1 and found))
 
-    def kinds() -> list[str]:
-        return sorted(os.readlink(f"/proc/{pid}/fd/{fd}").split(":")[0] for fd in os.listdir(f"/proc/{pid}/fd"))
 
-    return list(wait_for(lambda: (found := kinds()).count("socket") == 1 and found))
+def kinds(descriptors: Path) -> list[str]:
+    found = []
+    for descriptor in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.append(os.readlink(descriptor).split(":")[0])
+    return sorted(found)
 
 
 def test_a_thousand_starts_and_stops(house: House) -> None:  # noqa: F811

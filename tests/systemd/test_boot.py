@@ -107,13 +107,19 @@ def test_a_killed_engine_is_no_reason_for_systemd_to_act(box: Served) -> None:
 def test_a_stop_lets_running_requests_finish(box: Served) -> None:
     # Ready says the guard; the gateway finds out for itself.
     wait_for(lambda: box.ask("/v1/chat/completions", model="chat", messages=[])[0] == 200)
-    arrived = f"{HOME}/run/arrived"
-    body = json.dumps({"model": "chat", "messages": [], "fake": {"seconds": 3, "begun": arrived}})
+    arrived, enough = f"{HOME}/run/arrived", f"{HOME}/run/enough"
+    fake = {"chunks": 600, "seconds": 0.1, "begun": arrived, "until": enough}
+    body = json.dumps({"model": "chat", "messages": [], "stream": True, "fake": fake})
     request = box.popen(PYTHON, "-P", "-m", "tests.systemd.inside", "ask", "/v1/chat/completions", body)
     wait_for(box.path(arrived).exists)
-    box.run("systemctl", "stop", UNIT)
+    stop = box.popen("systemctl", "stop", UNIT)
+    wait_for(lambda: "waiting for chat-0 to finish 1 request" in box.journal())
+    assert box.ask("/v1/chat/completions", model="chat", messages=[])[0] == 503
+    box.path(enough).touch()
     out, _ = request.communicate(timeout=60)
-    assert json.loads(out)[0] == 200, out
+    status, text = json.loads(out)
+    assert (status, text.rstrip().endswith("data: [DONE]")) == (200, True), out
+    stop.communicate(timeout=120)
     assert box.processes() == ""
     assert box.show("Result") == "success"
     assert "SIGKILL" not in box.journal().rpartition("Stopping ")[2]

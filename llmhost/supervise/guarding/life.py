@@ -105,6 +105,7 @@ class Guard:
     def _back_off(self) -> None:
         """Leftovers go first: they may hold the GPU for as long as we wait."""
         leftovers = Stop(self.spec, self.children)
+        leftovers.forget_drain()
         leftovers.clean()
         if self.crash is None:
             return
@@ -173,6 +174,7 @@ class Guard:
 
     def _on_miss(self, error: str | None) -> None:
         """The first request that is not answered makes the engine unhealthy, the next one that is makes it ready."""
+        say(f"{self.spec.program}: {error or 'the engine answers again'}")
         self._enter("unhealthy" if error else "ready", error)
 
     def _engine_ended(self, status: int) -> Ending:
@@ -216,12 +218,11 @@ class Guard:
     def _stop_engine(self, ending: Ending) -> None:
         if ending.how == HUNG:
             dump_stacks(self.children, self.spec.program, os.fsdecode(self.spec.command[0]))
-        seconds = {HUNG: 0.0, BROKEN: min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)}
-        stop, begin = Stop(self.spec, self.children), time.monotonic()
+        stop = Stop(self.spec, self.children)
+        seconds = {HUNG: 0.0, BROKEN: min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)}.get(ending.how)
         if ending.how == STOPPED and self.state in ("ready", "unhealthy"):
-            stop.drain(self.spec.stop_timeout)
-        left = self.spec.stop_timeout - (time.monotonic() - begin)
-        stop.end(max(seconds.get(ending.how, left), 0.0))
+            seconds = stop.drain(stop.stop_timeout())
+        stop.end(self.spec.stop_timeout if seconds is None else seconds)
         if not self.file.superseded():
             stop.clean()
         self.file.killed, self.file.trouble = stop.killed, stop.trouble or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -17,6 +18,10 @@ ORPHAN_STOP_SECONDS = 2.0
 """Seconds that the engine gets to stop when supervisord is dead: nobody waits for it any more."""
 BROKEN_STOP_SECONDS = 1.0
 """Seconds that an engine gets to stop that has lost a process which it cannot work without."""
+IDLE_STOP_SECONDS = 5.0
+"""Seconds that an engine gets to stop that works on nothing any more, although `stop_timeout` is nearly over."""
+DRAINED_SECONDS = 10.0
+"""Seconds in which the word of who drained an engine before its stop is about this stop."""
 SETTLE_SECONDS = 0.3
 """Seconds in which what belongs to the engine ends after it by itself."""
 TERM_SECONDS = 2.0
@@ -45,18 +50,42 @@ class Stop:
         """What had to be ended because it did not end with the engine, as `describe` names it."""
         return list(self._killed.values())
 
-    def drain(self, seconds: float) -> None:
+    def stop_timeout(self) -> float:
+        """Seconds of it that are left: a command that took the engine out of balancing may have waited already.
+
+        It says so with ``{"left": SECONDS, "at": MONOTONIC TIME}`` just before the stop.
+        """
+        try:
+            with open(drained_file(self.spec), "rb") as file:
+                said = json.load(file)
+            left, at = float(said["left"]), float(said["at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.spec.stop_timeout
+        self.forget_drain()
+        passed = time.monotonic() - at
+        fresh = 0 <= passed < DRAINED_SECONDS
+        return min(self.spec.stop_timeout, max(0.0, left - passed)) if fresh else self.spec.stop_timeout
+
+    def forget_drain(self) -> None:
+        """What was said before an earlier stop is not about the next one."""
+        with contextlib.suppress(OSError):
+            os.unlink(drained_file(self.spec))
+
+    def drain(self, seconds: float) -> float:
         """Let running requests finish while the engine is whole, and no new ones come in.
 
         Without its socket file the gateway cannot connect any more, and sends new requests elsewhere or answers 503. On
-        SIGTERM vLLM goes on to accept requests that it then aborts, so that comes last.
+        SIGTERM vLLM goes on to accept requests that it then aborts, so that comes last. Returns the seconds that are
+        left for SIGTERM to work: a few even when all are over, but none when requests did not finish.
         """
         self.remove_socket()
         deadline = time.monotonic() + seconds
         while self.children.engine_runs and connections(self.spec.socket) and time.monotonic() < deadline:
             if self.children.orphaned():
-                return
+                break
             self.children.sleep(DRAIN_INTERVAL)
+        left = max(0.0, deadline - time.monotonic())
+        return left if connections(self.spec.socket) else max(left, min(self.spec.stop_timeout, IDLE_STOP_SECONDS))
 
     def end(self, stop_timeout: float) -> None:
         """End the engine, and whatever it leaves; never raises."""
@@ -166,3 +195,8 @@ class Stop:
                 say(f"{self.spec.program}: {self.trouble}")
                 return
             self.children.sleep(0.2)
+
+
+def drained_file(spec: Spec) -> bytes:
+    """Beside the state file."""
+    return spec.state_file + b".drained"

@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.gateway.running import Gateway, free_port
+from tests.integration.gateway.running import Gateway
 from tests.integration.gateway.stub import Stub
+from tests.ports import free_port
 from tests.unit.gateway.plans import make_service
 
 CHINESE = "中文/模型 \"q'%5%"

@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 
 from llmhost.plan.types import ServicePlan
-from tests.integration.gateway.running import Gateway, free_port
+from tests.integration.gateway.running import Gateway
 from tests.integration.gateway.stub import Stub
+from tests.ports import free_port
 from tests.unit.gateway.issued import issue
 from tests.unit.gateway.plans import make_service
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from llmhost.gateway import gateway_argv, gateway_versions, render_gateway
 from llmhost.paths import Home
 from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
 from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
+from tests.ports import free_port
 from tests.unit.gateway.plans import make_plan
 
 LIMIT = 30.0
@@ -29,13 +29,6 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {LIMIT:.0f} s: {what}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -23,8 +23,9 @@ from llmhost.plan.types import ServicePlan
 from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
 from llmhost.run import capture
 from tests.integration.gateway.conftest import CHINESE
-from tests.integration.gateway.running import LIMIT, Gateway, eventually, free_port
+from tests.integration.gateway.running import LIMIT, Gateway, eventually
 from tests.integration.gateway.stub import Stub
+from tests.ports import free_port
 from tests.unit.gateway.plans import make_plan, make_service
 
 pytestmark = pytest.mark.integration

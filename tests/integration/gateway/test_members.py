@@ -16,8 +16,9 @@ import trustme
 from llmhost.gateway import render_static
 from llmhost.plan.types import EndpointPlan, ServicePlan, StickyPlan
 from llmhost.run import capture
-from tests.integration.gateway.running import Gateway, eventually, free_port
+from tests.integration.gateway.running import Gateway, eventually
 from tests.integration.gateway.stub import Stub
+from tests.ports import free_port
 from tests.unit.gateway.plans import make_service
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,8 @@ import pytest
 
 from llmhost.metrics.text import samples
 from llmhost.paths import Home
-from tests.integration.workflow.conftest import Installed, free_port, leftovers, make_engine
+from tests.integration.workflow.conftest import Installed, leftovers, make_engine
+from tests.ports import free_port
 
 RECORDED = Path(__file__).parents[2] / "fakes/vllm_metrics.txt"
 """What vLLM 0.32.0 said at /metrics after one chat request."""

@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 
 from llmhost.metrics.scraping import dashboard, rules
 from tests.integration.metrics.conftest import ask, short_directory
-from tests.integration.workflow.conftest import Installed, free_port, wait_for
+from tests.integration.workflow.conftest import Installed, wait_for
+from tests.ports import free_port
 from tests.tools import need
 
 pytestmark = pytest.mark.integration

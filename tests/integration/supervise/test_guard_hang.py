@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def test_running_requests_finish_and_new_ones_do_not_get_in(guard: LoneGuard) ->
     with socket.socket(socket.AF_UNIX) as running, socket.socket(socket.AF_UNIX) as late:
         running.connect(path)
         running.sendall(head.encode() + body)
+        drained(guard, 0, time.monotonic() - 60)  # of an earlier stop
         process.terminate()
         wait_for(lambda: not Path(path).exists())
         with pytest.raises(FileNotFoundError):
@@ -166,6 +168,23 @@ def test_running_requests_finish_and_new_ones_do_not_get_in(guard: LoneGuard) ->
     assert answer.startswith(b"HTTP/1.1 200")
     assert process.wait(PATIENCE) == 0
     assert guard.says()["killed"] == []
+
+
+def drained(guard: LoneGuard, left: float, at: float) -> None:
+    """What a command says that has let running requests finish, until so many seconds were left."""
+    Path(f"{guard.spec['state_file']}.drained").write_text(json.dumps({"left": left, "at": at}))
+
+
+def test_the_time_for_stopping_is_given_once(guard: LoneGuard) -> None:
+    process = guard.start(stop_timeout=600)
+    guard.wait("ready")
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(guard.spec["socket"])
+        drained(guard, 0.2, time.monotonic())
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert marked(guard.mark) == []
+    assert not Path(f"{guard.spec['state_file']}.drained").exists()
 
 
 def test_a_connection_that_stays_ends_with_the_time_for_stopping(guard: LoneGuard) -> None:

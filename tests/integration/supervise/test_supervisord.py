@@ -18,14 +18,9 @@ from llmhost.supervise.lifecycle import Actions
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.status import read_status
 from tests.integration.supervise.conftest import PATIENCE, House, alive, bring_up, by_name, marked, pairs, wait_for
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_from_nothing_to_ready_to_nothing(house: House) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import pytest
 
 from llmhost.env.manifest import Manifest, Spec, write_manifest
 from llmhost.paths import Home
+from tests.ports import free_port
 from tests.samples import FLAGS
 
 TESTS = Path(__file__).parents[2]
@@ -93,12 +93,6 @@ def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.05)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture

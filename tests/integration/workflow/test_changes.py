@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from tests.integration.workflow.changes import ASKED, CHANGES, Change, write
-from tests.integration.workflow.conftest import Installed, free_port, interrupt, wait_for
+from tests.integration.workflow.conftest import Installed, interrupt, wait_for
+from tests.ports import free_port
 from tests.steady import Steady
 
 pytestmark = pytest.mark.integration
@@ -117,6 +118,7 @@ def test_a_stream_longer_than_stop_timeout_is_cut(installed: Installed) -> None:
         installed.run("stop", "chat")
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
+    assert not installed.home.drained_file("chat-0").exists()  # the guard has read how much time was left
 
 
 def test_ctrl_c_while_one_starts_beside_the_other_leaves_the_other_and_up_goes_on(installed: Installed) -> None:

@@ -374,7 +374,7 @@ def test_a_broken_model_is_refused_before_anything_starts(installed: Installed, 
 
 
 def test_a_service_of_its_own_port(installed: Installed) -> None:
-    from tests.integration.workflow.conftest import free_port
+    from tests.ports import free_port
 
     own = free_port()
     three(installed, rerank=f", port: {own}")

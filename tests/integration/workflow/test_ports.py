@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from llmhost.writer import replace_file
-from tests.integration.workflow.conftest import Installed, free_port, wait_for
+from tests.integration.workflow.conftest import Installed, wait_for
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
