@@ -117,7 +117,8 @@ def _await_versions(home: Home, versions: Mapping[str, str], seconds: float) -> 
     state = _await(home, serves, seconds)
     if not serves(state):
         differing = sorted(name for name in versions if state.versions.get(name) != versions[name])
-        told = "; ".join(state.errors) or f"{', '.join(f'{name}.json' for name in differing)} was not taken up"
+        late = f"{', '.join(f'{name}.json' for name in differing)} was not taken up" if differing else ""
+        told = "; ".join(state.errors) or late or "it still asks new members whether they are healthy"
         raise GatewayError(f"the gateway does not serve its new configuration: {told}", "see `llmhost logs gateway`")
     time.sleep(SETTLE_SECONDS)
 

@@ -137,9 +137,10 @@ def merge_members(first: str, second: str) -> str:
 
 
 def merge_clusters(first: str, second: str) -> str:
-    """The text of cds.json with the clusters of two, those of the second as they stand there."""
-    both = [cluster for text in (first, second) for cluster in json.loads(text)["resources"]]
-    return resource_file(list({cluster["name"]: cluster for cluster in both}.values()))
+    """The text of cds.json with the clusters of two, those of the second made fit for members of both."""
+    old, new = ({c["name"]: c for c in json.loads(text)["resources"]} for text in (first, second))
+    both = {name: elsewhere.united(old[name], cluster) if name in old else cluster for name, cluster in new.items()}
+    return resource_file(list((old | both).values()))
 
 
 def _members(resources: Any) -> Iterable[Data]:

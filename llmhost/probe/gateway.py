@@ -15,6 +15,9 @@ from urllib.parse import quote
 TIMEOUT = 5.0
 """Seconds that the admin socket may take for one answer."""
 
+WARMING = "cluster_manager.warming_clusters"
+STATS = f"version_text$|^{WARMING}$"
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -39,14 +42,18 @@ class GatewayState:
     """
     active: Mapping[str, int] = field(default_factory=dict)
     """How many requests each member is working on."""
+    warming: int = 0
+    """Clusters that wait for the first health checks of their members; those of before serve meanwhile."""
 
     def serves(self, versions: Mapping[str, str]) -> bool:
         """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
         return self.knows(versions) and "gateway" in self.listeners and not self.errors
 
     def knows(self, versions: Mapping[str, str]) -> bool:
-        """Whether it has taken these versions up, whatever it could not bind."""
-        return self.live and all(self.versions.get(name) == version for name, version in versions.items())
+        """Whether these versions are in force, whatever it could not bind."""
+        if not self.live or ("cds" in versions and self.warming):
+            return False
+        return all(self.versions.get(name) == version for name, version in versions.items())
 
 
 def read_gateway(admin_socket: Path) -> GatewayState:
@@ -54,9 +61,10 @@ def read_gateway(admin_socket: Path) -> GatewayState:
     try:
         members = json.loads(_get(admin_socket, "/clusters?format=json"))
         listening = json.loads(_get(admin_socket, "/listeners?format=json"))
+        stats = json.loads(_get(admin_socket, f"/stats?format=json&filter={quote(STATS)}"))
         return GatewayState(
             live=_get(admin_socket, "/ready").strip() == "LIVE",
-            versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
+            versions=_versions(stats),
             listeners=_listeners(listening),
             ports=_ports(listening),
             errors=_errors(
@@ -64,6 +72,7 @@ def read_gateway(admin_socket: Path) -> GatewayState:
             ),
             healthy={name: frozenset(_name(h) for h in hosts if _served(h)) for name, hosts in _hosts(members)},
             active={_name(h): _active(h) for _, hosts in _hosts(members) for h in hosts},
+            warming=sum(int(s["value"]) for s in stats["stats"] if s.get("name") == WARMING),
         )
     except (OSError, http.client.HTTPException, ValueError):
         return GatewayState()
