@@ -60,8 +60,35 @@ def is_of_clusters(change: FileChange) -> bool:
     return change.path == CLUSTERS or change.path.startswith(MEMBERS)
 
 
-def united(change: FileChange, out: Collection[str]) -> FileChange:
-    """A file of clusters or members with those of both plans; ``out`` are the members that are out of balancing."""
+def write_united(home: Home, plan: Plan, out: Collection[str], await_clusters: Callable[[Home], None]) -> None:
+    """Clusters with the members of the plan in force and of this one; ``out`` are those that are out of balancing.
+
+    A member that comes may need what only the new cluster has, as what keeps a client's key from another host: that
+    must be in force first.
+    """
+    with present_changes(home, plan) as changes:
+        first = [_united(c, out) for c in changes if c.path == CLUSTERS or (is_of_clusters(c) and c.old is None)]
+        writer.apply(home, first)
+    if first:
+        await_clusters(home)
+    with present_changes(home, plan) as changes:
+        writer.apply(home, [_united(c, out) for c in changes if c.path.startswith(MEMBERS)])
+    await_clusters(home)
+
+
+def write_alone(home: Home, plan: Plan, await_clusters: Callable[[Home], None]) -> None:
+    """This plan only: members that leave do so before their clusters lose what these needed, see `write_united`."""
+    with present_changes(home, plan) as changes:
+        leaving = [c for c in changes if c.path.startswith(MEMBERS) and c.new is not None]
+        writer.apply(home, leaving)
+    if leaving:
+        await_clusters(home)
+    with present_changes(home, plan) as changes:
+        writer.apply(home, changes)
+
+
+def _united(change: FileChange, out: Collection[str]) -> FileChange:
+    """A file of clusters or members with those of both plans."""
     old, new = change.old, change.new
     if change.path == CLUSTERS:
         text = merge_clusters(old, new) if old and new else new or old

@@ -188,20 +188,9 @@ class Rollout:
             self.told.note(f"restarting {', '.join(alone)}: 503 until ready again (--surge or replicas: 2 avoid that)")
 
     def _write_union(self) -> None:
-        """Clusters that hold the engines of both plans; routes and listeners stay as they are.
-
-        A member that comes may need what only the new cluster has, as the key of another host: that must serve first.
-        """
+        """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
         out = balancing.sockets(self.before.plan, self.stages.leave_first)
-        with deploy.present_changes(self.home, self.plan) as changes:
-            united = [deploy.united(c, out) for c in changes if deploy.is_of_clusters(c)]
-            redefined = any(c.path == deploy.CLUSTERS for c in united)
-            writer.apply(self.home, [c for c in united if c.path == deploy.CLUSTERS or c.old is None])
-        if redefined:
-            balancing.await_clusters(self.home)
-        with deploy.present_changes(self.home, self.plan) as changes:
-            writer.apply(self.home, [deploy.united(c, out) for c in changes if c.path.startswith(deploy.MEMBERS)])
-        balancing.await_clusters(self.home)
+        deploy.write_united(self.home, self.plan, out, balancing.await_clusters)
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
@@ -236,13 +225,7 @@ class Rollout:
 
     def _finish(self) -> None:
         """Clusters of the new plan only, which is in force from now on; files that nothing renders any more go."""
-        with deploy.present_changes(self.home, self.plan) as changes:
-            leaving = [c for c in changes if c.path.startswith(deploy.MEMBERS) and c.new is not None]
-            writer.apply(self.home, leaving)
-        if leaving:  # before the clusters lose what these members needed
-            balancing.await_clusters(self.home)
-        with deploy.present_changes(self.home, self.plan) as changes:
-            writer.apply(self.home, changes)
+        deploy.write_alone(self.home, self.plan, balancing.await_clusters)
 
     def _drain(self, plan: Plan, programs: Collection[str]) -> None:
         drain(self.home, plan, programs, self.told)
