@@ -103,10 +103,12 @@ def static_clusters(plan: Plan) -> tuple[Data, ...]:
 def route_action(service: ServicePlan) -> Data:
     """The fields of a route action that send a request to a service, to be tried again elsewhere where that is safe."""
     # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
-    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
+    # A member on another host is called by its own name; engines here have none. Always, so that such a member can come
+    # and go without new routes.
+    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY, "auto_host_rewrite": True}
     if service.sticky:
         action["hash_policy"] = sticky.hash_policy(service)
-    return action | ({"auto_host_rewrite": True} if service.endpoints else {})
+    return action
 
 
 def take_out(text: str, out: Collection[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmhost import deploy
+from llmhost.gateway import render_routes
 from llmhost.paths import Home
 from llmhost.plan.types import EndpointPlan, Plan
 from tests.unit.gateway.plans import make_plan, make_service
@@ -22,6 +23,12 @@ def in_force(home: Home) -> tuple[bool, bool]:
 def plans(folder: Path) -> tuple[Plan, Plan]:
     chat = make_service(folder, "chat")
     return make_plan(folder, chat), make_plan(folder, replace(chat, endpoints=(FAR,)))
+
+
+def test_the_routes_are_the_same_with_and_without_another_host(tmp_path: Path) -> None:
+    """Members come before routes are switched, and leave after: requests must be fit for both."""
+    without, with_far = plans(tmp_path)
+    assert render_routes(without) == render_routes(with_far)
 
 
 def changed(home: Home, plan: Plan) -> list[tuple[bool, bool]]:
