@@ -102,23 +102,26 @@ def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collecti
 
 def await_files(home: Home, seconds: float = SECONDS) -> None:
     """Wait until the gateway serves what its files say; raises GatewayError with Envoy's words when it does not."""
-    _await_versions(home, _versions(home.gateway_conf), seconds)
+    _await_versions(home, _versions(home.gateway_conf), _ports(home.gateway_conf), seconds)
 
 
 def await_clusters(home: Home, seconds: float = SECONDS) -> None:
     """`await_files` for clusters and their members only, whatever is wrong with a listener."""
     versions = _versions(home.gateway_conf)
-    _await_versions(home, {n: v for n, v in versions.items() if n == "cds" or n.startswith("eds-")}, seconds)
+    _await_versions(home, {n: v for n, v in versions.items() if n == "cds" or n.startswith("eds-")}, None, seconds)
 
 
-def _await_versions(home: Home, versions: Mapping[str, str], seconds: float) -> None:
+def _await_versions(home: Home, versions: Mapping[str, str], ports: Mapping[str, int] | None, seconds: float) -> None:
+    """``ports`` are those of listeners by name; None: whatever is wrong with them."""
+
     def serves(state: GatewayState) -> bool:
-        return state.serves(versions) if "lds" in versions else state.knows(versions)
+        return state.knows(versions) if ports is None else state.serves(versions, ports)
 
     state = _await(home, serves, seconds)
     if not serves(state):
         differing = sorted(name for name in versions if state.versions.get(name) != versions[name])
-        told = "; ".join(state.errors) or f"{', '.join(f'{name}.json' for name in differing)} was not taken up"
+        late = f"{', '.join(f'{name}.json' for name in differing)} was not taken up" if differing else ""
+        told = "; ".join(state.errors) or late or "it still asks members whether they are healthy, or binds its ports"
         raise GatewayError(f"the gateway does not serve its new configuration: {told}", "see `llmhost logs gateway`")
     time.sleep(SETTLE_SECONDS)
 
@@ -174,6 +177,12 @@ def _versions(folder: Path) -> dict[str, str]:
     of_clusters = {members_file(name) for name in _names(texts["cds"])}
     of_listeners = {routes_file(name) for name in _names(texts["lds"])}
     return {name: version_of(text) for name in {"cds", "lds", *of_clusters, *of_listeners} if (text := texts.get(name))}
+
+
+def _ports(folder: Path) -> dict[str, int]:
+    """Of the listeners in a folder of files that Envoy reads, by name."""
+    resources = json.loads((folder / "lds.json").read_text(encoding="utf-8"))["resources"]
+    return {str(r["name"]): int(r["address"]["socket_address"]["port_value"]) for r in resources}
 
 
 def _names(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -21,6 +21,7 @@ from llmhost import run, writer
 from llmhost.errors import BusyError, GatewayError, NotReadyError
 from llmhost.files import RenderedFile
 from llmhost.gateway import gateway_versions, render_routes, render_static
+from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
 from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
@@ -39,6 +40,10 @@ EFFECT_SECONDS = 10.0
 POLL_SECONDS = 0.02
 VALIDATE_SECONDS = 60.0
 
+FOLDER = "conf/gateway/"
+CLUSTERS = f"{FOLDER}cds.json"
+MEMBERS = f"{FOLDER}eds-"
+
 T = TypeVar("T")
 
 
@@ -48,6 +53,50 @@ def present_changes(home: Home, plan: Plan) -> Iterator[tuple[FileChange, ...]]:
     with _keys_lock(home):
         current = replace(plan, gateway=with_keys(plan.gateway, keyring.load(home.keys_file)))
         yield writer.changes(home, render(current))
+
+
+def is_of_clusters(change: FileChange) -> bool:
+    """Whether it says who answers, and not who may ask for what."""
+    return change.path == CLUSTERS or change.path.startswith(MEMBERS)
+
+
+def write_united(home: Home, plan: Plan, out: Collection[str], await_clusters: Callable[[Home], None]) -> None:
+    """Clusters with the members of the plan in force and of this one; ``out`` are those that are out of balancing.
+
+    A member that comes may need what only the new cluster has, as what keeps a client's key from another host: that
+    must be in force first.
+    """
+    with present_changes(home, plan) as changes:
+        first = [_united(c, out) for c in changes if c.path == CLUSTERS or (is_of_clusters(c) and c.old is None)]
+        writer.apply(home, first)
+    if first:
+        await_clusters(home)
+    with present_changes(home, plan) as changes:
+        writer.apply(home, [_united(c, out) for c in changes if c.path.startswith(MEMBERS)])
+    await_clusters(home)
+
+
+def write_alone(home: Home, plan: Plan, await_clusters: Callable[[Home], None]) -> None:
+    """This plan only: members that leave do so before their clusters lose what these needed, see `write_united`."""
+    with present_changes(home, plan) as changes:
+        leaving = [c for c in changes if c.path.startswith(MEMBERS) and c.new is not None]
+        writer.apply(home, leaving)
+    if leaving:
+        await_clusters(home)
+    with present_changes(home, plan) as changes:
+        writer.apply(home, changes)
+
+
+def _united(change: FileChange, out: Collection[str]) -> FileChange:
+    """A file of clusters or members with those of both plans."""
+    old, new = change.old, change.new
+    if change.path == CLUSTERS:
+        text = merge_clusters(old, new) if old and new else new or old
+    elif old and new:
+        text = take_out(merge_members(old, new), members_out(old) | frozenset(out))
+    else:
+        text = new or take_out(old or "", out)
+    return FileChange(change.path, old, text, change.mode)
 
 
 def validate(home: Home, plan: Plan) -> None:

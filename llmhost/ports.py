@@ -48,4 +48,4 @@ def _in_force(home: Home) -> Collection[int]:
     if plan is None or status.gateway.pid is None:
         return ()
     state = read_gateway(home.gateway_admin_socket)
-    return state.ports if state.live else _of(plan).values()
+    return state.listeners.values() if state.live else _of(plan).values()

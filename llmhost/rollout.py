@@ -16,7 +16,6 @@ from typing import Protocol
 
 from llmhost import balancing, deploy, readiness, writer
 from llmhost.errors import GatewayError, HomeError, NotReadyError
-from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -27,10 +26,6 @@ from llmhost.writer import FileChange
 
 START_MARGIN = 60.0
 """Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
-
-FOLDER = "conf/gateway/"
-CLUSTERS = f"{FOLDER}cds.json"
-MEMBERS = f"{FOLDER}eds-"
 
 
 class Told(Protocol):
@@ -197,9 +192,7 @@ class Rollout:
     def _write_union(self) -> None:
         """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
         out = balancing.sockets(self.before.plan, self.stages.leave_first)
-        with deploy.present_changes(self.home, self.plan) as changes:
-            writer.apply(self.home, [_united(c, out) for c in changes if _is_of_clusters(c)])
-        balancing.await_clusters(self.home)
+        deploy.write_united(self.home, self.plan, out, balancing.await_clusters)
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
@@ -225,8 +218,8 @@ class Rollout:
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads."""
         with deploy.present_changes(self.home, self.plan) as changes:
-            rest = [c for c in changes if c.new is not None and c.path.startswith(FOLDER)]
-            writer.apply(self.home, [c for c in rest if not _is_of_clusters(c)])
+            rest = [c for c in changes if c.new is not None and c.path.startswith(deploy.FOLDER)]
+            writer.apply(self.home, [c for c in rest if not deploy.is_of_clusters(c)])
         if GATEWAY_PROGRAM in self.actions.restart:  # what it was just given may need it, as another address does
             self.told.note("the gateway itself has to restart: connections are cut")
             lifecycle.renew(self.home, (GATEWAY_PROGRAM,))
@@ -234,27 +227,10 @@ class Rollout:
 
     def _finish(self) -> None:
         """Clusters of the new plan only, which is in force from now on; files that nothing renders any more go."""
-        with deploy.present_changes(self.home, self.plan) as changes:
-            writer.apply(self.home, changes)
+        deploy.write_alone(self.home, self.plan, balancing.await_clusters)
 
     def _drain(self, plan: Plan, programs: Collection[str]) -> None:
         drain(self.home, plan, programs, self.told)
-
-
-def _is_of_clusters(change: FileChange) -> bool:
-    return change.path == CLUSTERS or change.path.startswith(MEMBERS)
-
-
-def _united(change: FileChange, out: Collection[str]) -> FileChange:
-    """A file of clusters or members with those of both plans."""
-    old, new = change.old, change.new
-    if change.path == CLUSTERS:
-        text = merge_clusters(old, new) if old and new else new or old
-    elif old and new:
-        text = take_out(merge_members(old, new), members_out(old) | frozenset(out))
-    else:
-        text = new or take_out(old or "", out)
-    return FileChange(change.path, old, text, change.mode)
 
 
 def apply(
@@ -273,7 +249,7 @@ def apply(
     _tell_removed(home, before, plan, told)
     serving = before is not None and daemon.is_running(home) and balancing.is_live(home)
     with deploy.present_changes(home, plan) as changes:
-        if any(change.path.startswith(FOLDER) for change in changes):
+        if any(change.path.startswith(deploy.FOLDER) for change in changes):
             deploy.validate(home, plan)
         writer.apply(home, [c for c in changes if not (serving and _comes_later(c))])
     if before is None or not serving:
@@ -294,7 +270,7 @@ def _tell_removed(home: Home, before: Plan | None, plan: Plan, told: Told) -> No
 
 
 def _comes_later(change: FileChange) -> bool:
-    return change.new is None or change.path.startswith(FOLDER) or change.path == "conf/plan.json"
+    return change.new is None or change.path.startswith(deploy.FOLDER) or change.path == "conf/plan.json"
 
 
 def waiting(told: Told) -> lifecycle.Progress:

@@ -177,7 +177,7 @@ def await_ready(home: Home, started: Started, timeout: float | None, on_change: 
 
     ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
     are not ready, with their causes; GatewayError when Envoy does not take up what it is to serve. It checks engines by
-    itself, so it can be a second behind their guards; a client would get 503 in between.
+    itself, so it can be a moment behind their guards; a client would get 503 in between.
     """
     longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
     deadline = time.monotonic() + (longest if timeout is None else timeout)

@@ -103,10 +103,12 @@ def static_clusters(plan: Plan) -> tuple[Data, ...]:
 def route_action(service: ServicePlan) -> Data:
     """The fields of a route action that send a request to a service, to be tried again elsewhere where that is safe."""
     # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
-    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY}
+    # A member on another host is called by its own name; engines here have none. Always, so that such a member can come
+    # and go without new routes.
+    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY, "auto_host_rewrite": True}
     if service.sticky:
         action["hash_policy"] = sticky.hash_policy(service)
-    return action | ({"auto_host_rewrite": True} if service.endpoints else {})
+    return action
 
 
 def take_out(text: str, out: Collection[str]) -> str:
@@ -137,9 +139,10 @@ def merge_members(first: str, second: str) -> str:
 
 
 def merge_clusters(first: str, second: str) -> str:
-    """The text of cds.json with the clusters of two, those of the second as they stand there."""
-    both = [cluster for text in (first, second) for cluster in json.loads(text)["resources"]]
-    return resource_file(list({cluster["name"]: cluster for cluster in both}.values()))
+    """The text of cds.json with the clusters of two, those of the second made fit for members of both."""
+    old, new = ({c["name"]: c for c in json.loads(text)["resources"]} for text in (first, second))
+    both = {name: elsewhere.united(old[name], cluster) if name in old else cluster for name, cluster in new.items()}
+    return resource_file(list((old | both).values()))
 
 
 def _members(resources: Any) -> Iterable[Data]:

@@ -37,6 +37,23 @@ def transport_sockets(service: ServicePlan) -> Data:
     return {"transport_socket_matches": matches} if matches else {}
 
 
+def united(old: Data, new: Data) -> Data:
+    """The cluster for a service while members of two plans are in it, or may come: what any of them needs.
+
+    A member on another host must not be asked through a cluster that would hand it the key of a client.
+    """
+    cluster = dict(new)
+    if "http_filters" not in _options(new) and "http_filters" in _options(old):
+        cluster |= {name: old[name] for name in ("typed_extension_protocol_options", "health_checks")}
+    matches = {m["name"]: m for side in (old, new) for m in side.get("transport_socket_matches", ())}
+    return cluster | ({"transport_socket_matches": list(matches.values())} if matches else {})
+
+
+def _options(cluster: Data) -> Data:
+    (options,) = cluster.get("typed_extension_protocol_options", {"": {}}).values()
+    return dict(options)
+
+
 def _tls(endpoint: EndpointPlan) -> Data:
     address = _is_address(endpoint.host)
     name = {"san_type": "IP_ADDRESS" if address else "DNS", "matcher": {"exact": endpoint.host}}

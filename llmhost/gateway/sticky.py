@@ -93,7 +93,8 @@ def hash_policy(service: ServicePlan) -> list[Data]:
 def balancing(service: ServicePlan) -> Data:
     """How a cluster chooses a member."""
     # No panic: with no healthy engine the answer is 503 at once, not a try at a dead one.
-    common: Data = {"healthy_panic_threshold": {"value": 0}}
+    # No merging: by default Envoy's threads hear up to a second late that a member came back or failed.
+    common: Data = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"}
     if service.sticky is None:
         return {"lb_policy": "LEAST_REQUEST", "common_lb_config": common}
     bounded = {"consistent_hashing_lb_config": {"hash_balance_factor": BALANCE_PERCENT}}

@@ -15,6 +15,9 @@ from urllib.parse import quote
 TIMEOUT = 5.0
 """Seconds that the admin socket may take for one answer."""
 
+WARMING = "cluster_manager.warming_clusters"
+STATS = f"version_text$|^{WARMING}$"
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -26,10 +29,8 @@ class GatewayState:
     """It has read its first configuration and serves."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """The version in force of each watched file, by its name without suffix (``lds``, ``cds``, ``rds``, …)."""
-    listeners: tuple[str, ...] = ()
-    """Names of the listeners that accept connections."""
-    ports: frozenset[int] = frozenset()
-    """The TCP ports of these."""
+    listeners: Mapping[str, int] = field(default_factory=dict)
+    """The TCP ports of the listeners that accept connections, by name."""
     errors: tuple[str, ...] = ()
     """Why a listener could not be brought up, in Envoy's words (``… cannot bind … Address already in use``)."""
     healthy: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -39,31 +40,36 @@ class GatewayState:
     """
     active: Mapping[str, int] = field(default_factory=dict)
     """How many requests each member is working on."""
+    warming: int = 0
+    """Clusters that wait for the first health checks of their members; those of before serve meanwhile."""
 
-    def serves(self, versions: Mapping[str, str]) -> bool:
-        """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`)."""
-        return self.knows(versions) and "gateway" in self.listeners and not self.errors
+    def serves(self, versions: Mapping[str, str], listeners: Mapping[str, int] = NOTHING) -> bool:
+        """Whether it serves, and serves these versions (`llmhost.gateway.gateway_versions`) at these ports."""
+        bound = "gateway" in self.listeners and listeners.items() <= self.listeners.items()
+        return self.knows(versions) and bound and not self.errors
 
     def knows(self, versions: Mapping[str, str]) -> bool:
-        """Whether it has taken these versions up, whatever it could not bind."""
-        return self.live and all(self.versions.get(name) == version for name, version in versions.items())
+        """Whether these versions are in force, whatever it could not bind."""
+        if not self.live or ("cds" in versions and self.warming):
+            return False
+        return all(self.versions.get(name) == version for name, version in versions.items())
 
 
 def read_gateway(admin_socket: Path) -> GatewayState:
     """The state of the gateway with this admin socket; never raises for one that does not run or is just starting."""
     try:
         members = json.loads(_get(admin_socket, "/clusters?format=json"))
-        listening = json.loads(_get(admin_socket, "/listeners?format=json"))
+        stats = json.loads(_get(admin_socket, f"/stats?format=json&filter={quote(STATS)}"))
         return GatewayState(
             live=_get(admin_socket, "/ready").strip() == "LIVE",
-            versions=_versions(json.loads(_get(admin_socket, f"/stats?format=json&filter={quote('version_text$')}"))),
-            listeners=_listeners(listening),
-            ports=_ports(listening),
+            versions=_versions(stats),
+            listeners=_listeners(json.loads(_get(admin_socket, "/listeners?format=json"))),
             errors=_errors(
                 json.loads(_get(admin_socket, "/config_dump?resource=dynamic_listeners&mask=error_state.details"))
             ),
             healthy={name: frozenset(_name(h) for h in hosts if _served(h)) for name, hosts in _hosts(members)},
             active={_name(h): _active(h) for _, hosts in _hosts(members) for h in hosts},
+            warming=sum(int(s["value"]) for s in stats["stats"] if s.get("name") == WARMING),
         )
     except (OSError, http.client.HTTPException, ValueError):
         return GatewayState()
@@ -112,15 +118,9 @@ def _versions(stats: Any) -> dict[str, str]:
     return found
 
 
-def _listeners(answer: Any) -> tuple[str, ...]:
-    return tuple(str(entry["name"]) for entry in answer.get("listener_statuses", ()))
-
-
-def _ports(answer: Any) -> frozenset[int]:
-    addresses = (
-        entry.get("local_address", {}).get("socket_address", {}) for entry in answer.get("listener_statuses", ())
-    )
-    return frozenset(int(address["port_value"]) for address in addresses if "port_value" in address)
+def _listeners(answer: Any) -> dict[str, int]:
+    found = answer.get("listener_statuses", ())
+    return {str(entry["name"]): int(entry["local_address"]["socket_address"]["port_value"]) for entry in found}
 
 
 def _errors(dump: Any) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/metrics":
             self.metrics()
         else:
-            self.answer({}, 200 if self.path == "/health" else 404)
+            self.answer({}, 200 if self.path.partition("?")[0] == "/health" else 404)
 
     def metrics(self) -> None:
         """The numbers of vLLM that say how much it has to do."""

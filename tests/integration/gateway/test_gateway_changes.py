@@ -376,6 +376,19 @@ def test_stream_of_a_service_that_is_removed_goes_on(gateway: Gateway) -> None:
             assert list(pieces) == [b"data: 1\n\n"]
 
 
+def test_who_is_called_healthy_gets_requests_and_who_is_not_gets_none(gateway: Gateway) -> None:
+    """Envoy's threads hear of it when its admin interface does, also when it changes twice in a second."""
+    chat = make_service(gateway.root, "chat")
+    gateway.start(chat)
+    with gateway.client() as client:
+        for _ in range(3):
+            with stub_of(chat):
+                gateway.wait_healthy(chat=1)
+                assert status(client, "chat") == 200
+            gateway.wait_healthy(chat=0)
+            assert status(client, "chat") == 503
+
+
 # --- the state of the gateway ---------------------------------------------------------------------------------------
 
 

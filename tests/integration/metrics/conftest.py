@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,7 @@ import httpx
 import pytest
 
 from llmhost.metrics.text import samples
-from llmhost.paths import Home
-from tests.integration.workflow.conftest import Installed, leftovers, make_engine
-from tests.ports import free_port
+from tests.integration.workflow.conftest import Installed, home_in, short_directory
 
 RECORDED = Path(__file__).parents[2] / "fakes/vllm_metrics.txt"
 """What vLLM 0.32.0 said at /metrics after one chat request."""
@@ -48,28 +42,6 @@ def page(installed: Installed) -> Samples:
 def values(found: Samples, name: str, **labels: str) -> list[float]:
     """The values of the samples of this name that have these labels."""
     return [value for n, has, value in found if n == name and labels.items() <= has.items()]
-
-
-@contextmanager
-def home_in(directory: Path) -> Iterator[Installed]:
-    made = Installed(Home(directory / "h"), free_port())
-    made.home.root.mkdir()
-    make_engine(made.home)
-    made.write("{}")
-    try:
-        yield made
-    finally:
-        subprocess.run(made.command("down"), capture_output=True, timeout=120, check=True)
-        assert leftovers(made.home) == []
-
-
-@contextmanager
-def short_directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from llmhost.metrics.scraping import dashboard, rules
-from tests.integration.metrics.conftest import ask, short_directory
-from tests.integration.workflow.conftest import Installed, wait_for
+from tests.integration.metrics.conftest import ask
+from tests.integration.workflow.conftest import Installed, short_directory, wait_for
 from tests.ports import free_port
 from tests.tools import need
 

@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Installed:
 
     home: Home
     port: int
+    patience: float = 120
+    """Seconds that a command may take."""
 
     def write(self, services: str, gateway: str = "") -> None:
         """llmhost.yaml with these services (the value of ``services:``, as YAML)."""
@@ -44,7 +47,7 @@ class Installed:
 
     def run(self, *args: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*args), capture_output=True, text=True, timeout=120, check=False, cwd=TESTS.parent
+            self.command(*args), capture_output=True, text=True, timeout=self.patience, check=False, cwd=TESTS.parent
         )
         assert done.returncode == ok, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
@@ -95,22 +98,43 @@ def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
     return answer
 
 
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """Sockets in it have paths that are short enough."""
+    directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def home_in(directory: Path, name: str = "h", engines: Path | None = None) -> Iterator[Installed]:
+    """A home with the fake engine, or with the engines that lie in another home; it is down afterwards."""
+    made = Installed(Home(directory / name), free_port(), 120 if engines is None else 900)
+    made.home.root.mkdir()
+    if engines is None:
+        make_engine(made.home)
+    else:
+        (made.home.root / "engines").symlink_to(engines)
+    made.write("{}")
+    try:
+        yield made
+    finally:
+        subprocess.run(made.command("down"), capture_output=True, timeout=120, check=True)
+        assert leftovers(made.home) == []
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
-    yield directory
-    shutil.rmtree(directory)
+    with short_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
 def installed(place: Path) -> Iterator[Installed]:
-    made = Installed(Home(place / "h"), free_port())
-    made.home.root.mkdir()
-    make_engine(made.home)
-    made.write("{}")
-    yield made
-    subprocess.run(made.command("down"), capture_output=True, timeout=120, check=True)
-    assert leftovers(made.home) == []
+    with home_in(place) as made:
+        yield made
 
 
 def make_engine(home: Home) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.workflow.conftest import Installed, free_port
+from tests.integration.workflow.conftest import Installed
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,47 +13,10 @@ import httpx
 import pytest
 import trustme
 
+from tests.certificates import Certificates, shown_serial
 from tests.integration.workflow.conftest import Installed, wait_for
 
 pytestmark = pytest.mark.integration
-
-
-class Certificates:
-    """An authority, and what it issues, below a directory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.authority = trustme.CA()
-        self.certificate, self.key, self.ca = folder / "server.pem", folder / "server.key", folder / "ca.pem"
-        self.authority.cert_pem.write_to_path(self.ca)
-        self.issue(self.certificate, self.key)
-
-    def issue(self, certificate: Path, key: Path, *, days: int = 30) -> int:
-        """Write a new pair in place; its serial number."""
-        now = datetime.datetime.now(datetime.UTC)
-        made = self.authority.issue_cert(
-            "localhost",
-            "127.0.0.1",
-            not_before=now - datetime.timedelta(days=60),
-            not_after=now + datetime.timedelta(days=days),
-        )
-        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-        key.write_bytes(made.private_key_pem.bytes())
-        return self.serial(certificate)
-
-    @staticmethod
-    def serial(certificate: Path) -> int:
-        from cryptography import x509
-
-        return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
-
-    def client(self, name: str | None = None) -> ssl.SSLContext:
-        """Trusts the authority; with a certificate of its own when a name is given."""
-        context = ssl.create_default_context()
-        self.authority.configure_trust(context)
-        if name is not None:
-            self.authority.issue_cert(name).configure_cert(context)
-        return context
 
 
 @pytest.fixture
@@ -65,17 +26,6 @@ def certificates(place: Path) -> Certificates:
 
 def use(installed: Installed, certificate: Path, key: Path, more: str = "") -> None:
     installed.write(f"chat: {{model: {installed.model()}}}", f", tls: {{certificate: {certificate}, key: {key}{more}}}")
-
-
-def serial(installed: Installed, context: ssl.SSLContext) -> int:
-    """Of the certificate that the gateway shows now."""
-    from cryptography import x509
-
-    with (
-        socket.create_connection(("127.0.0.1", installed.port), timeout=10) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as connection,
-    ):
-        return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"").serial_number
 
 
 def test_https_with_http2_and_nothing_old(installed: Installed, certificates: Certificates) -> None:
@@ -134,7 +84,7 @@ def test_a_new_certificate_is_used_without_a_command_and_no_connection_is_closed
     with httpx.Client(base_url=f"https://localhost:{installed.port}", verify=context) as client:
         assert client.get("/health").status_code == 200
         number = change(certificates)
-        wait_for(lambda: serial(installed, context) == number)
+        wait_for(lambda: shown_serial(installed.port, context) == number)
         (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]
         assert client.get("/health").status_code == 200
         assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]
@@ -147,16 +97,16 @@ def test_a_new_pair_that_does_not_match_leaves_the_old_one_in_use(
     use(installed, certificates.certificate, certificates.key)
     installed.run("up")
     context = certificates.client()
-    number = serial(installed, context)
+    number = shown_serial(installed.port, context)
     good = certificates.key.read_bytes()
     next_number = certificates.issue(certificates.certificate, certificates.folder / "kept.key")
     log = installed.home.log_file("gateway")
     wait_for(lambda: "the gateway reads it again" in log.read_text())
     wait_for(lambda: "KEY_VALUES_MISMATCH" in log.read_text() or "rejected" in log.read_text())
-    assert serial(installed, context) == number
+    assert shown_serial(installed.port, context) == number
     assert certificates.key.read_bytes() == good
     shutil.copy(certificates.folder / "kept.key", certificates.key)
-    wait_for(lambda: serial(installed, context) == next_number)
+    wait_for(lambda: shown_serial(installed.port, context) == next_number)
 
 
 def test_client_certificates(installed: Installed, certificates: Certificates) -> None:

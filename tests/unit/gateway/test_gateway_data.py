@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 from llmhost.errors import GatewayError
 from llmhost.gateway import ENDPOINTS, gateway_argv, gateway_versions, render_gateway, render_static
 from llmhost.gateway.answers import docs_page, model_list
-from llmhost.gateway.clusters import merge_members, take_out
+from llmhost.gateway.clusters import merge_clusters, merge_members, take_out
 from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
-from llmhost.plan.types import Plan
+from llmhost.plan.types import EndpointPlan, Plan
 from tests.unit.gateway.plans import make_plan, make_service
 
 HOME = Path("/srv/llmhost")
@@ -187,6 +187,28 @@ def test_allow_list() -> None:
     assert {("POST", path) for path in named_in_the_design.split()} <= paths
     forbidden = "metrics|lora|sleep|wake|server_info|profile|load|version|invocations|ping|abort|cache|rpc|render"
     assert not [e.path for e in ENDPOINTS if re.search(forbidden, e.path)]
+
+
+FAR = EndpointPlan("http://10.0.0.2:8000", "10.0.0.2", key="sk-far")
+FAR_TLS = EndpointPlan("https://10.0.0.3:8000", "10.0.0.3", key="sk-far", ca_file="/ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((), (FAR,)), ((FAR,), ()), ((), (FAR_TLS,)), ((FAR_TLS,), ()), ((FAR_TLS,), (FAR,))]
+)
+def test_while_members_of_two_plans_are_there_no_other_host_gets_the_key_of_a_client(
+    before: tuple[EndpointPlan, ...], after: tuple[EndpointPlan, ...]
+) -> None:
+    plans = (make_plan(HOME, replace(CHAT, endpoints=endpoints), EMBED) for endpoints in (before, after))
+    old, new = (next(f.text for f in render_gateway(p) if f.path.endswith("/cds.json")) for p in plans)
+    clusters = {c["name"]: c for c in json.loads(merge_clusters(old, new))["resources"]}
+    (options,) = clusters["chat"]["typed_extension_protocol_options"].values()
+    removed = options["http_filters"][0]["typed_config"]["mutations"]["request_mutations"]
+    assert {"remove": "authorization"} in removed
+    assert clusters["chat"]["health_checks"][0]["http_health_check"]["path"] == "/health?model=gpt-4"
+    matches = {m["name"] for m in clusters["chat"].get("transport_socket_matches", ())}
+    assert matches == {e.url for e in (*before, *after) if e.tls}
+    assert clusters["embedding"] == json.loads(new)["resources"][1]
 
 
 def test_every_endpoint_is_in_one_group() -> None:
