@@ -65,14 +65,22 @@ class Engine(_Section):
 
     name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=40)
     """Directory of the engine below $LLMHOST_HOME/engines."""
-    kind: Literal["venv"] = "venv"
-    """How the environment is made: venv (with uv)."""
-    device: Literal["auto", "cpu"] = "auto"
+    kind: Literal["venv", "conda", "existing"] = "venv"
+    """How the environment is made: venv (with uv), conda (conda, mamba or micromamba), existing (never changed)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the engine computes on; auto looks at this machine."""
     vllm: str | None = None
     """Version of vLLM to install instead of the tested one."""
     python: str | None = None
     """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""
+    system_site_packages: bool = False
+    """The environment also sees the packages of its interpreter, which may hold torch already (venv only)."""
+    flash_attn: bool | str = False
+    """Build flash-attn for the GPUs of this machine: true, or a version; vLLM brings what it needs itself."""
+    channels: list[str] = Field(default_factory=list)
+    """Where conda takes packages from; default: as conda is configured, else conda-forge."""
+    cuda_compiler: bool = False
+    """conda: put nvcc for torch's CUDA version into the environment."""
 
 
 class Tls(_Section):
