@@ -44,6 +44,10 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class FactsError(LlmhostError):
+    """A file is not the facts of a machine, or of a version that is not understood."""
+
+
 class HubError(LlmhostError):
     """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
 

@@ -31,6 +31,19 @@ class Gpu:
     capability: tuple[int, int] | None = None
     """Compute capability (9, 0); None when it is not known."""
     uuid: str = ""
+    mig: bool = False
+    """Divided into instances (MIG): CUDA sees those, not the whole of it."""
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    gpu: int
+    """Index of the GPU."""
+    used: int
+    """Bytes; 0 where the driver does not say (in some containers)."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,19 @@ class CudaToolkit:
     headers: bool
     """cuda_runtime.h is there."""
     cudart: bool
-    """The runtime library to link with is there."""
+    """The runtime library to link with (libcudart.so, not only libcudart.so.13) is there."""
 
     @property
     def complete(self) -> bool:
         """Can CUDA code be compiled with it?"""
-        return self.nvcc and self.headers and self.cudart and self.version is not None
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What it lacks, in words."""
+        nvcc = "nvcc" if not self.nvcc else "an nvcc that runs" if self.version is None else ""
+        headers = "" if self.headers else "headers (cuda_runtime.h)"
+        return tuple(filter(None, (nvcc, headers, "" if self.cudart else "libcudart.so")))
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class MachineFacts:
     shm_total: int
     shm_free: int
     disk_free: Mapping[str, int]
-    """Of the home, of the models, of the caches and of the temporary directory, by path."""
+    """Of the home, of the models, of uv's cache and of the temporary directory, by path."""
     gpus: tuple[Gpu, ...] = ()
     driver: Driver = Driver()
     toolkits: tuple[CudaToolkit, ...] = ()
@@ -122,9 +142,13 @@ class MachineFacts:
     uv: Program | None = None
     pip: Mapping[str, str] = field(default_factory=dict)
     """The settings of pip that say where packages come from."""
+    """By option: ``index-url``, ``find-links`` …"""
     proxies: Mapping[str, str] = field(default_factory=dict)
+    """By variable, in upper case."""
     models: Mapping[str, int] = field(default_factory=dict)
     """What lies in models_dir: ``owner/name`` -> bytes."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What is set of CUDA_HOME, CUDA_PATH, CUDA_VISIBLE_DEVICES and CONDA_PREFIX."""
 
 
 @dataclass(frozen=True)

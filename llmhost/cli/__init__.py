@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("llmhost.cli.config", "Write a commented llmhost.yaml."),
     "import": ("llmhost.cli.migrate", "Make an llmhost.yaml of a docker compose file or a supervisord.conf."),
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
+    "facts": ("llmhost.cli.facts", "Show what this machine has: GPUs, driver, CUDA, Pythons, memory."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
     "pull": ("llmhost.cli.models", "Fetch models from Hugging Face or ModelScope."),
     "models": ("llmhost.cli.models", "List, verify and remove the models that are here."),

@@ -205,6 +205,6 @@ def test_configuration_file_of_pip(work: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_pip_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmhost.env.pip_config._pips", lambda: [["/no/such/pip"]])
+    monkeypatch.setattr("llmhost.probe.pip_options._pips", lambda: [["/no/such/pip"]])
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     assert read_pip_options()["extra-index-url"] == "https://extra.example/simple"

@@ -1,0 +1,130 @@
+"""Everything about this machine that decides which engine runs on it, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llmhost import __version__
+from llmhost.facts import MachineFacts
+from llmhost.paths import Home
+from llmhost.probe.cuda import find_toolkits
+from llmhost.probe.gpus import read_gpus
+from llmhost.probe.host import free_bytes, read_host
+from llmhost.probe.interpreters import Found, find_interpreters
+from llmhost.probe.pip_options import mask, read_pip_options
+from llmhost.probe.programs import conda_environments, find_compilers, find_conda, find_uv_program
+
+SOURCES = (
+    "index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "cert", "client-cert", "proxy",
+    "constraint", "require-virtualenv", "only-binary", "no-binary", "pre",
+)  # fmt: skip
+"""Options of pip that decide where packages come from, and which."""
+VARIABLES = ("CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CONDA_PREFIX")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("/")) -> MachineFacts:
+    """The facts of this machine for a home; nothing is changed, and nothing that is asked can hang for long.
+
+    ``models_dir`` is where its models are, by default below the home; ``root`` is where ``proc``, ``sys``, ``etc``,
+    ``dev/shm`` and the usual places of toolkits are looked up.
+    """
+    environ = dict(os.environ)
+    models = models_dir or home.models
+    environments = conda_environments(environ, root)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        gpus = pool.submit(read_gpus, root)
+        pythons = pool.submit(find_interpreters, environ, [prefix / "bin/python3" for prefix in environments])
+        conda = pool.submit(find_conda, environ, root)
+        compilers = pool.submit(find_compilers, environ)
+        pip = pool.submit(read_pip_options)
+        stored = pool.submit(lambda: dict(_models(models)))
+        found = pythons.result()
+        toolkits = pool.submit(find_toolkits, environ, root, _site_packages(found), environments)
+    accelerators = gpus.result()
+    return MachineFacts(
+        llmhost=__version__,
+        machine=platform.machine(),
+        system=_system(root),
+        kernel=platform.release(),
+        glibc=_glibc(),
+        host=read_host(root),
+        **_shared_memory(root),
+        disk_free={str(path): free_bytes(path) for path in (home.root, models, _uv_cache(environ), _temporary())},
+        gpus=accelerators.gpus,
+        driver=accelerators.driver,
+        toolkits=toolkits.result(),
+        interpreters=tuple(f.interpreter for f in found),
+        conda=conda.result(),
+        compilers=compilers.result(),
+        uv=find_uv_program(),
+        pip={name: mask(value) for name, value in pip.result().items() if name in SOURCES},
+        proxies=_proxies(environ),
+        models=stored.result(),
+        environment={name: environ[name] for name in VARIABLES if name in environ},
+    )
+
+
+def _site_packages(found: tuple[Found, ...]) -> list[Path]:
+    return list(dict.fromkeys(folder for f in found for folder in f.site_packages))
+
+
+def _system(root: Path) -> str:
+    try:
+        lines = (root / "etc/os-release").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return platform.system()
+    settings = dict(line.split("=", 1) for line in lines if "=" in line)
+    return settings.get("PRETTY_NAME", platform.system()).strip("\"'")
+
+
+def _glibc() -> tuple[int, ...]:
+    """(2, 39) of ``glibc 2.39``; empty where the C library is another one."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (OSError, ValueError):
+        return ()
+    return tuple(int(part) for part in version.split(".") if part.isdigit()) if name == "glibc" else ()
+
+
+def _shared_memory(root: Path) -> dict[str, int]:
+    try:
+        usage = shutil.disk_usage(root / "dev/shm")
+    except OSError:
+        return {"shm_total": 0, "shm_free": 0}
+    return {"shm_total": usage.total, "shm_free": usage.free}
+
+
+def _uv_cache(environ: Mapping[str, str]) -> Path:
+    home = Path(environ.get("HOME") or tempfile.gettempdir())
+    return Path(environ.get("UV_CACHE_DIR") or Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "uv")
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """Programs read either spelling, most of them the small one first."""
+    found = {name: environ.get(name.lower()) or environ.get(name) for name in PROXIES}
+    return {name: mask(value) for name, value in found.items() if value}
+
+
+def _models(models_dir: Path) -> Iterator[tuple[str, int]]:
+    """``owner/name`` and bytes of what lies below models_dir, unfinished downloads left out."""
+    for owner in _folders(models_dir):
+        for model in _folders(owner):
+            yield f"{owner.name}/{model.name}", sum(f.stat().st_size for f in model.rglob("*") if f.is_file())
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
