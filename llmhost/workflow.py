@@ -19,12 +19,13 @@ from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services
 from llmhost.inspection import read_anywhere
+from llmhost.machine import gpus_for, require_room_beside
 from llmhost.models import pull_missing
 from llmhost.outlook import changed, outlook
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
-from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
@@ -299,9 +300,8 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told)
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)
-        require_room(
-            chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
-        )
+        second = (p for s in moved if s.name in chosen for p in s.replicas)
+        require_room_beside(home, plan.engine, chosen, (*there.programs, *second))
         wanted = (GATEWAY_PROGRAM, *_programs(new, services))
         _remember_start(home, plan, services)
         rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
@@ -388,7 +388,8 @@ def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) ->
 
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
     endpoints = read_endpoints(config, home.root)
-    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints)
+    known = keys.load(home.keys_file)
+    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus_for(home, engine))
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:
