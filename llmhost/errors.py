@@ -44,6 +44,10 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class MachineError(LlmhostError):
+    """This machine lacks what a start needs: memory to share, open files, a driver."""
+
+
 class FactsError(LlmhostError):
     """A file is not the facts of a machine, or of a version that is not understood."""
 

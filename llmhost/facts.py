@@ -132,6 +132,7 @@ class MachineFacts:
     """Of the home, of the models, of uv's cache and of the temporary directory, by path."""
     gpus: tuple[Gpu, ...] = ()
     driver: Driver = Driver()
+    gpu_processes: tuple[GpuProcess, ...] = ()
     toolkits: tuple[CudaToolkit, ...] = ()
     interpreters: tuple[Interpreter, ...] = ()
     """The one that runs llmhost first."""

@@ -59,6 +59,7 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         disk_free={str(path): free_bytes(path) for path in (home.root, models, _uv_cache(environ), _temporary())},
         gpus=accelerators.gpus,
         driver=accelerators.driver,
+        gpu_processes=accelerators.processes,
         toolkits=toolkits.result(),
         interpreters=tuple(f.interpreter for f in found),
         conda=conda.result(),

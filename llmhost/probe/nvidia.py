@@ -6,6 +6,7 @@ for longer than its deadline. Source: https://docs.nvidia.com/deploy/nvml-api/
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 from llmhost.facts import Driver, Gpu, GpuProcess
 
+LIBRARY = "libnvidia-ml.so.1"
 SECONDS = 5.0
 """Seconds for the driver to answer; the first call after a boot, without persistence mode, takes two or three."""
 VENDOR = "0x10de"
@@ -42,8 +44,11 @@ def read_nvidia(root: Path = Path("/"), nvml: Any = None, seconds: float = SECON
 
     ``root`` is where ``proc`` and ``sys`` are looked up, ``nvml`` stands in for pynvml in tests.
     """
-    # Only those who ask for GPUs pay for the import.
-    nvml = nvml or importlib.import_module("pynvml")
+    if nvml is None:
+        problem = _library_problem(root)
+        if problem is not None:
+            return Accelerators(driver=Driver(_kernel_version(root), problem=problem))
+        nvml = importlib.import_module("pynvml")  # 0.1 s, only where there is a driver to ask
     answers: list[Accelerators] = []
     thread = threading.Thread(target=lambda: answers.append(_read(nvml, root)), daemon=True, name="nvml")
     thread.start()
@@ -57,6 +62,15 @@ def read_nvidia(root: Path = Path("/"), nvml: Any = None, seconds: float = SECON
             " has fallen off the bus wants a reboot",
         )
     )
+
+
+def _library_problem(root: Path) -> str | None:
+    """Why the library of the driver cannot be loaded, empty without a driver; None when it can."""
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError as e:
+        return _missing(root) if "No such file" in str(e) else f"the library of the driver is broken: {e}"
+    return None
 
 
 def _read(nvml: Any, root: Path) -> Accelerators:
@@ -143,7 +157,7 @@ def _lost(nvml: Any, error: Exception) -> str:
 
 def _problem(nvml: Any, error: Exception, root: Path) -> str:
     """Why NVML cannot be used; empty where there is nothing to use."""
-    kernel, cards = _kernel_version(root), _cards(root)
+    kernel = _kernel_version(root)
     if isinstance(error, nvml.NVMLError_LibRmVersionMismatch):
         loaded = f" (the kernel runs {kernel})" if kernel else ""
         return (
@@ -153,12 +167,18 @@ def _problem(nvml: Any, error: Exception, root: Path) -> str:
     if isinstance(error, nvml.NVMLError_NoPermission):
         return "this user may not use the GPUs: see who may open /dev/nvidia* (often the group video or render)"
     if isinstance(error, nvml.NVMLError_LibraryNotFound):
-        if kernel:
-            return f"the kernel runs the driver {kernel}, but its library libnvidia-ml.so.1 is not installed here"
-        return f"there is {cards[0]}, but no NVIDIA driver: install one" if cards else ""
+        return _missing(root)
     if isinstance(error, nvml.NVMLError_DriverNotLoaded):
         return "the NVIDIA driver is installed but not loaded: `sudo modprobe nvidia`, and see `dmesg | grep -i nvrm`"
     return f"the NVIDIA driver does not start: {error}"
+
+
+def _missing(root: Path) -> str:
+    """There is no library of a driver."""
+    if kernel := _kernel_version(root):
+        return f"the kernel runs the driver {kernel}, but its library {LIBRARY} is not installed here"
+    cards = _cards(root)
+    return f"there is {cards[0]}, but no NVIDIA driver: install one" if cards else ""
 
 
 def _kernel_version(root: Path) -> str:
