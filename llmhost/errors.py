@@ -48,6 +48,10 @@ class MachineError(LlmhostError):
     """This machine lacks what a start needs: memory to share, open files, a driver."""
 
 
+class BundleError(LlmhostError):
+    """A bundle cannot be made, is not whole, or is for another machine."""
+
+
 class FactsError(LlmhostError):
     """A file is not the facts of a machine, or of a version that is not understood."""
 

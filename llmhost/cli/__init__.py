@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("llmhost.cli.keys", "Make, list, rotate and revoke API keys."),
     "check": ("llmhost.cli.check", "Ask running services whether they do what they are for."),
     "top": ("llmhost.cli.top", "Show what the services do just now: requests, tokens, queues, memory."),
+    "bundle": ("llmhost.cli.bundle", "Bring everything to a machine without a network."),
     "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),
     "doctor": ("llmhost.cli.doctor", "Find and remove what a former life left."),
     "enable": ("llmhost.cli.boot", "Start with the machine, through systemd."),

@@ -1,0 +1,106 @@
+"""What is on this machine already and goes into a bundle: models, flash-attention, compile caches, llmhost.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmhost import config as configuration
+from llmhost.bundle.target import Target, minor
+from llmhost.config import Config
+from llmhost.env.progress import Progress
+from llmhost.env.uv import Uv
+from llmhost.errors import BundleError
+from llmhost.facts import MachineFacts
+from llmhost.hub.pull import MANIFEST, read_manifest
+from llmhost.hub.remote import Reference
+from llmhost.hub.store import verify
+from llmhost.paths import Home
+from llmhost.probe.gpus import read_gpus
+from llmhost.probe.model import models_directory
+
+Kind = Literal["llmhost", "engine", "flash-attn", "model", "cache", "config"]
+VERIFY_MODELS = "check models"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file for the bundle: where it goes there, and where it is now."""
+
+    path: str
+    source: Path
+    kind: Kind
+
+
+def config_items(home: Home, config_file: Path | None) -> Iterator[Item]:
+    """llmhost.yaml for the other machine, and which commits of models it means."""
+    if config_file is not None:
+        yield Item("llmhost.yaml", config_file, "config")
+        lock = config_file.with_name(home.lock_of_models.name)
+        if lock.is_file():
+            yield Item("llmhost.lock", lock, "config")
+
+
+def model_items(home: Home, config: Config, facts: MachineFacts, progress: Progress) -> Iterator[Item]:
+    """The models of services from this machine's models_dir, verified; those that the other machine has stay here.
+
+    Raises BundleError for one that is not here or is damaged.
+    """
+    ours = configuration.load(home.config_file) if home.config_file.exists() else Config()
+    models_dir = models_directory(home, ours)
+    for name, service in config.services.items():
+        reference = Reference.parse(service.model) if service.replicas else None
+        if reference is None:
+            if service.replicas and not service.model.startswith("demo:"):
+                progress.note(f"services.{name}.model is a directory: copy it to that machine yourself")
+        elif reference.repository in facts.models:
+            progress.note(f"{reference.text} is on that machine already")
+        else:
+            yield from _model(reference, reference.directory(models_dir), name, progress)
+
+
+def _model(reference: Reference, directory: Path, service: str, progress: Progress) -> Iterator[Item]:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise BundleError(
+            f"services.{service}.model: {reference.text} is not on this machine ({directory})",
+            f"fetch it with `llmhost pull {reference.text}`, or leave models out with --no-models",
+        )
+    step = f"{VERIFY_MODELS}: {reference.text}"
+    progress.started(step)
+    if wrong := verify(directory):
+        raise BundleError(
+            f"{reference.text} is damaged here: {wrong[0].path} ({wrong[0].problem})",
+            f"fetch it again: `llmhost models remove {reference.repository}` and `llmhost pull {reference.text}`",
+        )
+    progress.finished(step, f"{len(manifest['files'])} files")
+    for file in (MANIFEST, *manifest["files"]):
+        yield Item(f"models/{reference.repository}/{file}", directory / file, "model")
+
+
+def cache_items(home: Home, config: Config, facts: MachineFacts, progress: Progress) -> Iterator[Item]:
+    """The engine's compile caches when both machines have the same GPUs; elsewhere they are of no use."""
+    directory = home.cache / config.engine.name
+    if not directory.is_dir() or not facts.gpus:
+        return
+    here = {gpu.name for gpu in read_gpus().gpus}
+    there = {gpu.name for gpu in facts.gpus}
+    if here != there:
+        progress.note(f"compile caches stay here: they are for {', '.join(sorted(here)) or 'no GPU'}")
+        return
+    for file in sorted(directory.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            yield Item(f"cache/{config.engine.name}/{file.relative_to(directory).as_posix()}", file, "cache")
+
+
+def flash_attn_items(home: Home, target: Target, wanted: bool | str, uv: Uv) -> Iterator[Item]:
+    """A flash-attention wheel that was kept for the target's Python."""
+    tag = f"cp{minor(target.engine_python).replace('.', '')}"
+    version = f"-{wanted}" if isinstance(wanted, str) else "-"
+    kept = [w for w in (home.root / "wheels").rglob("flash_attn-*.whl") if tag in w.name and version in w.name]
+    if not kept:
+        uv.progress.note("no flash-attention wheel for that Python is kept here")
+    for wheel in sorted(kept):
+        yield Item(f"flash-attn/{wheel.relative_to(home.root / 'wheels').as_posix()}", wheel, "flash-attn")
