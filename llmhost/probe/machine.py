@@ -8,7 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from llmhost import __version__
 from llmhost.facts import MachineFacts
@@ -29,6 +31,13 @@ VARIABLES = ("CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CONDA_PREFIX")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
+class Usage(NamedTuple):
+    """Of a file system, in bytes."""
+
+    total: int
+    free: int
+
+
 def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("/")) -> MachineFacts:
     """The facts of this machine for a home; nothing is changed, and nothing that is asked can hang for long.
 
@@ -39,7 +48,7 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
     models = models_dir or home.models
     environments = conda_environments(environ, root)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        gpus = pool.submit(read_gpus, root)
+        essentials = pool.submit(read_essentials, home, models, root)
         pythons = pool.submit(find_interpreters, environ, [prefix / "bin/python3" for prefix in environments])
         conda = pool.submit(find_conda, environ, root)
         compilers = pool.submit(find_compilers, environ)
@@ -47,7 +56,23 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         stored = pool.submit(lambda: dict(_models(models)))
         found = pythons.result()
         toolkits = pool.submit(find_toolkits, environ, root, _site_packages(found), environments)
-    accelerators = gpus.result()
+    return replace(
+        essentials.result(),
+        toolkits=toolkits.result(),
+        interpreters=tuple(f.interpreter for f in found),
+        conda=conda.result(),
+        compilers=compilers.result(),
+        uv=find_uv_program(),
+        pip={name: mask(value) for name, value in pip.result().items() if name in SOURCES},
+        models=stored.result(),
+    )
+
+
+def read_essentials(home: Home, models_dir: Path | None = None, root: Path = Path("/")) -> MachineFacts:
+    """What can be read without starting a program: GPUs and driver, memory, disks, the system. Takes milliseconds."""
+    environ = dict(os.environ)
+    accelerators, shm = read_gpus(root), _shared_memory(root)
+    disks = (home.root, models_dir or home.models, _uv_cache(environ), Path(tempfile.gettempdir()))
     return MachineFacts(
         llmhost=__version__,
         machine=platform.machine(),
@@ -55,19 +80,13 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         kernel=platform.release(),
         glibc=_glibc(),
         host=read_host(root),
-        **_shared_memory(root),
-        disk_free={str(path): free_bytes(path) for path in (home.root, models, _uv_cache(environ), _temporary())},
+        shm_total=shm.total,
+        shm_free=shm.free,
+        disk_free={str(path): free_bytes(path) for path in disks},
         gpus=accelerators.gpus,
         driver=accelerators.driver,
         gpu_processes=accelerators.processes,
-        toolkits=toolkits.result(),
-        interpreters=tuple(f.interpreter for f in found),
-        conda=conda.result(),
-        compilers=compilers.result(),
-        uv=find_uv_program(),
-        pip={name: mask(value) for name, value in pip.result().items() if name in SOURCES},
         proxies=_proxies(environ),
-        models=stored.result(),
         environment={name: environ[name] for name in VARIABLES if name in environ},
     )
 
@@ -94,21 +113,17 @@ def _glibc() -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit()) if name == "glibc" else ()
 
 
-def _shared_memory(root: Path) -> dict[str, int]:
+def _shared_memory(root: Path) -> Usage:
     try:
-        usage = shutil.disk_usage(root / "dev/shm")
+        found = shutil.disk_usage(root / "dev/shm")
     except OSError:
-        return {"shm_total": 0, "shm_free": 0}
-    return {"shm_total": usage.total, "shm_free": usage.free}
+        return Usage(0, 0)
+    return Usage(found.total, found.free)
 
 
 def _uv_cache(environ: Mapping[str, str]) -> Path:
     home = Path(environ.get("HOME") or tempfile.gettempdir())
     return Path(environ.get("UV_CACHE_DIR") or Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "uv")
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir())
 
 
 def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
