@@ -5,6 +5,7 @@ Standard library and the engine's own torch only, nothing of llmhost.
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import sys
@@ -12,8 +13,7 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
+torch = importlib.import_module("torch")
 BUILD_PACKAGES = ("einops", "ninja", "packaging", "psutil", "setuptools", "wheel", "flash-attn")
 KERNELS = {"FA2": "_vllm_fa2_C*.so", "FA3": "_vllm_fa3_C*.so", "FA4": "cute/__init__.py"}
 """What vLLM brings below ``vllm/vllm_flash_attn``."""
@@ -54,7 +54,7 @@ def installed(name: str) -> tuple[str, str] | None:
 
 def headers_of_torch() -> list[Path]:
     """Directories of the CUDA packages beside torch (``nvidia/cu13/include``) with every header that it includes."""
-    beside = Path(torch.__file__).parents[1] / "nvidia"
+    beside = Path(str(torch.__file__)).parents[1] / "nvidia"
     return [folder for folder in sorted(beside.glob("*/include")) if all((folder / h).is_file() for h in MATH_HEADERS)]
 
 

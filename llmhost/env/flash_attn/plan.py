@@ -6,7 +6,7 @@ Facts about flash-attn are from the setup.py and the sources of 2.8.3.post2.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmhost.env.flash_attn.target import Target
@@ -57,12 +57,34 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """How it is built; everything of it is shown before it happens."""
+class WheelSpec:
+    """Which wheel an engine and these GPUs need."""
 
     version: str
-    toolkit: CudaToolkit
+    target: Target
     archs: tuple[int, ...]
+
+    @property
+    def requirement(self) -> str:
+        """What the index is asked for."""
+        return f"flash-attn=={self.version}"
+
+    @property
+    def key(self) -> str:
+        """Everything that the wheel depends on, as the name of its directory."""
+        target = self.target
+        cuda = "".join(str(part) for part in target.cuda or ())
+        sm = "-".join(f"sm{arch}" for arch in self.archs)
+        ours = f"{target.python_tag}-torch{target.torch}-cu{cuda}-abi{int(target.cxx11_abi)}"
+        return f"flash_attn-{self.version}-{ours}-{sm}-{target.machine}"
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """How a wheel is built; everything of it is shown before it happens."""
+
+    wheel: WheelSpec
+    toolkit: CudaToolkit
     jobs: int
     threads: int
     """Architectures that one nvcc compiles at once."""
@@ -72,22 +94,15 @@ class BuildPlan:
     """Added to the environment of the build; PATH is what stands before the present one."""
     missing_tools: tuple[str, ...]
     """Packages to install in the engine first."""
-    key: str
-    """Name of the wheel in the cache: everything that it depends on."""
     notes: tuple[str, ...]
     seconds: float
     """About how long it takes."""
-
-    @property
-    def requirement(self) -> str:
-        """What the index is asked for."""
-        return f"flash-attn=={self.version}"
 
     def lines(self) -> tuple[str, ...]:
         """The plan for a person, one fact a line."""
         variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
         return (
-            f"{self.requirement} for {', '.join(f'sm_{arch}' for arch in self.archs)}, wheel {self.key}",
+            f"{self.wheel.requirement} is compiled for {', '.join(f'sm_{arch}' for arch in self.wheel.archs)}",
             f"toolkit: {self.toolkit.root} (CUDA {dotted(self.toolkit.version)})",
             f"jobs: {self.reckoning}; about {max(1, round(self.seconds / 60))} min",
             f"environment: {variables}",
@@ -96,30 +111,30 @@ class BuildPlan:
         )
 
 
-def plan_build(wanted: bool | str, target: Target, machine: Machine) -> BuildPlan:
-    """How to build flash-attn (a version, or True for the tested one) for an engine on a machine.
-
-    Raises EngineError, with the remedy, when that cannot work here.
-    """
+def plan_wheel(wanted: bool | str, target: Target, gpus: tuple[Gpu, ...]) -> WheelSpec:
+    """Which wheel is wanted (a version, or True for the tested one). Raises EngineError when there can be none."""
     version = wanted_version(wanted)
-    cuda = require_target(target)
-    archs = _archs(machine.gpus)
+    require_cuda(target)
+    return WheelSpec(version, target, archs_of(gpus))
+
+
+def plan_build(wheel: WheelSpec, machine: Machine) -> BuildPlan:
+    """How to build a wheel on a machine. Raises EngineError, with the remedy, when that cannot work here."""
+    target = wheel.target
     _require_machine(target, machine)
-    toolkit, notes = choose_toolkit(cuda, target.torch, machine.toolkits, machine.environ)
-    _require_compiles(toolkit, archs)
-    jobs, threads, reckoning = _jobs(machine, len(archs))
+    toolkit, notes = choose_toolkit(require_cuda(target), target.torch, machine.toolkits, machine.environ)
+    _require_compiles(toolkit, wheel.archs)
+    jobs, threads, reckoning = _jobs(machine, len(wheel.archs))
     return BuildPlan(
-        version=version,
+        wheel=wheel,
         toolkit=toolkit,
-        archs=archs,
         jobs=jobs,
         threads=threads,
         reckoning=reckoning,
-        environment=_environment(toolkit, archs, jobs, threads, target),
+        environment=_environment(toolkit, wheel.archs, jobs, threads, target),
         missing_tools=tuple(name for name in TOOLS if name not in target.packages),
-        key=cache_key(version, target, archs),
-        notes=(*notes, *bundled_note(target)),
-        seconds=OBJECTS * CORE_SECONDS * len(archs) / min(jobs * threads, machine.cores),
+        notes=notes,
+        seconds=OBJECTS * CORE_SECONDS * len(wheel.archs) / min(jobs * threads, machine.cores),
     )
 
 
@@ -140,7 +155,7 @@ def wanted_version(wanted: bool | str) -> str:
     return wanted
 
 
-def require_target(target: Target) -> tuple[int, int]:
+def require_cuda(target: Target) -> tuple[int, int]:
     """The CUDA version of the engine's torch. Raises EngineError for an engine on the CPU."""
     if target.cuda is None:
         raise EngineError(
@@ -160,15 +175,8 @@ def bundled_note(target: Target) -> tuple[str, ...]:
     )
 
 
-def cache_key(version: str, target: Target, archs: Iterable[int]) -> str:
-    """Everything that a wheel depends on, as the name of a directory."""
-    cuda = "".join(str(part) for part in target.cuda or ())
-    sm = "-".join(f"sm{arch}" for arch in archs)
-    abi = int(target.cxx11_abi)
-    return f"flash_attn-{version}-{target.python_tag}-torch{target.torch}-cu{cuda}-abi{abi}-{sm}-{target.machine}"
-
-
-def _archs(gpus: tuple[Gpu, ...]) -> tuple[int, ...]:
+def archs_of(gpus: tuple[Gpu, ...]) -> tuple[int, ...]:
+    """What FLASH_ATTN_CUDA_ARCHS must hold for these GPUs. Raises EngineError for one that it has no code for."""
     if not gpus:
         raise EngineError(
             "flash-attn is built for the GPUs of this machine, and none is to be seen",

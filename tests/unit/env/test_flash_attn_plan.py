@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmhost.env.flash_attn.plan import Machine, plan_build
+from llmhost.env.flash_attn.plan import BuildPlan, Machine, bundled_note, plan_wheel
+from llmhost.env.flash_attn.plan import plan_build as build_of_wheel
 from llmhost.env.flash_attn.target import Target
 from llmhost.errors import EngineError
 from llmhost.facts import CudaToolkit, Gpu
@@ -32,6 +33,10 @@ def gpu(*capability: int, index: int = 0, name: str = "H200") -> Gpu:
 HOST = Machine((CUDA_13,), (gpu(9, 0),), 16, 120 * GIB, 60 * GIB, frozenset({"g++"}))
 
 
+def plan_build(wanted: bool | str, target: Target, machine: Machine) -> BuildPlan:
+    return build_of_wheel(plan_wheel(wanted, target, machine.gpus), machine)
+
+
 def toolkit(version: tuple[int, int], root: str = "", found_by: str = "nvcc on PATH") -> CudaToolkit:
     name = root or f"/usr/local/cuda-{version[0]}.{version[1]}"
     return CudaToolkit(name, (found_by,), version, nvcc=True, headers=True, cudart=True)
@@ -45,7 +50,7 @@ def refused(target: Target = TARGET, machine: Machine = HOST, wanted: bool | str
 
 def test_the_plan_of_one_h200() -> None:
     plan = plan_build(True, TARGET, HOST)
-    assert plan.requirement == "flash-attn==2.8.3.post2"
+    assert plan.wheel.requirement == "flash-attn==2.8.3.post2"
     assert plan.toolkit is CUDA_13
     assert plan.environment == {
         "CUDA_HOME": "/usr/local/cuda-13.0",
@@ -55,7 +60,7 @@ def test_the_plan_of_one_h200() -> None:
         "MAX_JOBS": "16",
         "NVCC_THREADS": "1",
     }
-    assert plan.key == "flash_attn-2.8.3.post2-cp312-torch2.11.0-cu130-abi1-sm90-x86_64"
+    assert plan.wheel.key == "flash_attn-2.8.3.post2-cp312-torch2.11.0-cu130-abi1-sm90-x86_64"
     assert plan.missing_tools == plan.notes == ()
     assert (
         "16, the least of 16 cores, 73 objects, and 128.8 GB of free memory at 2.5 GB a job hold 51" in plan.lines()[2]
@@ -192,6 +197,6 @@ def test_what_is_missing_in_the_engine_and_what_it_has_already() -> None:
     target = replace(TARGET, packages={"ninja": "1", "setuptools": "80"}, bundled=("FA2", "FA3"), math_headers="/e/inc")
     plan = plan_build("2.8.1", target, HOST)
     assert plan.missing_tools == ("packaging", "wheel", "psutil", "einops")
-    assert "vLLM brings FA2 and FA3 itself" in plan.notes[0]
+    assert "vLLM brings FA2 and FA3 itself" in bundled_note(target)[0]
     assert plan.environment["CPATH"] == "/e/inc"
-    assert plan.requirement == "flash-attn==2.8.1"
+    assert plan.wheel.requirement == "flash-attn==2.8.1"
