@@ -33,8 +33,8 @@ SIGNS = (
         " elsewhere",
     ),
     _Sign(
-        r"signal 9\b|Killed signal|\bKilled$|cc1plus.*Killed|internal compiler error: Killed|out of memory|"
-        r"Cannot allocate memory|std::bad_alloc",
+        r"FAILED: \[code=137\]|signal 9\b|Killed signal|\bKilled$|cc1plus.*Killed|internal compiler error: Killed|"
+        r"out of memory|Cannot allocate memory|std::bad_alloc",
         "the machine ran out of memory",
         "compile fewer files at once: MAX_JOBS={fewer} llmhost setup; what is compiled already is kept",
     ),
@@ -74,7 +74,8 @@ SIGNS = (
         "install the whole toolkit (its lib64 must have libcudart.so)",
     ),
     _Sign(
-        r"(g\+\+|c\+\+|gcc|cc1plus|nvcc|ninja|x86_64-linux-gnu-\S+)'?: (No such file|command not found|not found)|"
+        r"(g\+\+(-\d+)?|c\+\+|gcc|cc1plus|nvcc|ninja|x86_64-linux-gnu-\S+)'?: "
+        r"(No such file|command not found|not found)|"
         r"gcc: fatal error: cannot execute|host compiler .* not found|"
         r"No such file or directory: '?(c\+\+|g\+\+|ninja)",
         "a compiler is missing",
@@ -91,7 +92,7 @@ SIGNS = (
         "install it there, or build the engine anew",
     ),
     _Sign(
-        r"[Pp]ermission denied|Read-only file system",
+        r"[Pp]ermission denied|Read-only file system|Could not open output file",
         "a file cannot be written",
         "see who owns the home and the temporary directory",
     ),
@@ -101,7 +102,10 @@ SIGNS = (
           "see the log for what stands around that line; another version may fit (engine.flash_attn: VERSION)"),
 )  # fmt: skip
 """Patterns of what compilers say, the telling ones first: `find_cause` takes the first that any line matches."""
-NOISE = re.compile(r"ninja: build stopped|subcommand failed|errors? detected in the compilation|non-zero exit status")
+NOISE = re.compile(
+    r"ninja: build stopped|subcommand failed|errors? detected in the compilation|non-zero exit status|^error: command|"
+    r"Error compiling objects"
+)
 
 
 def find_cause(lines: Sequence[str], jobs: int) -> Cause | None:
