@@ -28,6 +28,7 @@ from llmhost.env.manifest import read_manifest
 from llmhost.errors import LlmhostError
 from llmhost.hub.lock import read_lock
 from llmhost.hub.remote import Reference
+from llmhost.models import read_models
 from llmhost.paths import Home
 from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.interpreters import Found, read_interpreter
@@ -36,7 +37,7 @@ from llmhost.probe.model import models_directory
 from llmhost.probe.programs import conda_environments, find_compilers
 from llmhost.supervise.leftovers import Leftovers
 from llmhost.supervise.units import find_unit
-from llmhost.workflow import make_home_plan, read_models
+from llmhost.workflow import make_home_plan
 
 
 def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from llmhost import balancing, deploy, keys, ports, readiness, rollout
 from llmhost import config as configuration
 from llmhost.config import Config
+from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError, SupervisorError
-from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
+from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
+from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services
 from llmhost.inspection import read_anywhere
 from llmhost.machine import gpus_for, require_room_beside
-from llmhost.models import pull_missing
+from llmhost.models import pull_missing, read_models
 from llmhost.outlook import changed, outlook
 from llmhost.paths import Home
 from llmhost.plan import Plan
@@ -32,7 +33,6 @@ from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
-from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
@@ -119,7 +119,10 @@ def reload(home: Home, progress: Progress) -> Started:
 
 
 def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
-    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt."""
+    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt.
+
+    What would make every start fail is told now, not after models of many GB are fetched.
+    """
     require_claimable(home)
     config = _load(home, insecure)
     if not config.services:
@@ -128,6 +131,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
         )
     _require_in_file(services, config)
     claim(home)
+    require_startable(home, config)
     return config
 
 
@@ -366,30 +370,11 @@ def validate(home: Home, config: Config) -> bool:
     return True
 
 
-def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service.
-
-    ``read`` reads one (home, config, reference, kind); by default only models that are here.
-    """
-    facts: dict[str, ModelFacts] = {}
-    for name, service in config.services.items():
-        if not service.replicas:
-            continue
-        try:
-            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
-        except LlmhostError as e:
-            raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
-    return facts
-
-
-def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
-    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)
-
-
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
     endpoints = read_endpoints(config, home.root)
-    known = keys.load(home.keys_file)
-    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus_for(home, engine))
+    here = any(service.replicas for service in config.services.values())
+    gpus = gpus_for(home, engine) if here else ()
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints, gpus)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from llmhost.config import Config
 from llmhost.diagnosis.gpus import check_driver
-from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory
+from llmhost.diagnosis.resources import check_limits, check_shared_memory
 from llmhost.diagnosis.subject import Limits, Subject
+from llmhost.env import find_engine
 from llmhost.env.manifest import read_manifest
 from llmhost.errors import MachineError
-from llmhost.facts import EngineFacts
 from llmhost.paths import Home
 from llmhost.probe.machine import read_essentials
 from llmhost.probe.model import models_directory
+from llmhost.supervise import daemon
+from llmhost.supervise.units import managed
 
 
-def require_startable(home: Home, config: Config, engine: EngineFacts) -> None:
-    """Raise MachineError for the first thing that would make every start fail; `llmhost doctor` shows all of them."""
-    manifest = read_manifest(home.engine_dir(config.engine.name))
+def require_startable(home: Home, config: Config) -> None:
+    """Raise MachineError for the first thing that would make every start fail; `llmhost doctor` shows all of them.
+
+    Disks are left out: who writes much (models, engines) looks for himself, and knows how much.
+    """
+    if not any(service.replicas for service in config.services.values()):
+        return  # others serve everything
+    engine = find_engine(home, config.engine)
+    manifest = read_manifest(home.engine_dir(config.engine.name)) if engine else None
     subject = Subject(
         facts=read_essentials(home, models_directory(home, config)),
         limits=Limits.read(),
@@ -24,11 +32,9 @@ def require_startable(home: Home, config: Config, engine: EngineFacts) -> None:
         engine=engine,
         packages=manifest.packages if manifest else {},
     )
-    for check in (
-        *check_limits(subject),
-        *check_shared_memory(subject),
-        *check_disk(subject, {}),
-        *check_driver(subject),
-    ):
+    # What runs already, and what systemd starts, has limits of its own.
+    limited = not daemon.is_running(home) and managed(home) is None
+    checks = (*(check_limits(subject) if limited else ()), *check_shared_memory(subject), *check_driver(subject))
+    for check in checks:
         if check.status == "fail":
             raise MachineError(check.message, f"{check.remedy}; `llmhost doctor` looks at everything")
