@@ -82,6 +82,36 @@ class Engine(_Section):
     cuda_compiler: bool = False
     """conda: put nvcc for torch's CUDA version into the environment."""
 
+    @model_validator(mode="after")
+    def _only_where_it_counts(self) -> Engine:
+        by_path = self.python is not None and "/" in self.python
+        wrong: dict[tuple[str, str], bool] = {
+            (
+                "kind: existing needs engine.python",
+                "name its interpreter: engine.python: /path/to/bin/python",
+            ): self.kind == "existing" and not by_path,
+            (
+                "python: conda brings its own interpreter",
+                'write a version such as python: "3.12", or use kind: venv',
+            ): self.kind == "conda" and by_path,
+            (
+                "system_site_packages: only an environment of kind: venv has an interpreter below it",
+                "leave it out, or write kind: venv",
+            ): self.kind != "venv" and self.system_site_packages,
+            (
+                "channels and cuda_compiler: only conda has them",
+                "leave them out, or write kind: conda",
+            ): self.kind != "conda" and bool(self.channels or self.cuda_compiler),
+            (
+                "flash_attn: an engine of kind: existing is never changed",
+                "install flash-attn there yourself, or use kind: venv",
+            ): self.kind == "existing" and bool(self.flash_attn),
+        }
+        for (message, hint), is_wrong in wrong.items():
+            if is_wrong:
+                raise Refusal(message, hint)
+        return self
+
 
 class Tls(_Section):
     """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
