@@ -32,7 +32,7 @@ def check_driver(subject: Subject) -> Iterator[Check]:
     """There are GPUs, the driver answers, and is new enough for the engine."""
     facts, driver = subject.facts, subject.facts.driver
     if driver.problem:
-        bad = fail if subject.on_gpus else warn
+        bad = fail if subject.on_gpus and not facts.gpus else warn  # with one GPU lost, others go on
         yield bad("driver", driver.problem, "then look again with `llmhost facts`")
     elif not facts.gpus:
         if subject.on_gpus:

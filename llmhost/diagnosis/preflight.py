@@ -25,8 +25,9 @@ def require_startable(home: Home, config: Config) -> None:
         return  # others serve everything
     engine = find_engine(home, config.engine)
     manifest = read_manifest(home.engine_dir(config.engine.name)) if engine else None
+    on_gpus = (engine.device if engine else config.engine.device) == "cuda"
     subject = Subject(
-        facts=read_essentials(home, models_directory(home, config)),
+        facts=read_essentials(home, models_directory(home, config), gpus=on_gpus),
         limits=Limits.read(),
         config=config,
         engine=engine,
@@ -34,7 +35,7 @@ def require_startable(home: Home, config: Config) -> None:
     )
     # What runs already, and what systemd starts, has limits of its own.
     limited = not daemon.is_running(home) and managed(home) is None
-    checks = (*(check_limits(subject) if limited else ()), *check_shared_memory(subject), *check_driver(subject))
-    for check in checks:
+    checks = [*(check_limits(subject) if limited else ()), *check_shared_memory(subject)]
+    for check in (*checks, *(check_driver(subject) if on_gpus else ())):
         if check.status == "fail":
             raise MachineError(check.message, f"{check.remedy}; `llmhost doctor` looks at everything")

@@ -19,6 +19,7 @@ from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.gpus import read_gpus
 from llmhost.probe.host import free_bytes, read_host
 from llmhost.probe.interpreters import Found, find_interpreters
+from llmhost.probe.nvidia import Accelerators
 from llmhost.probe.pip_options import mask, read_pip_options
 from llmhost.probe.programs import conda_environments, find_compilers, find_conda, find_uv_program
 
@@ -68,10 +69,15 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
     )
 
 
-def read_essentials(home: Home, models_dir: Path | None = None, root: Path = Path("/")) -> MachineFacts:
-    """What can be read without starting a program: GPUs and driver, memory, disks, the system. Takes milliseconds."""
+def read_essentials(
+    home: Home, models_dir: Path | None = None, root: Path = Path("/"), *, gpus: bool = True
+) -> MachineFacts:
+    """What can be read without starting a program: GPUs and driver, memory, disks, the system. Takes milliseconds.
+
+    Without ``gpus`` the driver is not asked: it may take its time.
+    """
     environ = dict(os.environ)
-    accelerators, shm = read_gpus(root), _shared_memory(root)
+    accelerators, shm = read_gpus(root) if gpus else Accelerators(), _shared_memory(root)
     disks = (home.root, models_dir or home.models, _uv_cache(environ), Path(tempfile.gettempdir()))
     return MachineFacts(
         llmhost=__version__,
