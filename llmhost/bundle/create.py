@@ -19,10 +19,11 @@ from llmhost.bundle.gather import Item, cache_items, config_items, flash_attn_it
 from llmhost.bundle.own_wheel import make_own_wheel
 from llmhost.bundle.pack import Pieces, pack_pieces
 from llmhost.bundle.resolve import RESOLVE, Pin, download, missing, resolve
-from llmhost.bundle.slim import Slimming, read_slimming
+from llmhost.bundle.slim import Slimming
 from llmhost.bundle.target import Target, make_target, minor, release_to_json, with_excluded
 from llmhost.bundle.wheels import requirements_of, rewrite, stripped_of, unpacked_size
 from llmhost.config import Config
+from llmhost.env.lock import HEAD
 from llmhost.env.log import SetupLog
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
@@ -37,6 +38,7 @@ STREAMS = {"bundle": "xz", "models": "none"}
 """Weights hardly become smaller, and there are many of them."""
 
 COMPRESS = "pack"
+LOCK = "engine.lock"
 SMALL = 512 * 1024
 """Bytes of the first piece that are left for the small files beside the pieces."""
 
@@ -62,6 +64,8 @@ class _Content:
 
     items: list[Item] = field(default_factory=list)
     engine: dict[str, Any] | None = None
+    locked: Sequence[Pin] = ()
+    """What the engine on the target is made of, but for what it has."""
     left_out: list[dict[str, str]] = field(default_factory=list)
     strip: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -139,7 +143,7 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
 def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Content) -> tuple[Pin, ...]:
     """The engine's wheels; what was chosen."""
     uv.progress.started(RESOLVE)
-    slimming = read_slimming(target.capabilities) if slim else Slimming({}, {})
+    slimming = target.slimming() if slim else Slimming({}, {})
     exclude = sorted({*target.release.exclude, *slimming.packages})
     requirements = [target.release.requirement]
     pins = resolve(
@@ -147,8 +151,9 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     )
     wanted = missing(pins, target.there)
     uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there already")
-    for wheel in download(wanted, target.engine_python, target, uv, uv.cwd / "downloads"):
-        content.items.append(Item(f"wheels/{wheel.name}", wheel, "engine"))
+    wheels = download(wanted, target.engine_python, target, uv, uv.cwd / "downloads")
+    content.items += [Item(f"wheels/{wheel.name}", wheel, "engine") for wheel in wheels]
+    content.locked = wanted
     content.strip = slimming.files
     content.left_out += [{"package": name, "reason": why} for name, why in slimming.packages.items()]
     content.engine = {
@@ -192,6 +197,8 @@ def _write(content: _Content, target: Target, wish: Wish, work: Path, progress: 
     progress.started(COMPRESS)
     contents, bundle = work / "contents", work / "bundle"
     files = [_lay(item, contents, wish, content.strip) for item in _unique(content.items)]
+    if content.engine is not None:
+        files.append(_lay_lock(content, target, files, contents))
     manifest = _manifest(content, target, files)
     if wish.split is None:
         contents.rename(bundle)
@@ -230,6 +237,21 @@ def _lay(item: Item, contents: Path, wish: Wish, strip: Mapping[str, Mapping[str
         _link_or_copy(item.source, target)
     path = target.relative_to(contents).as_posix()
     return {"path": path, "size": target.stat().st_size, "sha256": bootstrap.file_sha256(target), **entry}
+
+
+def _lay_lock(content: _Content, target: Target, files: list[dict[str, Any]], contents: Path) -> dict[str, Any]:
+    """The packages of the engine with the sums of these very wheels, as `llmhost setup --locked` reads them."""
+    sums = {_normal(f["path"].rpartition("/")[2]): f["sha256"] for f in files if f["path"].endswith(".whl")}
+    release = target.release
+    text = HEAD.format(
+        name="default", vllm=release.vllm, device=release.device, python=minor(target.engine_python),
+        torch_backend=release.torch_backend,
+    )  # fmt: skip
+    for pin in sorted(content.locked, key=lambda p: p.name):
+        text += f"{pin.name}=={pin.version} \\\n    --hash=sha256:{sums[f'{_normal(pin.name)}-{pin.version}']}\n"
+    path = contents / LOCK
+    path.write_text(text, encoding="utf-8")
+    return {"path": LOCK, "size": path.stat().st_size, "sha256": bootstrap.file_sha256(path), "kind": "lock"}
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

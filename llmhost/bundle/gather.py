@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Literal
 from llmhost import config as configuration
 from llmhost.bundle.target import Target, minor
 from llmhost.config import Config
+from llmhost.env.flash_attn import wheels_for_bundle
+from llmhost.env.flash_attn.plan import wanted_version
+from llmhost.env.flash_attn.source import fetch_source
+from llmhost.env.flash_attn.store import SOURCES
 from llmhost.env.progress import Progress
 from llmhost.env.uv import Uv
 from llmhost.errors import BundleError
@@ -96,11 +101,13 @@ def cache_items(home: Home, config: Config, facts: MachineFacts, progress: Progr
 
 
 def flash_attn_items(home: Home, target: Target, wanted: bool | str, uv: Uv) -> Iterator[Item]:
-    """A flash-attention wheel that was kept for the target's Python."""
-    tag = f"cp{minor(target.engine_python).replace('.', '')}"
-    version = f"-{wanted}" if isinstance(wanted, str) else "-"
-    kept = [w for w in (home.root / "wheels").rglob("flash_attn-*.whl") if tag in w.name and version in w.name]
+    """Kept flash-attention wheels for the target's Python; without one the source, to be compiled there."""
+    version = wanted_version(wanted)
+    kept = wheels_for_bundle(home, f"cp{minor(target.engine_python).replace('.', '')}", version)
+    for wheel in kept:
+        for file in sorted(wheel.folder.iterdir()):
+            yield Item(f"flash-attn/{wheel.folder.name}/{file.name}", file, "flash-attn")
     if not kept:
-        uv.progress.note("no flash-attention wheel for that Python is kept here")
-    for wheel in sorted(kept):
-        yield Item(f"flash-attn/{wheel.relative_to(home.root / 'wheels').as_posix()}", wheel, "flash-attn")
+        uv.progress.note(f"no flash-attn {version} for that Python is kept here: its source goes along")
+        source = fetch_source(home.wheels if home.root.is_dir() else uv.cwd / "flash-attn", version, sys.executable, uv)
+        yield Item(f"flash-attn/{SOURCES}/{source.name}", source, "flash-attn")

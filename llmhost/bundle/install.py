@@ -17,15 +17,20 @@ from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
 from llmhost.env import Progress, ensure_engine
+from llmhost.env.current import engine_name
+from llmhost.env.lock import read_lock
+from llmhost.env.releases import choose_release
 from llmhost.errors import BundleError
 from llmhost.facts import EngineFacts
 from llmhost.homedir import claim
 from llmhost.paths import Home
+from llmhost.probe.machine import read_machine
 from llmhost.probe.model import models_directory
 
 VERIFY = "verify the bundle"
 UNPACK = "unpack it"
 PLACE = "put files into place"
+LOCK = "engine.lock"
 OFFLINE = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_PYTHON_DOWNLOADS": "never"}
 
 
@@ -56,7 +61,7 @@ def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed
         progress.finished(VERIFY, f"{len(manifest['pieces'] or manifest['files'])} files")
         contents = _contents(home, directory, manifest, progress)
         done = _Placing(home, contents, manifest, progress).run()
-    engine = _engine(home, manifest, progress) if manifest["engine"] else None
+    engine = _engine(home, contents, manifest, progress) if manifest["engine"] else None
     if contents != directory:
         shutil.rmtree(contents, ignore_errors=True)
     return Installed(**done, engine=engine)
@@ -96,7 +101,7 @@ class _Placing:
             config = self._config()
             wheels = [*self.kinds["llmhost"], *self.kinds["engine"]]
             self._place({p: self.home.root / p for p in wheels})
-            self._place({p: self.home.root / "wheels" / p.partition("/")[2] for p in self.kinds["flash-attn"]})
+            self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]})
             self._place({p: self.home.root / p for p in self.kinds["cache"]})
             models = self._models()
         except OSError as e:
@@ -151,7 +156,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _engine(home: Home, manifest: Mapping[str, Any], progress: Progress) -> EngineFacts:
+def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: Progress) -> EngineFacts:
     """The engine that llmhost.yaml asks for, from the wheels in the home alone."""
     carried = manifest["engine"]
     written = home.config_file.exists()
@@ -161,8 +166,11 @@ def _engine(home: Home, manifest: Mapping[str, Any], progress: Progress) -> Engi
             f"{home.config_file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
             "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
         )
-    with _offline(home.root / "wheels"):
-        return ensure_engine(home, engine, progress, (release_from_json(carried["release"]),))
+    choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
+    locked = home.lock_of_engine(engine_name(home, engine))
+    _link_or_copy(contents / LOCK, locked)
+    with _offline(home.wheels):
+        return ensure_engine(home, engine, progress, lock=read_lock(locked))
 
 
 @contextmanager

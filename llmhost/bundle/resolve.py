@@ -62,7 +62,8 @@ def resolve(
 
     def attempt(uv: Uv, *more: str) -> UvFailure | None:
         # A former output is what uv prefers.
-        output.write_text("".join(f"{name}=={version}\n" for name, version in sorted(prefer.items())))
+        known = sorted((n, v) for n, v in prefer.items() if v[:1].isdigit())
+        output.write_text("".join(f"{name}=={version}\n" for name, version in known))
         return uv.run([*command, *more])
 
     backend = ["--torch-backend", torch.torch_backend] if torch and torch.torch_backend == "cpu" else []
@@ -156,7 +157,7 @@ class _PipReader:
     def line(self, text: str) -> None:
         text = mask(text)
         self.uv.log.write(text)
-        if text.startswith("Collecting "):
+        if text.startswith(("Collecting ", "Processing ")):
             self.begun += 1
             self.uv.progress.advanced(DOWNLOAD, self.begun, self.total, "packages")
         elif text.startswith("ERROR: "):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from llmhost.bundle.slim import Slimming, read_slimming
 from llmhost.config import Engine
 from llmhost.env.releases import Release, choose_release
 from llmhost.errors import BundleError
@@ -56,6 +57,11 @@ class Target:
     def there(self) -> dict[str, str]:
         """Packages that the engine finds already."""
         return dict(self.engine_python.packages) if self.on_system else {}
+
+    def slimming(self) -> Slimming:
+        """What this machine can do without."""
+        toolkit = any(t.complete for t in self.facts.toolkits)
+        return read_slimming(self.capabilities, toolkit=toolkit, there=self.there)
 
     def describe(self) -> dict[str, Any]:
         """For the manifest."""

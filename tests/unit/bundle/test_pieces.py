@@ -31,7 +31,9 @@ def bundle(tmp_path: Path) -> Path:
     """Three pieces of compressed files and two of a model."""
     directory, root = tmp_path / "bundle", tmp_path / "root"
     directory.mkdir()
-    files = make_files(root, {"wheels/a.whl": 150_000, "wheels/empty": 0, "wheels/b.whl": 90_000, "models/o/n/w": 120_000})
+    files = make_files(
+        root, {"wheels/a.whl": 150_000, "wheels/empty": 0, "wheels/b.whl": 90_000, "models/o/n/w": 120_000}
+    )
     pieces, streams = [], []
     for stream, level in (("bundle", 1), ("models", None)):
         paths = [f["path"] for f in files if (f["kind"] == "model") == (stream == "models")]
@@ -55,7 +57,13 @@ def unpack(bundle: Path, target: Path) -> None:
 
 def test_pieces_are_no_larger_than_the_limit_and_join_to_what_went_in(bundle: Path, tmp_path: Path) -> None:
     manifest = read_bundle(bundle)
-    assert [p["name"] for p in manifest["pieces"]] == ["bundle.000", "bundle.001", "bundle.002", "models.000", "models.001"]
+    assert [p["name"] for p in manifest["pieces"]] == [
+        "bundle.000",
+        "bundle.001",
+        "bundle.002",
+        "models.000",
+        "models.001",
+    ]
     assert all(p["size"] <= LIMIT and p["size"] == (bundle / p["name"]).stat().st_size for p in manifest["pieces"])
     unpack(bundle, tmp_path / "out")
     assert problems(tmp_path / "out") == {}

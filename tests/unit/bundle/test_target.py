@@ -83,7 +83,9 @@ def test_engines_of_other_kinds(host: MachineFacts) -> None:
 
 
 def test_what_uv_chose_and_what_of_it_is_there() -> None:
-    pins = read_pins("numpy==2.3.5\n    # from https://x/simple\ntorch==2.11.0+cpu\n    # from https://y/cpu\nsix==1.0\n")
+    pins = read_pins(
+        "numpy==2.3.5\n    # from https://x/simple\ntorch==2.11.0+cpu\n    # from https://y/cpu\nsix==1.0\n"
+    )
     assert pins[0] == Pin("numpy", "2.3.5", "https://x/simple")
     assert pins[1] == Pin("torch", "2.11.0+cpu", "https://y/cpu")
     assert [p.name for p in missing(pins, {"torch": "2.11.0+cu130", "numpy": "2.5.2"})] == ["numpy", "six"]

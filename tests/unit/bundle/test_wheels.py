@@ -87,3 +87,10 @@ def test_unknown_gpus_keep_everything() -> None:
     nothing = read_slimming([])
     assert not nothing.packages
     assert not nothing.files
+
+
+def test_what_the_machine_has_of_its_own() -> None:
+    plain = read_slimming([(9, 0)]).packages
+    assert not {"numba", "nvidia-cuda-nvcc"} & set(plain)
+    assert "nvidia-cuda-nvcc" in read_slimming([(9, 0)], toolkit=True).packages
+    assert "numba" in read_slimming([(9, 0)], there={"numba": "unknown"}).packages
