@@ -24,6 +24,7 @@ from llmhost.diagnosis.home import check_home, check_leftovers, check_supervisor
 from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory
 from llmhost.diagnosis.subject import Limits, Subject, has_infiniband
 from llmhost.env import find_engine
+from llmhost.env.current import engine_name
 from llmhost.env.manifest import read_manifest
 from llmhost.errors import LlmhostError
 from llmhost.hub.lock import read_lock
@@ -73,7 +74,7 @@ def _config(home: Home) -> tuple[list[Check], Config | None]:
 def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:
     """Everything that pure checks look at; programs are asked side by side."""
     engine = find_engine(home, config.engine)
-    manifest = read_manifest(home.engine_dir(config.engine.name))
+    manifest = read_manifest(home.engine_dir(engine.name)) if engine else None
     with ThreadPoolExecutor(max_workers=4) as pool:
         compilers = pool.submit(find_compilers)
         python = pool.submit(read_interpreter, engine.python) if engine else None
@@ -84,7 +85,7 @@ def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:
     facts = replace(essentials.result(), compilers=compilers.result(), toolkits=toolkits.result())
     subject = Subject(
         facts, Limits.read(), config, engine,
-        packages=manifest.packages if engine and manifest else {},
+        packages=manifest.packages if manifest else {},
         python=found.interpreter if found else None,
         infiniband=has_infiniband(),
     )  # fmt: skip
@@ -93,9 +94,9 @@ def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:
 
 def _engine(home: Home, subject: Subject, python: Found | None) -> Iterator[Check]:
     if subject.engine is not None:
-        yield from check_engine(subject.engine, subject.packages, python)
+        yield from check_engine(home.engine_dir(subject.engine.name), subject.engine, subject.packages, python)
         return
-    name = subject.config.engine.name
+    name = engine_name(home, subject.config.engine)
     there = read_manifest(home.engine_dir(name)) is not None
     what = "is not what llmhost.yaml asks for, or its interpreter is gone" if there else "is not built yet"
     yield warn("engine", f"the engine {name} {what}", "`llmhost setup` (or `up`) builds it")

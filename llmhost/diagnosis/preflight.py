@@ -24,7 +24,7 @@ def require_startable(home: Home, config: Config) -> None:
     if not any(service.replicas for service in config.services.values()):
         return  # others serve everything
     engine = find_engine(home, config.engine)
-    manifest = read_manifest(home.engine_dir(config.engine.name)) if engine else None
+    manifest = read_manifest(home.engine_dir(engine.name)) if engine else None
     on_gpus = (engine.device if engine else config.engine.device) == "cuda"
     subject = Subject(
         facts=read_essentials(home, models_directory(home, config), gpus=on_gpus),

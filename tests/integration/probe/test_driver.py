@@ -99,7 +99,7 @@ def home(tmp_path: Path) -> Path:
     make_engine(Home(made))
     manifest = made / "engines/default" / MANIFEST
     data = json.loads(manifest.read_text())
-    data["spec"]["device"] = "cuda"
+    data["device"] = data["spec"]["device"] = "cuda"
     data["packages"]["torch"] = "2.11.0+cu130"
     manifest.write_text(json.dumps(data))
     (made / "llmhost.yaml").write_text(f"engine: {{device: cuda}}\n{DEMO}")
