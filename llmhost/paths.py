@@ -77,6 +77,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def engine_caches(self) -> Path:
+        """What engines compiled, in a directory for each kind (see `llmhost.plan.caches`)."""
+        return self.cache / "engines"
+
+    @property
     def conf(self) -> Path:
         """Rendered files; only llmhost writes here."""
         return self.root / "conf"

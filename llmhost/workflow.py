@@ -69,13 +69,6 @@ class Started:
     """Of these, those that did not run before."""
 
 
-def setup(home: Home, progress: Progress) -> EngineFacts:
-    """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet)."""
-    claim(home)
-    config = configuration.load(home.config_file) if home.config_file.exists() else Config()
-    return ensure_engine(home, config.engine, progress)
-
-
 def up(
     home: Home,
     services: tuple[str, ...],
@@ -339,6 +332,12 @@ def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, 
     config = configuration.load(home.config_file)
     models = read_models(home, config, read_anywhere)
     return config, models, require_gpus(config.services, gpus, models)
+
+
+def make_plan_with(home: Home, engine: EngineFacts) -> Plan:
+    """The plan of a home if this engine were the one that counts; changes nothing."""
+    config = _load(home, insecure=False)
+    return _Inputs(config, _machine(home, config, engine), read_models(home, config)).plan(_running(home))
 
 
 def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("llmhost.cli.config", "Show, validate or describe llmhost.yaml."),
     "facts": ("llmhost.cli.facts", "Show what this machine has: GPUs, driver, CUDA, Pythons, memory."),
     "setup": ("llmhost.cli.setup", "Build the engine environment that runs vLLM."),
+    "engine": ("llmhost.cli.engine", "List, upgrade, choose and remove engines."),
     "pull": ("llmhost.cli.models", "Fetch models from Hugging Face or ModelScope."),
     "models": ("llmhost.cli.models", "List, verify and remove the models that are here."),
     "login": ("llmhost.cli.models", "Keep a token for Hugging Face or ModelScope."),
