@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from llmhost import config
 from llmhost.env import conda, packages
 from llmhost.env.flags import read_flags
+from llmhost.env.flash_attn import ensure_flash_attn, require_possible
 from llmhost.env.gate import GateReport, import_gate
-from llmhost.env.journal import ENVIRONMENT, PACKAGES, Journal
+from llmhost.env.journal import ENVIRONMENT, PACKAGES, Journal, Step
 from llmhost.env.lock import Lock, record_lock
 from llmhost.env.manifest import Manifest, Spec, python_of
 from llmhost.env.python import read_python
@@ -28,6 +30,7 @@ from llmhost.probe.machine import read_machine
 CREATE = "create the Python environment"
 VERIFY = "check that vLLM imports"
 LOCK = "record the packages"
+FLASH_ATTN = "flash-attn"
 GIB = 2**30
 
 
@@ -67,6 +70,8 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
     release, uv = construction.release, construction.uv
     assert release is not None
     borrowed: tuple[str, ...] = ()
+    if construction.engine.flash_attn:
+        require_possible(construction.engine.flash_attn, release.device, construction.machine)
     if not journal.has(PACKAGES):
         _ensure_room(construction.directory, release)
         with journal.step(ENVIRONMENT) as detail:
@@ -84,7 +89,22 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
     lock = construction.lock
     if lock is None:
         lock = _record(construction, build, release, report, journal)
-    return manifest_of(construction, build, report, journal, lock.digest)
+    manifest = manifest_of(construction, build, report, journal, lock.digest)
+    return with_flash_attn(construction, python_of(build), manifest) if construction.engine.flash_attn else manifest
+
+
+def with_flash_attn(construction: Construction, python: Path, manifest: Manifest) -> Manifest:
+    """Put flash-attn into a verified engine, checked on the GPU; its error goes into the manifest. Raises EngineError."""
+    wanted, began = construction.engine.flash_attn, time.monotonic()
+    report = ensure_flash_attn(construction.home, python, wanted, construction.machine, construction.uv)
+    detail = f"{report.version}, {report.source}, relative error {report.error:.1e}"
+    step = Step(FLASH_ATTN, detail, round(time.monotonic() - began, 1))
+    return replace(
+        manifest,
+        spec=replace(manifest.spec, flash_attn=wanted),
+        packages={**manifest.packages, "flash_attn": report.version},
+        steps=(*(s for s in manifest.steps if s.name != FLASH_ATTN), step),
+    )
 
 
 def _ensure_room(directory: Path, release: Release) -> None:

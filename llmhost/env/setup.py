@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmhost import config
-from llmhost.env.build import Construction, make
+from llmhost.env.build import Construction, make, with_flash_attn
 from llmhost.env.builds import clean_up, new_build, remove_unused, setup_lock
 from llmhost.env.current import engine_name
 from llmhost.env.existing import adopt
@@ -108,6 +108,8 @@ def _build(construction: Construction) -> EngineFacts:
     remove_unused(directory, construction.home.plan_file, keep=build)
     if construction.release is None:
         return _adopt(construction, began)
+    if former := _lacking_flash_attn(construction):
+        return _finish(construction, with_flash_attn(construction, former.interpreter(directory), former))
     if build is None:
         build = new_build(directory, f"{construction.release.vllm}-{construction.release.device}")
         journal = Journal(build, construction.order)
@@ -121,6 +123,15 @@ def _build(construction: Construction) -> EngineFacts:
         raise
     spec = replace(Spec.of(engine), device=manifest.device)
     return _finish(construction, replace(manifest, spec=spec, built_in=round(time.monotonic() - began, 1)))
+
+
+def _lacking_flash_attn(construction: Construction) -> Manifest | None:
+    """The engine that is there when flash-attn is all that it lacks."""
+    manifest, spec = read_manifest(construction.directory), Spec.of(construction.engine)
+    if manifest is None or not spec.flash_attn or construction.lock is not None:
+        return None
+    enough = manifest.satisfies(replace(spec, flash_attn=False)) and manifest.is_there(construction.directory)
+    return manifest if enough else None
 
 
 def _adopt(construction: Construction, began: float) -> EngineFacts:

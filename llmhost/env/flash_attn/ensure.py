@@ -12,14 +12,22 @@ from typing import Literal
 
 from llmhost.env.builds import setup_lock
 from llmhost.env.flash_attn.compile import compile_wheel
-from llmhost.env.flash_attn.plan import Machine, WheelSpec, bundled_note, plan_build, plan_wheel
+from llmhost.env.flash_attn.plan import (
+    Machine,
+    WheelSpec,
+    archs_of,
+    bundled_note,
+    plan_build,
+    plan_wheel,
+    wanted_version,
+)
 from llmhost.env.flash_attn.source import fetch_source
 from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel, kept_wheels
 from llmhost.env.flash_attn.target import read_target
 from llmhost.env.flash_attn.verify import Verified, verify
 from llmhost.env.uv import Uv
 from llmhost.errors import EngineError
-from llmhost.facts import MachineFacts
+from llmhost.facts import Device, MachineFacts
 from llmhost.paths import Home
 from llmhost.probe.host import free_bytes
 
@@ -79,6 +87,17 @@ def ensure_flash_attn(
         errors=checked.errors,
         seconds=time.monotonic() - began,
     )
+
+
+def require_possible(wanted: bool | str, device: Device, machine: MachineFacts) -> None:
+    """Refuse before an engine is built for minutes what could not be put into it. Raises EngineError."""
+    wanted_version(wanted)
+    if device != "cuda":
+        raise EngineError(
+            f"engine.flash_attn: flash-attn needs a GPU, and this engine computes on the {device.upper()}",
+            "leave engine.flash_attn out of llmhost.yaml, or ask for engine.device: cuda on a machine with NVIDIA GPUs",
+        )
+    archs_of(machine.gpus)
 
 
 def explain_flash_attn(home: Home, python: Path, wanted: bool | str, machine: MachineFacts) -> tuple[str, ...]:

@@ -86,15 +86,19 @@ def make_source(directory: Path) -> Path:
 
 
 def make_engine(prefix: Path, uv: str, cuda: str | None = "13.0") -> Path:
-    """The interpreter of an environment with that torch; setuptools and ninja are those of the tests."""
+    """The interpreter of an environment with that torch, in which flash-attn can be built."""
     capture([uv, "venv", prefix, "--python", sys.executable, "--no-project", "--quiet"])
+    torch = make_wheel(prefix / "wheels", "torch", "2.11.0", {"torch/__init__.py": TORCH.format(cuda=cuda)})
+    shutil.unpack_archive(torch, next(prefix.glob("lib/python3*/site-packages")), "zip")
+    lend_build_tools(prefix)
+    return prefix / "bin/python"
+
+
+def lend_build_tools(prefix: Path) -> None:
+    """setuptools and ninja of the tests, and what only has to be there by name."""
     site = next(prefix.glob("lib/python3*/site-packages"))
-    scratch = prefix / "wheels"
-    for name, modules in (
-        ("torch", {"torch/__init__.py": TORCH.format(cuda=cuda)}),
-        *((name, {f"{name}_stand_in.py": ""}) for name in ("einops", "wheel")),
-    ):
-        shutil.unpack_archive(make_wheel(scratch, name, "2.11.0", modules), site, "zip")
+    for name in ("einops", "wheel"):
+        wheel = make_wheel(prefix / "wheels", name, "1.0", {f"{name}_stand_in.py": ""})
+        shutil.unpack_archive(wheel, site, "zip")
     (site / "of_the_tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     os.symlink(Path(sysconfig.get_path("scripts")) / "ninja", prefix / "bin/ninja")
-    return prefix / "bin/python"

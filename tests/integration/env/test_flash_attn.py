@@ -15,20 +15,32 @@ from pathlib import Path
 
 import pytest
 
+from llmhost import config
+from llmhost.env import ensure_engine, find_engine
 from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify, wheels_for_bundle
 from llmhost.env.flash_attn.compile import COMPILE
 from llmhost.env.flash_attn.ensure import FlashAttnReport
 from llmhost.env.flash_attn.store import RECORD
 from llmhost.env.log import SetupLog
+from llmhost.env.manifest import read_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Unit
+from llmhost.env.releases import read_releases
 from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import EngineError
 from llmhost.facts import CudaToolkit, Gpu, HostFacts, MachineFacts, Program
 from llmhost.paths import Home
 from llmhost.run import capture
-from tests.integration.env.flash_attn_like import OBJECTS, VERSION, make_engine, make_source
+from tests.integration.env.flash_attn_like import (
+    OBJECTS,
+    TORCH,
+    VERSION,
+    lend_build_tools,
+    make_engine,
+    make_source,
+)
 from tests.integration.env.recorder import Recorder
+from tests.integration.env.wheels import make_wheel
 
 pytestmark = pytest.mark.integration
 
@@ -267,6 +279,30 @@ def test_an_engine_on_the_cpu_is_refused_before_anything_is_done(case: Case) -> 
     error = case.refused()
     assert error.message == "flash-attn needs a GPU, and the engine's torch 2.11.0 is built for the CPU"
     assert not case.home.wheels.exists()
+
+
+def test_setup_refuses_it_for_a_cpu_engine_before_anything_is_built(home: Home, progress: Recorder) -> None:
+    with pytest.raises(EngineError, match="this engine computes on the CPU") as error:
+        ensure_engine(home, config.Engine(device="cpu", flash_attn=True), progress)
+    assert "engine.flash_attn" in error.value.hint
+    assert not list(home.engines.glob("*/*/bin"))
+
+
+def test_an_engine_that_is_there_gets_it_without_being_built_anew(case: Case, wheels: Path) -> None:
+    make_wheel(wheels, "torch", "2.13.0+cpu", {"torch/__init__.py": textwrap.dedent(TORCH.format(cuda="13.0"))})
+    release = next(r for r in read_releases() if r.device == "cpu")
+    before = ensure_engine(case.home, config.Engine(), case.progress, release=release)
+    lend_build_tools(Path(before.python).parents[1])
+    wanted = config.Engine(flash_attn=VERSION)
+    after = ensure_engine(case.home, wanted, case.progress, facts=MACHINE, release=release)
+    assert after.python == before.python
+    assert case.installed(Path(after.python)) == VERSION
+    manifest = read_manifest(case.home.engine_dir("default"))
+    assert manifest is not None
+    assert manifest.packages["flash_attn"] == VERSION
+    assert manifest.steps[-1].detail == f"{VERSION}, built, relative error 2.0e-03"
+    assert find_engine(case.home, wanted) == after
+    assert find_engine(case.home, config.Engine()) == after
 
 
 def test_two_at_once_do_not_compile_into_each_other(case: Case) -> None:
