@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,7 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         conda=conda.result(),
         compilers=compilers.result(),
         uv=find_uv_program(),
-        pip={name: mask(value) for name, value in pip.result().items() if name in SOURCES},
+        pip={name: without_credentials(value) for name, value in pip.result().items() if name in SOURCES},
         models=stored.result(),
     )
 
@@ -135,7 +136,12 @@ def _uv_cache(environ: Mapping[str, str]) -> Path:
 def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Programs read either spelling, most of them the small one first."""
     found = {name: environ.get(name.lower()) or environ.get(name) for name in PROXIES}
-    return {name: mask(value) for name, value in found.items() if value}
+    return {name: without_credentials(value) for name, value in found.items() if value}
+
+
+def without_credentials(text: str) -> str:
+    """The text without ``user:password`` in its addresses; those of proxies may have no scheme in front."""
+    return re.sub(r"(?<!\S)[^\s/@]+(?=@)", "****", mask(text))
 
 
 def _models(models_dir: Path) -> Iterator[tuple[str, int]]:
