@@ -44,6 +44,18 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class MachineError(LlmhostError):
+    """This machine lacks what a start needs: memory to share, open files, a driver."""
+
+
+class BundleError(LlmhostError):
+    """A bundle cannot be made, is not whole, or is for another machine."""
+
+
+class FactsError(LlmhostError):
+    """A file is not the facts of a machine, or of a version that is not understood."""
+
+
 class HubError(LlmhostError):
     """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
 

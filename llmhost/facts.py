@@ -28,6 +28,128 @@ class Gpu:
     total: int
     free: int
     """What engines of this home may share out: what others hold is not in it."""
+    capability: tuple[int, int] | None = None
+    """Compute capability (9, 0); None when it is not known."""
+    uuid: str = ""
+    mig: bool = False
+    """Divided into instances (MIG): CUDA sees those, not the whole of it."""
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    gpu: int
+    """Index of the GPU."""
+    used: int
+    """Bytes; 0 where the driver does not say (in some containers)."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver as its own library (NVML) describes it."""
+
+    version: str = ""
+    """``580.159.04``; empty without a driver."""
+    cuda: tuple[int, int] | None = None
+    """The newest CUDA version that it supports."""
+    problem: str = ""
+    """Why it cannot be used, for a person; empty when it can, and when there is none."""
+
+
+@dataclass(frozen=True)
+class CudaToolkit:
+    """A CUDA toolkit, or a part of one."""
+
+    root: str
+    """What CUDA_HOME would be."""
+    found_by: tuple[str, ...]
+    """What pointed to it, in words: ``CUDA_HOME``, ``nvcc on PATH``, ``/usr/local/cuda-*``, a conda environment …"""
+    version: tuple[int, int] | None
+    """Of its nvcc; None without a usable one."""
+    nvcc: bool
+    headers: bool
+    """cuda_runtime.h is there."""
+    cudart: bool
+    """The runtime library to link with (libcudart.so, not only libcudart.so.13) is there."""
+
+    @property
+    def complete(self) -> bool:
+        """Can CUDA code be compiled with it?"""
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What it lacks, in words."""
+        nvcc = "nvcc" if not self.nvcc else "an nvcc that runs" if self.version is None else ""
+        headers = "" if self.headers else "headers (cuda_runtime.h)"
+        return tuple(filter(None, (nvcc, headers, "" if self.cudart else "libcudart.so")))
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python on this machine."""
+
+    path: str
+    version: tuple[int, ...]
+    """(3, 12, 3)"""
+    headers: bool
+    """Python.h is there, so that extensions can be compiled for it."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """What is installed in it: normalized name -> version."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program on PATH that an installation may need."""
+
+    name: str
+    path: str
+    version: str
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """Everything that decides which engine runs on a machine and what it lacks; `llmhost facts` prints it.
+
+    Sizes in bytes. Holds no secrets: addresses in ``pip`` and ``proxies`` are without user and password.
+    """
+
+    llmhost: str
+    """Version of the llmhost that wrote it."""
+    machine: str
+    """``uname -m``"""
+    system: str
+    """PRETTY_NAME of os-release."""
+    kernel: str
+    glibc: tuple[int, ...]
+    """(2, 39); empty on a system without it."""
+    host: HostFacts
+    shm_total: int
+    shm_free: int
+    disk_free: Mapping[str, int]
+    """Of the home, of the models, of uv's cache and of the temporary directory, by path."""
+    gpus: tuple[Gpu, ...] = ()
+    driver: Driver = Driver()
+    gpu_processes: tuple[GpuProcess, ...] = ()
+    toolkits: tuple[CudaToolkit, ...] = ()
+    interpreters: tuple[Interpreter, ...] = ()
+    """The one that runs llmhost first."""
+    conda: tuple[Program, ...] = ()
+    """conda, mamba and micromamba."""
+    compilers: tuple[Program, ...] = ()
+    """C++ compilers, and ninja."""
+    uv: Program | None = None
+    pip: Mapping[str, str] = field(default_factory=dict)
+    """The settings of pip that say where packages come from."""
+    """By option: ``index-url``, ``find-links`` …"""
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    """By variable, in upper case."""
+    models: Mapping[str, int] = field(default_factory=dict)
+    """What lies in models_dir: ``owner/name`` -> bytes."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What is set of CUDA_HOME, CUDA_PATH, CUDA_VISIBLE_DEVICES and CONDA_PREFIX."""
 
 
 @dataclass(frozen=True)

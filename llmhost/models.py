@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.env import Progress
 from llmhost.errors import ConfigError, LlmhostError, ModelError
+from llmhost.facts import Kind, ModelFacts
 from llmhost.homedir import claim
 from llmhost.hub.access import open_hub
 from llmhost.hub.lock import read_lock, write_lock
@@ -17,7 +18,7 @@ from llmhost.hub.pull import Pulled, is_complete, pull, read_manifest
 from llmhost.hub.remote import Hub, Reference
 from llmhost.hub.store import StoredModel, Verified, list_models, remove, verify
 from llmhost.paths import Home
-from llmhost.probe.model import models_directory, resolve_model
+from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.supervise.planfile import read_plan
 
 
@@ -156,3 +157,23 @@ def remove_model(model: StoredModel, *, force: bool = False) -> None:
 def unused_models(home: Home) -> list[StoredModel]:
     """What nobody uses: pulled models and what interrupted pulls have left; never what somebody put there."""
     return [m for m in stored_models(home) if not m.used_by and (m.source or not m.complete)]
+
+
+def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
+    """The facts of every service's model by service name; raises ModelError naming the service.
+
+    ``read`` reads one (home, config, reference, kind); by default only models that are here.
+    """
+    facts: dict[str, ModelFacts] = {}
+    for name, service in config.services.items():
+        if not service.replicas:
+            continue
+        try:
+            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
+        except LlmhostError as e:
+            raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
+    return facts
+
+
+def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
+    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)

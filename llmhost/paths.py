@@ -53,6 +53,20 @@ class Home:
         return self.engines / name
 
     @property
+    def current_engine_file(self) -> Path:
+        """Names the engine that counts when llmhost.yaml names none."""
+        return self.engines / "current"
+
+    def lock_of_engine(self, name: str) -> Path:
+        """The packages of an engine; beside llmhost.yaml, for version control."""
+        return self.root / ("engine.lock" if name == "default" else f"engine-{name}.lock")
+
+    @property
+    def wheels(self) -> Path:
+        """Wheels that were built here (flash-attention), for the next engine."""
+        return self.root / "wheels"
+
+    @property
     def models(self) -> Path:
         """Where models are kept unless ``models_dir`` says otherwise."""
         return self.root / "models"
@@ -61,6 +75,11 @@ class Home:
     def cache(self) -> Path:
         """Compile caches of the engines and facts read from them; safe to delete."""
         return self.root / "cache"
+
+    @property
+    def engine_caches(self) -> Path:
+        """What engines compiled, in a directory for each kind (see `llmhost.plan.caches`)."""
+        return self.cache / "engines"
 
     @property
     def conf(self) -> Path:

@@ -80,6 +80,30 @@ def follow(
         _end_group(child)
 
 
+@contextmanager
+def while_running(argv: Sequence[str | os.PathLike[str]], output: Path) -> Iterator[Callable[[], int | None]]:
+    """Run a program for as long as the block takes, its output added to a file; it gets SIGTERM then, and time to end.
+
+    Yields a function that returns the exit status once it has ended by itself. Raises CommandError when it cannot be
+    started.
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    try:
+        with open(output, "ab") as file, _interrupts_held():
+            child = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    except OSError as e:
+        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
+    with child:
+        try:
+            yield child.poll
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
 def _start(
     words: tuple[str, ...], env: Mapping[str, str] | None, cwd: Path | None, *, stderr: int, own_group: bool = False
 ) -> subprocess.Popen[str]:

@@ -12,26 +12,27 @@ from dataclasses import dataclass, replace
 from llmhost import balancing, deploy, keys, ports, readiness, rollout
 from llmhost import config as configuration
 from llmhost.config import Config
+from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.errors import ConfigError, EngineError, GatewayError, LlmhostError, NotReadyError, SupervisorError
-from llmhost.facts import EngineFacts, Gpu, Kind, ModelFacts
+from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
+from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services
 from llmhost.inspection import read_anywhere
-from llmhost.models import pull_missing
+from llmhost.machine import gpus_for, require_room_beside
+from llmhost.models import pull_missing, read_models
 from llmhost.outlook import changed, outlook
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
-from llmhost.plan.cpu import missing_bytes, require_room
+from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
-from llmhost.probe.model import models_directory, read_model, resolve_model
 from llmhost.probe.tools import find_tools
 from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
@@ -66,13 +67,6 @@ class Started:
     programs: tuple[str, ...]
     begun: tuple[str, ...] = ()
     """Of these, those that did not run before."""
-
-
-def setup(home: Home, progress: Progress) -> EngineFacts:
-    """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet)."""
-    claim(home)
-    config = configuration.load(home.config_file) if home.config_file.exists() else Config()
-    return ensure_engine(home, config.engine, progress)
 
 
 def up(
@@ -118,7 +112,10 @@ def reload(home: Home, progress: Progress) -> Started:
 
 
 def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
-    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt."""
+    """llmhost.yaml, and its home is ours; nothing is made where that is refused: the home may be misspelt.
+
+    What would make every start fail is told now, not after models of many GB are fetched.
+    """
     require_claimable(home)
     config = _load(home, insecure)
     if not config.services:
@@ -127,6 +124,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
         )
     _require_in_file(services, config)
     claim(home)
+    require_startable(home, config)
     return config
 
 
@@ -299,9 +297,8 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told)
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)
-        require_room(
-            chosen, (*there.programs, *(p for s in moved if s.name in chosen for p in s.replicas)), read_host()
-        )
+        second = (p for s in moved if s.name in chosen for p in s.replicas)
+        require_room_beside(home, plan.engine, chosen, (*there.programs, *second))
         wanted = (GATEWAY_PROGRAM, *_programs(new, services))
         _remember_start(home, plan, services)
         rollout.apply(home, plan, new, (*wanted, METRICS_PROGRAM), progress, lambda _: True)
@@ -337,6 +334,12 @@ def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, 
     return config, models, require_gpus(config.services, gpus, models)
 
 
+def make_plan_with(home: Home, engine: EngineFacts) -> Plan:
+    """The plan of a home if this engine were the one that counts; changes nothing."""
+    config = _load(home, insecure=False)
+    return _Inputs(config, _machine(home, config, engine), read_models(home, config)).plan(_running(home))
+
+
 def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:
     """What `up` would do to each service."""
     return outlook(home, plan, _running(home))
@@ -366,29 +369,11 @@ def validate(home: Home, config: Config) -> bool:
     return True
 
 
-def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service.
-
-    ``read`` reads one (home, config, reference, kind); by default only models that are here.
-    """
-    facts: dict[str, ModelFacts] = {}
-    for name, service in config.services.items():
-        if not service.replicas:
-            continue
-        try:
-            facts[name] = (read or _read_here)(home, config, service.model, service.kind)
-        except LlmhostError as e:
-            raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
-    return facts
-
-
-def _read_here(home: Home, config: Config, reference: str, kind: Kind | None) -> ModelFacts:
-    return read_model(resolve_model(reference, models_directory(home, config), home.root), kind)
-
-
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
     endpoints = read_endpoints(config, home.root)
-    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints)
+    here = any(service.replicas for service in config.services.values())
+    gpus = gpus_for(home, engine) if here else ()
+    return Machine(home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints, gpus)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

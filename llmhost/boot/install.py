@@ -20,6 +20,7 @@ from llmhost.config import Config
 from llmhost.env import Silent, find_engine
 from llmhost.errors import CommandError, ConfigError, EngineError, HomeError, SupervisorError
 from llmhost.homedir import is_ours
+from llmhost.models import read_models
 from llmhost.paths import Home, supervisord_script
 from llmhost.render import SWEEP_SECONDS
 from llmhost.supervise import daemon, systemd
@@ -177,7 +178,7 @@ def _needed_files(home: Home, config: Config) -> list[Path]:
     """What the account must be able to read, the models above all."""
     engine = find_engine(home, config.engine)
     python = [Path(engine.python)] if engine else []
-    return [*python, *(Path(m.path) / "config.json" for m in workflow.read_models(home, config).values())]
+    return [*python, *(Path(m.path) / "config.json" for m in read_models(home, config).values())]
 
 
 def _ensure_linger(account: str, say: Say) -> bool:

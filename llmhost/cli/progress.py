@@ -25,18 +25,46 @@ def shown_progress() -> Iterator[Progress]:
         yield progress
 
 
+MINUTE = 60.0
+
+
+class Estimate:
+    """How long a step still takes, if it goes on as it went since this run began."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def left(self, step: str, done: int, total: int) -> str:
+        """``, about 3:20 left``; empty until there is something to reckon with."""
+        began, had = self._first.setdefault(step, (time.monotonic(), done))
+        seconds, came = time.monotonic() - began, done - had
+        if came <= 0:
+            return ""
+        left = round((total - done) / came * seconds)
+        return f", about {left // 60}:{left % 60:02} left"
+
+
 class PlainProgress:
     """One line when a step begins and one when it ends, for logs and pipes."""
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        self._estimate = Estimate()
 
     def started(self, step: str) -> None:
         self._began[step] = time.monotonic()
         console.remark(f"==> {step}")
 
     def advanced(self, step: str, done: int, total: int, unit: Unit) -> None:
-        """Without a terminal nobody watches a bar."""
+        """Without a terminal nobody watches a bar; of what takes many minutes a line a minute says that it goes on."""
+        if unit != "objects":
+            return
+        left = self._estimate.left(step, done, total)
+        now = time.monotonic()
+        if now - self._told.setdefault(step, now) >= MINUTE:
+            self._told[step] = now
+            console.remark(f"    {done}/{total} {unit}{left}")
 
     def finished(self, step: str, detail: str = "") -> None:
         seconds = time.monotonic() - self._began.pop(step, time.monotonic())
@@ -53,6 +81,7 @@ class TerminalProgress:
         self._progress = _rich_progress()
         self._tasks: dict[str, TaskID] = {}
         self._transfers: dict[str, tuple[float, int]] = {}
+        self._estimate = Estimate()
 
     def __enter__(self) -> TerminalProgress:
         self._progress.start()
@@ -65,7 +94,8 @@ class TerminalProgress:
         self._tasks[step] = self._progress.add_task(step, total=None, detail="")
 
     def advanced(self, step: str, done: int, total: int, unit: Unit) -> None:
-        counted = self._transfer(step, done, total) if unit == "bytes" else f"{done}/{total} {unit}"
+        left = self._estimate.left(step, done, total) if unit == "objects" else ""
+        counted = self._transfer(step, done, total) if unit == "bytes" else f"{done}/{total} {unit}{left}"
         self._progress.update(self._task(step), completed=done, total=total, detail=counted)
 
     def _transfer(self, step: str, done: int, total: int) -> str:

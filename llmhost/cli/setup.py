@@ -8,22 +8,38 @@ from llmhost.cli import Session, console
 
 
 @click.command("setup")
+@click.option("--locked", is_flag=True, help="Exactly the packages of engine.lock, which lies beside llmhost.yaml.")
+@click.option("--warm", is_flag=True, help="Then start each service once, so that its compile caches are filled.")
 @click.option("--json", "as_json", is_flag=True, help="What was built, as JSON.")
 @click.pass_obj
-def setup_command(session: Session, as_json: bool) -> None:
+def setup_command(session: Session, locked: bool, warm: bool, as_json: bool) -> None:
     """Build the engine environment that llmhost.yaml asks for, unless it is there already.
 
+    The newest vLLM that runs on this machine is taken: by its driver, GPUs, Python and C library. What cannot run here
+    is refused before anything is downloaded. engine.kind says how: venv (with uv), conda, or existing (an environment
+    of your own, checked and never changed).
+
     The index, find-links, proxy and certificates of pip's configuration are used (PIP_* too). An interrupted setup is
-    finished by the next one; the engine that is there keeps working until a new one has passed its import test.
+    finished by the next one; the engine that is there keeps working until a new one has passed its import test. The
+    packages that were installed are written to engine.lock.
     """
+    from llmhost import engines
     from llmhost.cli.progress import shown_progress
-    from llmhost.workflow import setup
 
     with shown_progress() as progress:
-        engine = setup(session.home, progress)
+        engine = engines.setup(session.home, progress, locked=locked)
+        warmed = engines.warm(session.home, progress) if warm else ()
     if as_json:
         console.json_result(
-            {"name": engine.name, "python": engine.python, "device": engine.device, "vllm": engine.vllm_version}
+            {
+                "name": engine.name,
+                "python": engine.python,
+                "device": engine.device,
+                "vllm": engine.vllm_version,
+                "warmed": dict(warmed),
+            }
         )
-    else:
-        console.result(f"engine {engine.name}: vLLM {engine.vllm_version} on {engine.device}, {engine.python}")
+        return
+    console.result(f"engine {engine.name}: vLLM {engine.vllm_version} on {engine.device}, {engine.python}")
+    for name, seconds in warmed:
+        console.result(f"warm: {name}, ready after {seconds:.0f} s")

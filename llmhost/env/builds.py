@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmhost.env.manifest import MANIFEST, read_manifest
-from llmhost.env.releases import Release
 from llmhost.errors import BusyError
 
 
-def new_build(directory: Path, release: Release) -> Path:
+def new_build(directory: Path, stem: str) -> Path:
     """A path that was never used: an installer that outlived a killed setup may still write into an old one."""
     stamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S%f")
-    return directory / f"{release.vllm}-{release.device}-{stamp[:-3]}"
+    return directory / f"{stem}-{stamp[:-3]}"
 
 
 @contextmanager
@@ -55,15 +54,15 @@ def clean_up(directory: Path, plan_file: Path) -> None:
         return
 
 
-def remove_unused(directory: Path, plan_file: Path) -> None:
-    """Remove builds that neither the manifest nor the plan in force names and that no process runs from.
+def remove_unused(directory: Path, plan_file: Path, keep: Path | None = None) -> None:
+    """Remove builds that neither the manifest nor the plan in force names and that no process runs from, but ``keep``.
 
     To be called with the lock held.
     """
     manifest = read_manifest(directory)
     stale = [path for path in _builds(directory) if manifest is None or path.name != manifest.build]
     if stale:
-        needed = _running(directory) | _named(plan_file, stale)
+        needed = _running(directory) | _named(plan_file, stale) | ({keep.name} if keep else set())
         for path in stale:
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)

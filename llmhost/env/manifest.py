@@ -1,8 +1,8 @@
 """What is known of a built engine, kept as ``manifest.json`` in its directory.
 
-An engine's directory holds its builds (virtual environments, each at its final path, because a running engine keeps
-importing from there) and the manifest, which names the one that counts. It is written last and replaced whole: a
-build that it does not name does not exist for anybody but the next setup, which removes it.
+An engine's directory holds its builds (environments, each at its final path, because a running engine keeps importing
+from there) and the manifest, which names the one that counts. It is written last and replaced whole: a build that it
+does not name does not exist for anybody but the next setup, which finishes or removes it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmhost import config
+from llmhost.env.journal import Step
 from llmhost.errors import EngineError
 from llmhost.facts import Device, EngineFacts, VllmFlag
 
@@ -29,16 +30,28 @@ class Spec:
     """What llmhost.yaml asks for, as far as it decides what is in an engine."""
 
     kind: str
-    device: Device
+    device: Device | Literal["auto"]
+    """In a manifest: what it computes on."""
     vllm: str | None
     """The pinned version, None for whatever llmhost installs by itself."""
     python: str | None
     """The interpreter or version that was asked for."""
+    system_site_packages: bool = False
+    flash_attn: bool | str = False
+    cuda_compiler: bool = False
 
     @classmethod
     def of(cls, engine: config.Engine) -> Spec:
         """The part of ``engine:`` that counts."""
-        return cls(engine.kind, "cpu", engine.vllm, engine.python)
+        return cls(
+            engine.kind,
+            engine.device,
+            engine.vllm,
+            engine.python,
+            engine.system_site_packages,
+            engine.flash_attn,
+            engine.cuda_compiler,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Manifest:
     """Name of the directory of the environment, beside the manifest."""
     python_version: str
     packages: Mapping[str, str]
-    """Versions that the import gate saw: torch, transformers, vllm."""
+    """Versions that the import gate saw: torch, transformers, vllm; and flash_attn where it was built."""
     flags: Mapping[str, VllmFlag]
     tool_call_parsers: tuple[str, ...]
     reasoning_parsers: tuple[str, ...]
@@ -58,25 +71,45 @@ class Manifest:
     """UTC, ISO 8601."""
     built_in: float
     """Seconds that the setup took."""
+    device: Device = "cpu"
+    python: str = ""
+    """Absolute path of the interpreter when it is not that of the build (an existing environment)."""
+    marks: tuple[str, ...] = ()
+    """Paths outside of the build that must be there: the metadata of packages that it only borrows."""
+    steps: tuple[Step, ...] = ()
+    """What the setup did."""
+    lock: str = ""
+    """Digest of the set of packages, as the lock file has it; empty where none was recorded."""
 
     def satisfies(self, spec: Spec) -> bool:
         """Is this what is asked for? Where nothing is pinned, what works is kept, also by a newer llmhost."""
-        same_place = (self.spec.kind, self.spec.device) == (spec.kind, spec.device)
-        vllm = spec.vllm in (self.spec.vllm, self.vllm_version)
-        python = spec.python in (None, self.spec.python) or self.python_version.startswith(f"{spec.python}.")
-        return same_place and vllm and python
+        own = self.spec
+        same_place = own.kind == spec.kind and spec.device in ("auto", self.device)
+        same_base = own.system_site_packages == spec.system_site_packages and own.cuda_compiler >= spec.cuda_compiler
+        vllm = spec.vllm in (own.vllm, self.vllm_version)
+        python = spec.python in (None, own.python) or self.python_version.startswith(f"{spec.python}.")
+        flash = not spec.flash_attn or spec.flash_attn in (own.flash_attn, self.packages.get("flash_attn"))
+        return same_place and same_base and vllm and python and flash
 
     @property
     def vllm_version(self) -> str:
         """As in ``engine.vllm``, without the local part (``+cpu``)."""
         return self.packages["vllm"].partition("+")[0]
 
+    def interpreter(self, directory: Path) -> Path:
+        """The interpreter of the engine in ``directory``."""
+        return Path(self.python) if self.python else python_of(directory / self.build)
+
+    def is_there(self, directory: Path) -> bool:
+        """Do the interpreter and what it borrows still exist? Looks, and starts nothing."""
+        return self.interpreter(directory).exists() and all(os.path.exists(mark) for mark in self.marks)
+
     def facts(self, directory: Path) -> EngineFacts:
         """The engine in ``directory``, for the plan."""
         return EngineFacts(
             name=directory.name,
-            python=str(python_of(directory / self.build)),
-            device=self.spec.device,
+            python=str(self.interpreter(directory)),
+            device=self.device,
             vllm_version=self.vllm_version,
             flags=self.flags,
             tool_call_parsers=self.tool_call_parsers,
@@ -85,7 +118,7 @@ class Manifest:
 
 
 def python_of(build: Path) -> Path:
-    """The interpreter of a virtual environment."""
+    """The interpreter of a virtual environment, or of one of conda."""
     return build / "bin" / "python"
 
 
@@ -100,16 +133,19 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 def _from_dict(data: Mapping[str, Any]) -> Manifest:
     fields = {key: value for key, value in data.items() if key != "format"}
-    lists = {key: tuple(data[key]) for key in ("tool_call_parsers", "reasoning_parsers")}
+    lists = {key: tuple(data.get(key, ())) for key in ("tool_call_parsers", "reasoning_parsers", "marks")}
     flags = {name: VllmFlag(name, **({"boolean": False} | flag)) for name, flag in data["flags"].items()}
-    return Manifest(**{**fields, **lists, "flags": flags, "spec": Spec(**data["spec"])})
+    spec = Spec(**data["spec"])
+    steps = tuple(Step(**step) for step in data.get("steps", ()))
+    return Manifest(**{**fields, **lists, "flags": flags, "spec": spec, "steps": steps})
 
 
 def _to_dict(manifest: Manifest) -> dict[str, Any]:
     """Without what is as usual: most flags just take a value."""
     flags = {name: {k: True for k, v in asdict(flag).items() if v is True} for name, flag in manifest.flags.items()}
-    plain = {key: value for key, value in vars(manifest).items() if key not in ("flags", "spec")}
-    return {"format": FORMAT, **plain, "spec": asdict(manifest.spec), "flags": flags}
+    plain = {key: value for key, value in vars(manifest).items() if key not in ("flags", "spec", "steps")}
+    steps = [asdict(step) for step in manifest.steps]
+    return {"format": FORMAT, **plain, "spec": asdict(manifest.spec), "steps": steps, "flags": flags}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Unit = Literal["bytes", "files", "packages"]
+Unit = Literal["bytes", "files", "packages", "objects"]
 
 
 class Progress(Protocol):

@@ -157,6 +157,12 @@ REMEDIES = (
         "the index or a cache serves an altered or damaged file: ask its owner, or run `uv cache clean`",
     ),
     (
+        r"expected an? (\S+ )?(simple|index|html|json)|text/html|received (some )?unexpected (html|json)|"
+        r"content.?type|no distributions found|missing .*<a",
+        "what answers is no package index but a web page, perhaps of a proxy that wants a login: check the proxy and"
+        " index-url in pip's configuration",
+    ),
+    (
         r"certificate|invalid peer|UnknownIssuer",
         "name your CA file in pip's configuration (cert) or SSL_CERT_FILE, or trust the host (trusted-host)",
     ),

@@ -13,6 +13,7 @@ from llmhost.facts import EndpointFacts, EngineFacts, Gpu, HostFacts, ModelFacts
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
+from llmhost.plan.caches import cache_directory, cache_environment, cache_key
 from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.gpu import GpuShare
@@ -285,12 +286,10 @@ def _inferred_arguments(
 
 def _environment(machine: Machine, program: str, share: Share) -> dict[str, str]:
     """The engine's environment: its mark, caches inside the home, nothing that phones out."""
-    cache = machine.home.cache / machine.engine.name
+    cache = cache_directory(machine.home, cache_key(machine.engine, machine.gpus))
     return {
         "LLMHOST_PROGRAM": program_mark(machine.home.root, program),
-        "VLLM_CACHE_ROOT": str(cache / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
+        **cache_environment(cache, machine.engine.device),
         # Models are directories here; without this a hub is asked for files that do not exist in them.
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

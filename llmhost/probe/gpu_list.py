@@ -1,4 +1,4 @@
-"""GPUs as an operator writes them down, to plan for a machine that is not here: ``4x24`` or a YAML (or JSON) file."""
+"""GPUs of a machine that is not here, to plan for it: ``4x24``, a YAML or JSON file, or its `llmhost facts --json`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,46 @@ from ruamel.yaml.error import YAMLError
 
 from llmhost.errors import PlanError
 from llmhost.facts import Gpu
+from llmhost.probe.facts_file import facts_from_json, is_facts_file
 
 GIB = 2**30
 SHORT = re.compile(r"(\d+)\s*[x×*]\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", re.IGNORECASE)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|MiB|MB|M)?", re.IGNORECASE)
-FORM = "write how many of how many GiB (4x24), or name a file: gpus: [{name: RTX 4090, memory: 24GiB, count: 4}]"
+FORM = (
+    "write how many of how many GiB (4x24), or name a file: gpus: [{name: RTX 4090, memory: 24GiB, count: 4}], or what"
+    " `llmhost facts --json` says there"
+)
 
 
 def read_gpu_list(written: str) -> tuple[Gpu, ...]:
     """The GPUs that ``4x24`` or a file describes, all of them free unless the file says otherwise.
 
-    Sizes are GiB unless they end in MiB; as on the sticker of a GPU, GB is taken for GiB. Raises PlanError for anything
-    else.
+    Sizes are GiB unless they end in MiB; as on the sticker of a GPU, GB is taken for GiB. The facts of a machine are
+    taken as they are. Raises PlanError for anything else, and FactsError for facts that are not understood.
     """
     if short := SHORT.fullmatch(written.strip()):
         return tuple(_gpus([{"memory": short[2], "count": int(short[1])}]))
     try:
-        data = YAML(typ="safe", pure=True).load(Path(written).read_text(encoding="utf-8"))
+        text = Path(written).read_text(encoding="utf-8")
+        data = YAML(typ="safe", pure=True).load(text)
     except OSError as e:
         raise PlanError(f"--gpus {written}: {e.strerror}", FORM) from e
     except (YAMLError, ValueError) as e:
         raise PlanError(f"--gpus {written}: it is neither YAML nor JSON", FORM) from e
+    if is_facts_file(data):
+        return _of_facts(text, written)
     entries = data.get("gpus") if isinstance(data, Mapping) else data
     if not isinstance(entries, list) or not entries:
         raise PlanError(f"--gpus {written}: there is no list of GPUs in it", FORM)
     return tuple(_gpus(entries))
+
+
+def _of_facts(text: str, written: str) -> tuple[Gpu, ...]:
+    facts = facts_from_json(text, f"--gpus {written}")
+    if not facts.gpus:
+        problem = facts.driver.problem or "it has none"
+        raise PlanError(f"--gpus {written}: these are the facts of a machine without usable GPUs: {problem}", FORM)
+    return facts.gpus
 
 
 def _gpus(entries: list[Any]) -> Iterator[Gpu]:

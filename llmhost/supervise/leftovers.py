@@ -37,7 +37,7 @@ def find(home: Home) -> Leftovers:
     Call it with the lock of the home held: a command that is at work makes files, too.
     """
     ours = daemon.descendants(home)
-    lost = [pid for pid in processes.pids() if pid not in ours and pid != os.getpid() and _is_of(home, pid)]
+    lost = [pid for pid in processes.pids() if pid not in ours and pid != os.getpid() and is_of(home, pid)]
     memory = shm.left(daemon.recorded_memory(home) | shm.segments(lost), without=lost)
     files = (*_files(home), *(Path(shm.FOLDER, name) for name, _ in memory))
     return Leftovers({pid: _words(pid) for pid in lost}, files)
@@ -50,7 +50,7 @@ def remove(leftovers: Leftovers) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_of(home: Home, pid: int) -> bool:
+def is_of(home: Home, pid: int) -> bool:
     """An engine's process by its mark; a guard and the gateway by the file of this home that they were given."""
     mark = MARK.encode() + b"=" + os.fsencode(home.root) + b":"
     if any(v.startswith(mark) for v in processes.read(f"/proc/{pid}/environ").split(b"\0")):

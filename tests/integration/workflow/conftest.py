@@ -148,6 +148,8 @@ def make_engine(home: Home) -> None:
     python.write_text(f'#!/bin/sh\nPYTHONPATH={directory}/build/fake exec {sys.executable} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     packages = {"torch": "2.13.0+cpu", "transformers": "5.19.0", "vllm": ENGINE_VERSION}
+    for name, number in packages.items():
+        (directory / f"build/lib/python3.11/site-packages/{name}-{number}.dist-info").mkdir(parents=True)
     version = ".".join(map(str, sys.version_info[:3]))
     spec = Spec("venv", "cpu", None, None)
     write_manifest(directory, Manifest(spec, "build", version, packages, FLAGS, ("hermes",), ("qwen3",), "", 1.0))

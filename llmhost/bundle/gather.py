@@ -1,0 +1,113 @@
+"""What is on this machine already and goes into a bundle: models, flash-attention, compile caches, llmhost.yaml."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmhost import config as configuration
+from llmhost.bundle.target import Target, minor
+from llmhost.config import Config
+from llmhost.env.flash_attn import wheels_for_bundle
+from llmhost.env.flash_attn.plan import wanted_version
+from llmhost.env.flash_attn.source import fetch_source
+from llmhost.env.flash_attn.store import SOURCES
+from llmhost.env.progress import Progress
+from llmhost.env.uv import Uv
+from llmhost.errors import BundleError
+from llmhost.facts import MachineFacts
+from llmhost.hub.pull import MANIFEST, read_manifest
+from llmhost.hub.remote import Reference
+from llmhost.hub.store import verify
+from llmhost.paths import Home
+from llmhost.probe.gpus import read_gpus
+from llmhost.probe.model import models_directory
+
+Kind = Literal["llmhost", "engine", "flash-attn", "model", "cache", "config"]
+VERIFY_MODELS = "check models"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file for the bundle: where it goes there, and where it is now."""
+
+    path: str
+    source: Path
+    kind: Kind
+
+
+def config_items(home: Home, config_file: Path | None) -> Iterator[Item]:
+    """llmhost.yaml for the other machine, and which commits of models it means."""
+    if config_file is not None:
+        yield Item("llmhost.yaml", config_file, "config")
+        lock = config_file.with_name(home.lock_of_models.name)
+        if lock.is_file():
+            yield Item("llmhost.lock", lock, "config")
+
+
+def model_items(home: Home, config: Config, facts: MachineFacts, progress: Progress) -> Iterator[Item]:
+    """The models of services from this machine's models_dir, verified; those that the other machine has stay here.
+
+    Raises BundleError for one that is not here or is damaged.
+    """
+    ours = configuration.load(home.config_file) if home.config_file.exists() else Config()
+    models_dir = models_directory(home, ours)
+    for name, service in config.services.items():
+        reference = Reference.parse(service.model) if service.replicas else None
+        if reference is None:
+            if service.replicas and not service.model.startswith("demo:"):
+                progress.note(f"services.{name}.model is a directory: copy it to that machine yourself")
+        elif reference.repository in facts.models:
+            progress.note(f"{reference.text} is on that machine already")
+        else:
+            yield from _model(reference, reference.directory(models_dir), name, progress)
+
+
+def _model(reference: Reference, directory: Path, service: str, progress: Progress) -> Iterator[Item]:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise BundleError(
+            f"services.{service}.model: {reference.text} is not on this machine ({directory})",
+            f"fetch it with `llmhost pull {reference.text}`, or leave models out with --no-models",
+        )
+    step = f"{VERIFY_MODELS}: {reference.text}"
+    progress.started(step)
+    if wrong := verify(directory):
+        raise BundleError(
+            f"{reference.text} is damaged here: {wrong[0].path} ({wrong[0].problem})",
+            f"fetch it again: `llmhost models remove {reference.repository}` and `llmhost pull {reference.text}`",
+        )
+    progress.finished(step, f"{len(manifest['files'])} files")
+    for file in (MANIFEST, *manifest["files"]):
+        yield Item(f"models/{reference.repository}/{file}", directory / file, "model")
+
+
+def cache_items(home: Home, config: Config, facts: MachineFacts, progress: Progress) -> Iterator[Item]:
+    """The engine's compile caches when both machines have the same GPUs; elsewhere they are of no use."""
+    directory = home.cache / config.engine.name
+    if not directory.is_dir() or not facts.gpus:
+        return
+    here = {gpu.name for gpu in read_gpus().gpus}
+    there = {gpu.name for gpu in facts.gpus}
+    if here != there:
+        progress.note(f"compile caches stay here: they are for {', '.join(sorted(here)) or 'no GPU'}")
+        return
+    for file in sorted(directory.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            yield Item(f"cache/{config.engine.name}/{file.relative_to(directory).as_posix()}", file, "cache")
+
+
+def flash_attn_items(home: Home, target: Target, wanted: bool | str, uv: Uv) -> Iterator[Item]:
+    """Kept flash-attention wheels for the target's Python; without one the source, to be compiled there."""
+    version = wanted_version(wanted)
+    kept = wheels_for_bundle(home, f"cp{minor(target.engine_python).replace('.', '')}", version)
+    for wheel in kept:
+        for file in sorted(wheel.folder.iterdir()):
+            yield Item(f"flash-attn/{wheel.folder.name}/{file.name}", file, "flash-attn")
+    if not kept:
+        uv.progress.note(f"no flash-attn {version} for that Python is kept here: its source goes along")
+        source = fetch_source(home.wheels if home.root.is_dir() else uv.cwd / "flash-attn", version, sys.executable, uv)
+        yield Item(f"flash-attn/{SOURCES}/{source.name}", source, "flash-attn")

@@ -1,0 +1,185 @@
+"""`llmhost bundle install`: the contents of a bundle into a home, without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmhost import config as configuration
+from llmhost.bundle import bootstrap
+from llmhost.bundle.show import read_bundle, told
+from llmhost.bundle.target import release_from_json
+from llmhost.config import Config, Engine
+from llmhost.env import Progress, ensure_engine
+from llmhost.env.current import engine_name
+from llmhost.env.lock import read_lock
+from llmhost.env.releases import choose_release
+from llmhost.errors import BundleError
+from llmhost.facts import EngineFacts
+from llmhost.homedir import claim
+from llmhost.paths import Home
+from llmhost.probe.machine import read_machine
+from llmhost.probe.model import models_directory
+
+VERIFY = "verify the bundle"
+UNPACK = "unpack it"
+PLACE = "put files into place"
+LOCK = "engine.lock"
+OFFLINE = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_PYTHON_DOWNLOADS": "never"}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What a bundle brought."""
+
+    wheels: int
+    models: tuple[str, ...]
+    caches: int
+    config: bool
+    """llmhost.yaml was put there: the home had none."""
+    engine: EngineFacts | None
+
+
+def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed:
+    """Verify a bundle and bring everything in it into the home; the engine is built from its wheels.
+
+    What is there already stays as it is: llmhost.yaml, models, an engine. May be interrupted and called again. Raises
+    BundleError naming what is missing, damaged or does not fit this machine, and EngineError.
+    """
+    manifest = read_bundle(directory)
+    with told():
+        bootstrap.require_machine(manifest)
+        claim(home)
+        progress.started(VERIFY)
+        bootstrap.require_whole(directory, manifest)
+        progress.finished(VERIFY, f"{len(manifest['pieces'] or manifest['files'])} files")
+        contents = _contents(home, directory, manifest, progress)
+        done = _Placing(home, contents, manifest, progress).run()
+    engine = _engine(home, contents, manifest, progress) if manifest["engine"] else None
+    if contents != directory:
+        shutil.rmtree(contents, ignore_errors=True)
+    return Installed(**done, engine=engine)
+
+
+def _contents(home: Home, directory: Path, manifest: dict[str, Any], progress: Progress) -> Path:
+    """The directory with the files; for a bundle in pieces one beside the home."""
+    if not manifest["pieces"]:
+        return directory
+    contents = bootstrap.unpacked_dir(home.root, manifest)
+    total, done = sum(p["size"] for p in manifest["pieces"]), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        progress.advanced(UNPACK, done, total, "bytes")
+
+    progress.started(UNPACK)
+    bootstrap.unpack(directory, manifest, contents, count)
+    progress.finished(UNPACK, f"{len(manifest['files'])} files")
+    return contents
+
+
+class _Placing:
+    """The files of a bundle into the directories of a home."""
+
+    def __init__(self, home: Home, contents: Path, manifest: Mapping[str, Any], progress: Progress) -> None:
+        self.home, self.contents, self.progress = home, contents, progress
+        self.kinds: dict[str, list[str]] = defaultdict(list)
+        for entry in manifest["files"]:
+            self.kinds[entry["kind"]].append(entry["path"])
+        self.sizes = {entry["path"]: entry["size"] for entry in manifest["files"]}
+
+    def run(self) -> dict[str, Any]:
+        self.progress.started(PLACE)
+        try:
+            config = self._config()
+            wheels = [*self.kinds["llmhost"], *self.kinds["engine"]]
+            self._place({p: self.home.root / p for p in wheels})
+            self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]})
+            self._place({p: self.home.root / p for p in self.kinds["cache"]})
+            models = self._models()
+        except OSError as e:
+            raise bootstrap.disk_problem(e, self.home.root) from e
+        self.progress.finished(PLACE, f"{len(self.sizes)} files")
+        return {"wheels": len(wheels), "models": models, "caches": len(self.kinds["cache"]), "config": config}
+
+    def _config(self) -> bool:
+        if self.home.config_file.exists():
+            return False
+        self._place({p: self.home.root / p for p in self.kinds["config"]})
+        return bool(self.kinds["config"])
+
+    def _place(self, targets: Mapping[str, Path]) -> None:
+        """Link or copy each file, whole or not at all; what is there in this size stays (it was verified then)."""
+        left = {p: t for p, t in targets.items() if not (t.is_file() and t.stat().st_size == self.sizes[p])}
+        if left and not _same_disk(self.contents, self.home.root):
+            bootstrap.require_room(
+                next(iter(left.values())), sum(self.sizes[p] for p in left), "copy the bundle's files"
+            )
+        for path, target in left.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(self.contents / path, target)
+
+    def _models(self) -> tuple[str, ...]:
+        """Each model below a hidden name first: one that is there is complete."""
+        models = defaultdict(list)
+        for path in self.kinds["model"]:
+            models["/".join(path.split("/")[1:3])].append(path)
+        config = configuration.load(self.home.config_file) if self.home.config_file.exists() else Config()
+        models_dir = models_directory(self.home, config)
+        for name, paths in models.items():
+            target = models_dir / name
+            if not target.exists():
+                partial = target.with_name(f".{target.name}.partial")
+                self._place({p: partial / p.split("/", 3)[3] for p in paths})
+                partial.rename(target)
+        return tuple(models)
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: Progress) -> EngineFacts:
+    """The engine that llmhost.yaml asks for, from the wheels in the home alone."""
+    carried = manifest["engine"]
+    written = home.config_file.exists()
+    engine = configuration.load(home.config_file).engine if written else Engine(**carried["config"])
+    if engine.vllm not in (None, carried["vllm"]):
+        raise BundleError(
+            f"{home.config_file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
+            "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
+        )
+    choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
+    locked = home.lock_of_engine(engine_name(home, engine))
+    _link_or_copy(contents / LOCK, locked)
+    with _offline(home.wheels):
+        return ensure_engine(home, engine, progress, lock=read_lock(locked))
+
+
+@contextmanager
+def _offline(wheels: Path) -> Iterator[None]:
+    """pip's configuration for this process: these wheels, no index."""
+    former = dict(os.environ)
+    os.environ.update({**OFFLINE, "PIP_FIND_LINKS": str(wheels)})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(former)

@@ -1,0 +1,361 @@
+"""The engines of a home side by side: build, list, try, switch, go back, remove; and their caches."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmhost import config as configuration
+from llmhost import workflow
+from llmhost.config import Config, Engine
+from llmhost.env import Progress, ensure_engine, find_engine
+from llmhost.env.builds import setup_lock
+from llmhost.env.current import choose_engine, engine_name, engine_names
+from llmhost.env.lock import read_lock
+from llmhost.env.manifest import Manifest, Spec, read_manifest, write_manifest
+from llmhost.env.releases import Release, choose_release
+from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError, PlanError
+from llmhost.facts import EngineFacts
+from llmhost.homedir import claim, require_access
+from llmhost.machine import require_room_beside
+from llmhost.paths import Home
+from llmhost.plan import Plan, ServicePlan
+from llmhost.plan.args import vllm_arguments
+from llmhost.plan.running import Running, beside, running
+from llmhost.probe.machine import read_machine
+from llmhost.render import guard_spec_path, render
+from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.lock import home_lock
+from llmhost.supervise.planfile import read_plan
+from llmhost.supervise.trial import try_program
+
+Wait = Callable[[workflow.Started], None]
+"""Waits until what was started is ready; raises NotReadyError."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An engine of a home."""
+
+    name: str
+    current: bool
+    running: bool
+    """Engine processes of the plan in force run from it."""
+    manifest: Manifest
+    python: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Caches of one kind of engine."""
+
+    key: str
+    path: Path
+    bytes: int
+    in_use: bool
+
+
+def load_or_default(home: Home) -> Config:
+    """llmhost.yaml, or what holds without one."""
+    return configuration.load(home.config_file) if home.config_file.exists() else Config()
+
+
+def setup(home: Home, progress: Progress, *, locked: bool = False) -> EngineFacts:
+    """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet).
+
+    With ``locked`` exactly the packages of its lock file. Raises EngineError.
+    """
+    claim(home)
+    engine = load_or_default(home).engine
+    if not locked:
+        return ensure_engine(home, engine, progress)
+    if engine.kind == "existing":
+        raise EngineError(
+            "an engine of kind: existing has no lock file: it is never changed", "leave --locked out, or use kind: venv"
+        )
+    lock = read_lock(home.lock_of_engine(engine_name(home, engine)))
+    if engine.vllm not in (None, lock.vllm):
+        raise EngineError(
+            f"engine.vllm is {engine.vllm}, but {lock.path} has vLLM {lock.vllm}",
+            "make them agree, or leave --locked out, and the file is written anew",
+        )
+    if not lock.hashed:
+        progress.note(f"not every package in {lock.path.name} has a hash: versions are exact, files are not checked")
+    return ensure_engine(home, engine, progress, lock=lock)
+
+
+def list_engines(home: Home) -> tuple[Listed, ...]:
+    """Every engine that is built, by name. Raises HomeError when the home cannot be read."""
+    require_access(home)
+    current = engine_name(home, load_or_default(home).engine)
+    return tuple(filter(None, (_listed(home, name, current) for name in engine_names(home))))
+
+
+def _listed(home: Home, name: str, current: str) -> Listed | None:
+    directory = home.engine_dir(name)
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return None
+    python = str(manifest.interpreter(directory))
+    return Listed(name, name == current, _runs_from(home, python), manifest, python, _size(directory))
+
+
+def _runs_from(home: Home, python: str) -> bool:
+    there = running(read_plan(home), lifecycle.running(home))
+    return any(program.argv[0] == python for program in there.programs)
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the files below a directory, links not followed, files with several names once."""
+    seen: dict[tuple[int, int], int] = {}
+    for path in directory.rglob("*"):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        seen[found.st_dev, found.st_ino] = found.st_size
+    return sum(seen.values())
+
+
+def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> EngineFacts:
+    """Build another version beside the engine in use, try it, and switch to it; a failure leaves the old one serving.
+
+    ``to`` is a version of vLLM, by default the newest that runs here. Raises ConfigError when llmhost.yaml names
+    another one, and what building, planning and starting raise.
+    """
+    claim(home)
+    config = load_or_default(home)
+    former = engine_name(home, config.engine)
+    release = _target(home, config.engine, to)
+    _require_free_choice(home, config.engine, release)
+    present = read_manifest(home.engine_dir(former))
+    if present is not None and _same(present, release):
+        raise EngineError(f"the engine {former} is vLLM {release.vllm} already", "see `llmhost engine list`")
+    name = _name_for(home, release)
+    new = ensure_engine(home, config.engine, progress, name=name, release=release)
+    _check_flags(config, new)
+    if config.services:
+        _try_one(home, workflow.make_plan_with(home, new), progress)
+    _switch(home, former, name, progress, wait)
+    return new
+
+
+def _target(home: Home, engine: Engine, to: str | None) -> Release:
+    if engine.kind == "existing":
+        raise EngineError(
+            "an engine of kind: existing is never changed", "upgrade vLLM there yourself, then run `llmhost setup`"
+        )
+    wanted = engine.model_copy(update={"vllm": to or engine.vllm})
+    return choose_release(read_machine(home), wanted)
+
+
+def _require_free_choice(home: Home, engine: Engine, release: Release) -> None:
+    """What is written in llmhost.yaml is not contradicted behind its back."""
+    if engine.vllm not in (None, release.vllm):
+        raise ConfigError(
+            f"engine.vllm in {home.config_file} is {engine.vllm}, not {release.vllm}",
+            f"write engine.vllm: {release.vllm} there, or remove the key, and run this again",
+        )
+    if "name" in engine.model_fields_set:
+        raise ConfigError(
+            f"engine.name in {home.config_file} names the engine {engine.name}",
+            "remove the key, then `llmhost engine use` and `upgrade` choose among the engines",
+        )
+
+
+def _same(manifest: Manifest, release: Release) -> bool:
+    return (manifest.vllm_version, manifest.device) == (release.vllm, release.device)
+
+
+def _name_for(home: Home, release: Release) -> str:
+    """The engine that has this release already, else a new one that is called like it."""
+    for name in engine_names(home):
+        manifest = read_manifest(home.engine_dir(name))
+        if manifest is not None and _same(manifest, release) and manifest.is_there(home.engine_dir(name)):
+            return name
+    return f"{release.vllm}-{release.device}"
+
+
+def _check_flags(config: Config, engine: EngineFacts) -> None:
+    """Every flag under args: that the new vLLM does not have, each with what to write instead."""
+    problems: list[PlanError] = []
+    for name, service in config.services.items():
+        for key, value in service.args.items():
+            try:
+                vllm_arguments(name, {key: value}, engine.flags)
+            except PlanError as e:
+                problems.append(e)
+    if problems:
+        raise PlanError(
+            f"vLLM {engine.vllm_version}: {'; '.join(p.message for p in problems)}",
+            "; ".join(dict.fromkeys(p.hint for p in problems)),
+        )
+
+
+def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
+    """Start the smallest service on the new engine beside what runs, where there is room for it."""
+    candidates = [s for s in plan.services if s.replicas]
+    if not candidates:
+        return
+    service = min(candidates, key=lambda s: s.replicas[0].memory_bytes + s.replicas[0].gpu_memory_bytes)
+    try:
+        try_service(home, plan, service, progress)
+    except PlanError as e:
+        progress.note(f"not tried beside what runs: {e.message}")
+
+
+def try_service(home: Home, plan: Plan, service: ServicePlan, progress: Progress) -> float:
+    """Start one engine of a service under a guard of its own, ask it something, stop it; the seconds until then.
+
+    Raises PlanError when there is no room for it, NotReadyError when it does not start.
+    """
+    there = running(read_plan(home), lifecycle.running(home))
+    moved = beside(
+        replace(service, replicas=service.replicas[:1]), replace(there, surge=frozenset({service.name})), home
+    )
+    (program,) = moved.replicas
+    require_room_beside(home, plan.engine, {service.name}, (*there.programs, program))
+    path = guard_spec_path(program.name)
+    spec = next(f for f in render(replace(plan, services=(moved,))) if f.path == path)
+    step = f"try {service.name} on vLLM {plan.engine.vllm_version}"
+    progress.started(step)
+    with home_lock(home, "engine"):
+        seconds = try_program(home, plan, program, spec, service.start_timeout, lambda _: None)
+    progress.finished(step, f"answered after {seconds:.0f} s")
+    return seconds
+
+
+def use(home: Home, name: str, progress: Progress, wait: Wait) -> EngineFacts:
+    """Make another engine of this home the one that counts, and bring what runs over to it.
+
+    Raises EngineError when there is none of that name, ConfigError when llmhost.yaml asks for something else, and what
+    starting raises; then the former one counts again.
+    """
+    claim(home)
+    config = load_or_default(home)
+    directory = home.engine_dir(name)
+    manifest = read_manifest(directory) if name in engine_names(home) else None
+    if manifest is None or not manifest.is_there(directory):
+        known = ", ".join(engine_names(home)) or "none"
+        raise EngineError(f"there is no engine {name}", f"built are: {known}; `llmhost engine upgrade` builds another")
+    if "name" in config.engine.model_fields_set and config.engine.name != name:
+        raise ConfigError(
+            f"engine.name in {home.config_file} names the engine {config.engine.name}",
+            f"write engine.name: {name} there (and run `llmhost up`), or remove the key",
+        )
+    if config.engine.vllm not in (None, manifest.vllm_version):
+        raise ConfigError(
+            f"engine.vllm in {home.config_file} is {config.engine.vllm}, the engine {name} has {manifest.vllm_version}",
+            f"write engine.vllm: {manifest.vllm_version} there, or remove the key, and run this again",
+        )
+    # It was perhaps built for a pin that is gone: chosen by name, it is what is asked for.
+    asked = replace(manifest, spec=replace(manifest.spec, vllm=config.engine.vllm))
+    if not asked.satisfies(Spec.of(config.engine)):
+        raise ConfigError(
+            f"the engine {name} is not of the sort that engine: in {home.config_file} asks for"
+            f" (kind {manifest.spec.kind}, {manifest.device}, Python {manifest.python_version})",
+            "change engine: there",
+        )
+    write_manifest(directory, asked)
+    facts = asked.facts(directory)
+    _check_flags(config, facts)
+    _switch(home, engine_name(home, config.engine), name, progress, wait)
+    return facts
+
+
+def _switch(home: Home, former: str, name: str, progress: Progress, wait: Wait) -> None:
+    """The other engine counts from now on; what runs is brought over, and back when it does not become ready."""
+    if name == former:
+        return
+    choose_engine(home, name)
+    if not daemon.is_running(home):
+        progress.note(f"nothing is running; the next `llmhost up` starts on {name}")
+        return
+    try:
+        wait(_up(home, progress))
+    except (LlmhostError, KeyboardInterrupt):
+        choose_engine(home, former)
+        progress.note(f"going back to the engine {former}")
+        workflow.up(home, (), progress)
+        raise
+
+
+def _up(home: Home, progress: Progress) -> workflow.Started:
+    """New engines beside the old ones where there is room, so that no request is lost."""
+    try:
+        return workflow.up(home, (), progress, surge=True)
+    except PlanError as e:
+        progress.note(f"one after the other: {e.message}")
+        return workflow.up(home, (), progress)
+
+
+def remove(home: Home, name: str) -> None:
+    """Delete an engine. Raises EngineError for the one that counts, one that runs, and one that is not there."""
+    require_access(home)
+    if name not in engine_names(home):
+        raise EngineError(f"there is no engine {name}", f"built are: {', '.join(engine_names(home)) or 'none'}")
+    directory = home.engine_dir(name)
+    if name == engine_name(home, load_or_default(home).engine):
+        raise EngineError(f"the engine {name} is the one in use", "choose another first, with `llmhost engine use`")
+    manifest = read_manifest(directory)
+    if manifest is not None and _runs_from(home, str(manifest.interpreter(directory))):
+        raise EngineError(f"services run on the engine {name}", "run `llmhost up`, which brings them to the other one")
+    with setup_lock(directory):
+        shutil.rmtree(directory)
+    home.lock_of_engine(name).unlink(missing_ok=True)
+
+
+def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
+    """Start one engine of every configured service once, so that its caches are filled; seconds by service.
+
+    What runs already is warm, and is left alone. Raises NotReadyError when one does not start.
+    """
+    config = load_or_default(home)
+    if not config.services:
+        raise ConfigError(f"{home.config_file} has no services to warm up for", "write some under services:")
+    engine = find_engine(home, config.engine)
+    if engine is None:
+        raise NotReadyError("the engine is not built", "run `llmhost setup`")
+    plan = workflow.make_plan_with(home, engine)
+    alive = lifecycle.running(home)
+    idle = [s for s in plan.services if s.replicas and not any(p.name in alive for p in s.replicas)]
+    return tuple((s.name, try_service(home, plan, s, progress)) for s in idle)
+
+
+def list_caches(home: Home) -> tuple[Cache, ...]:
+    """What engines compiled, by kind of engine."""
+    require_access(home)
+    there = running(read_plan(home), lifecycle.running(home))
+    if not home.engine_caches.is_dir():
+        return ()
+    return tuple(
+        Cache(path.name, path, _size(path), _uses(there, path))
+        for path in sorted(home.engine_caches.iterdir())
+        if path.is_dir()
+    )
+
+
+def _uses(there: Running, path: Path) -> bool:
+    """The plan in force is stored without environments, so the interpreter's version stands for them."""
+    version = path.name.partition("-")[0]
+    return any(f"/{version}-" in program.argv[0] for program in there.programs)
+
+
+def clear_caches(home: Home, keys: tuple[str, ...]) -> tuple[Cache, ...]:
+    """Delete caches (all when none is named); those of running engines are left, and not in the answer.
+
+    Raises EngineError for a name that is not there.
+    """
+    found = {cache.key: cache for cache in list_caches(home)}
+    for key in keys:
+        if key not in found:
+            raise EngineError(f"there is no cache {key}", f"there are: {', '.join(found) or 'none'}")
+        if found[key].in_use:
+            raise EngineError(f"engines that run use the cache {key}", "stop them first, with `llmhost stop`")
+    chosen = [cache for key, cache in found.items() if (key in keys or not keys) and not cache.in_use]
+    for cache in chosen:
+        shutil.rmtree(cache.path, ignore_errors=True)
+    return tuple(chosen)

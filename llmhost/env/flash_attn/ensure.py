@@ -1,0 +1,189 @@
+"""Makes sure that an engine has flash-attn: kept wheel or build, check on the GPU, installation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmhost.env.builds import setup_lock
+from llmhost.env.flash_attn.compile import compile_wheel
+from llmhost.env.flash_attn.plan import (
+    Machine,
+    WheelSpec,
+    archs_of,
+    bundled_note,
+    plan_build,
+    plan_wheel,
+    wanted_version,
+)
+from llmhost.env.flash_attn.source import fetch_source
+from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel, kept_wheels
+from llmhost.env.flash_attn.target import read_target
+from llmhost.env.flash_attn.verify import Verified, verify
+from llmhost.env.uv import Uv
+from llmhost.errors import EngineError
+from llmhost.facts import Device, MachineFacts
+from llmhost.paths import Home
+from llmhost.probe.host import free_bytes
+
+INSTALL = "install flash-attn"
+RUNTIME = "einops"
+"""What flash-attn imports besides torch."""
+
+
+@dataclass(frozen=True)
+class FlashAttnReport:
+    """A flash-attn that is installed and was checked."""
+
+    version: str
+    source: Literal["built", "kept", "installed"]
+    """Compiled just now, compiled before, or in the engine already."""
+    key: str
+    """Its directory below ``$LLMHOST_HOME/wheels``; empty when it was in the engine already."""
+    sha256: str
+    errors: Mapping[str, float]
+    """Relative error against 32 bits, by case."""
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """The largest error."""
+        return max(self.errors.values())
+
+
+def ensure_flash_attn(
+    home: Home, python: Path, wanted: bool | str, machine: MachineFacts, uv: Uv, devices: Sequence[str] = ()
+) -> FlashAttnReport:
+    """Put flash-attn (a version, or True for the tested one) into the engine of this interpreter, checked on the GPU.
+
+    Nothing is changed in the engine before a wheel has passed its check, but for packages that a build needs.
+    ``devices`` are what to check it on instead of the GPUs of ``machine``. Raises EngineError with cause and remedy,
+    and BusyError when another llmhost compiles the same wheel.
+    """
+    began = time.monotonic()
+    target = read_target(python)
+    spec = plan_wheel(wanted, target, machine.gpus)
+    for note in bundled_note(target):
+        uv.progress.note(note)
+    if target.packages.get("flash-attn") == spec.version:
+        done = verify(python, None, machine.gpus, uv, devices)
+        return FlashAttnReport(spec.version, "installed", "", "", done.errors, time.monotonic() - began)
+    kept, found = find_wheel(home.wheels, spec), True
+    if kept is None:
+        kept, found = _build(home, python, spec, machine, uv), False
+    elif RUNTIME not in target.packages:
+        _ensure_packages([RUNTIME], python, uv)
+    checked = _install(home, python, kept, machine, uv, devices)
+    return FlashAttnReport(
+        version=spec.version,
+        source="kept" if found else "built",
+        key=kept.folder.name,
+        sha256=kept.sha256,
+        errors=checked.errors,
+        seconds=time.monotonic() - began,
+    )
+
+
+def require_possible(wanted: bool | str, device: Device, machine: MachineFacts) -> None:
+    """Refuse before an engine is built for minutes what could not be put into it. Raises EngineError."""
+    wanted_version(wanted)
+    if device != "cuda":
+        raise EngineError(
+            f"engine.flash_attn: flash-attn needs a GPU, and this engine computes on the {device.upper()}",
+            "leave engine.flash_attn out of llmhost.yaml, or ask for engine.device: cuda on a machine with NVIDIA GPUs",
+        )
+    archs_of(machine.gpus)
+
+
+def explain_flash_attn(home: Home, python: Path, wanted: bool | str, machine: MachineFacts) -> tuple[str, ...]:
+    """What `ensure_flash_attn` would do, one fact a line; changes nothing. Raises EngineError where it would."""
+    target = read_target(python)
+    spec = plan_wheel(wanted, target, machine.gpus)
+    notes = bundled_note(target)
+    if target.packages.get("flash-attn") == spec.version:
+        return (f"flash-attn {spec.version} is installed", *notes)
+    if kept := find_wheel(home.wheels, spec):
+        return (f"flash-attn {spec.version} is installed from the wheel in {kept.folder}", *notes)
+    return (
+        *plan_build(spec, machine_of(home, machine)).lines(),
+        f"the wheel is kept in {home.wheels / spec.key}",
+        *notes,
+    )
+
+
+def machine_of(home: Home, facts: MachineFacts) -> Machine:
+    """What a build has to work with, of all that is known of this machine."""
+    return Machine(
+        toolkits=facts.toolkits,
+        gpus=facts.gpus,
+        cores=len(facts.host.cores),
+        memory=facts.host.memory_available,
+        disk=free_bytes(home.root),
+        compilers=frozenset(program.name for program in facts.compilers),
+        environ=os.environ,
+    )
+
+
+def wheels_for_bundle(home: Home, python_tag: str, version: str | None = None) -> tuple[KeptWheel, ...]:
+    """Kept wheels for a Python (``cp312``): their whole folders may travel to another home's ``wheels/``."""
+    kept = (w for w in kept_wheels(home.wheels) if w.python_tag == python_tag)
+    return tuple(w for w in kept if version in (None, w.version))
+
+
+def _build(home: Home, python: Path, spec: WheelSpec, machine: MachineFacts, uv: Uv) -> KeptWheel:
+    plan = plan_build(spec, machine_of(home, machine))
+    for line in plan.lines():
+        uv.progress.note(line)
+        uv.log.write(line)
+    folder = home.cache / "flash-attn" / spec.key
+    try:
+        with setup_lock(folder):
+            if kept := find_wheel(home.wheels, spec):  # somebody was faster
+                return kept
+            began = time.monotonic()
+            _ensure_packages(plan.missing_tools, python, uv)
+            archive = fetch_source(home.wheels, spec.version, python, uv)
+            wheel = compile_wheel(plan, python, archive, folder, uv)
+            kept = keep_wheel(home.wheels, wheel, spec, time.monotonic() - began)
+    except OSError as e:
+        place = f"{e.filename}: " if e.filename else ""
+        raise EngineError(
+            f"cannot build flash-attn in {folder}: {place}{e.strerror}", "see `df -h` and who owns the home"
+        ) from e
+    shutil.rmtree(folder, ignore_errors=True)
+    uv.log.write(f"kept {kept.path}")
+    return kept
+
+
+def _ensure_packages(names: Sequence[str], python: Path, uv: Uv) -> None:
+    if not names:
+        return
+    if failure := uv.run(["pip", "install", "--python", str(python), *names]):
+        raise failure.as_error(f"install what flash-attn needs ({', '.join(names)})", uv.log)
+
+
+def _install(
+    home: Home, python: Path, wheel: KeptWheel, machine: MachineFacts, uv: Uv, devices: Sequence[str]
+) -> Verified:
+    """Check it beside the engine first: an engine that serves must not get what does not work."""
+    trial = home.cache / "flash-attn" / f"trial-{os.getpid()}"
+    try:
+        _pip_install(["--target", str(trial)], python, wheel, uv)
+        checked = verify(python, trial, machine.gpus, uv, devices)
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    uv.progress.started(INSTALL)
+    _pip_install([], python, wheel, uv)
+    uv.progress.finished(INSTALL, wheel.file)
+    return checked
+
+
+def _pip_install(options: list[str], python: Path, wheel: KeptWheel, uv: Uv) -> None:
+    command = ["pip", "install", "--python", str(python), "--no-deps", "--reinstall", *options, str(wheel.path)]
+    if failure := uv.run(command):
+        raise failure.as_error(f"install {wheel.path}", uv.log)

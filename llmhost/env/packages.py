@@ -1,0 +1,108 @@
+"""Puts the packages of an engine into an environment: vLLM's own set, without what is there already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmhost.env.lock import Lock
+from llmhost.env.python import Package, Python, normalized
+from llmhost.env.releases import Release
+from llmhost.env.uv import RESOLVE, Uv, UvFailure
+from llmhost.errors import EngineError
+
+
+def install(python: Path, scratch: Path, release: Release, uv: Uv) -> None:
+    """Install the pinned set. The CPU build of torch comes from the user's own index when that has it."""
+    excludes = scratch / "excludes.txt"
+    excludes.write_text("".join(f"{name}\n" for name in release.exclude))
+    command = ["pip", "install", "--python", str(python), "--excludes", str(excludes), release.requirement]
+    if failure := run_with_torch(command, release, uv, follow_stages=True):
+        raise failure.as_error(f"install {release.requirement}", uv.log)
+
+
+def install_locked(python: Path, lock: Lock, uv: Uv) -> None:
+    """Install exactly what a lock file says, every file checked against its hash where the lock has hashes of all.
+
+    Raises EngineError, for an altered file as well.
+    """
+    command = ["pip", "install", "--python", str(python), "--no-deps", "-r", str(lock.path)]
+    if lock.hashed:
+        command.append("--require-hashes")
+    failure = uv.run(command, follow_stages=True)
+    if failure and failure.lacks("torch") and lock.torch_backend and _may_ask_others(uv):
+        failure = uv.run([*command, "--torch-backend", lock.torch_backend], follow_stages=True)
+    if failure:
+        raise failure.as_error(f"install what {lock.path} says", uv.log)
+
+
+def run_with_torch(command: list[str], release: Release, uv: Uv, *, follow_stages: bool = False) -> UvFailure | None:
+    """Run uv; once more with the index of torch itself when the user's indexes lack this build of it."""
+    failure = uv.run(command, follow_stages=follow_stages)
+    if failure and failure.lacks("torch") and _may_ask_others(uv):
+        uv.log.write("the indexes have no such torch: asking its own")
+        failure = uv.run([*command, "--torch-backend", release.torch_backend], follow_stages=follow_stages)
+    return failure
+
+
+def _may_ask_others(uv: Uv) -> bool:
+    return not (uv.settings.no_index or os.environ.get("UV_TORCH_BACKEND"))
+
+
+def install_on_top(python: Python, scratch: Path, release: Release, uv: Uv) -> tuple[str, ...]:
+    """Install what the interpreter below does not have at a fitting version; the names of what is borrowed of it.
+
+    torch is always borrowed, never replaced, and what only torch wants is its own business. Raises EngineError when
+    there is no torch, or not the one that this vLLM was built for.
+    """
+    below = {name: package for name, package in python.packages.items() if not package.own}
+    torch = _require_torch(below, release)
+    resolved = _resolve(python, below, scratch, release, uv)
+    borrowed = {name for name, version in resolved.items() if name in below and below[name].public == version}
+    missing = {name: version for name, version in resolved.items() if name not in borrowed}
+    wanted = scratch / "missing.txt"
+    wanted.write_text("".join(f"{name}=={version}\n" for name, version in missing.items()))
+    command = ["pip", "install", "--python", str(python.path), "--no-deps", "-r", str(wanted)]
+    uv.log.write(f"borrowed: torch {torch.version}, {', '.join(sorted(borrowed)) or 'nothing else'}")
+    if missing and (failure := uv.run(command, follow_stages=True)):
+        raise failure.as_error(f"install {release.requirement} on top of {python.path}", uv.log)
+    return ("torch", *sorted(borrowed))
+
+
+def _require_torch(below: Mapping[str, Package], release: Release) -> Package:
+    torch = below.get("torch")
+    if torch is None:
+        raise EngineError(
+            "engine.system_site_packages is true, but the interpreter below the environment has no torch",
+            "name the one that has it as engine.python in llmhost.yaml, or leave system_site_packages out",
+        )
+    if release.tested and torch.public != release.torch.partition("+")[0]:
+        raise EngineError(
+            f"vLLM {release.vllm} is built for torch {release.torch}, and the interpreter below the environment has"
+            f" torch {torch.version}, which is not replaced",
+            "write engine.vllm: the version for that torch (0.26.0 for torch 2.11.0, 0.33.0 for 2.14.0), or leave"
+            " system_site_packages out",
+        )
+    return torch
+
+
+def _resolve(python: Python, below: Mapping[str, Package], scratch: Path, release: Release, uv: Uv) -> dict[str, str]:
+    """Name -> version of all that vLLM needs but torch; versions that are there already are preferred."""
+    uv.progress.started(RESOLVE)
+    asked, excludes, pins = scratch / "asked.txt", scratch / "excludes.txt", scratch / "resolved.txt"
+    asked.write_text(f"{release.requirement}\n")
+    excludes.write_text("".join(f"{name}\n" for name in ("torch", *release.exclude)))
+    # What stands in the output file already is what uv prefers.
+    pins.write_text("".join(f"{name}=={package.public}\n" for name, package in below.items()))
+    command = [
+        "pip", "compile", str(asked), "--python", str(python.path), "--excludes", str(excludes), "--no-header",
+        "--no-annotate", "--no-strip-markers", "--output-file", str(pins), "--quiet",
+    ]  # fmt: skip
+    if failure := uv.run(command):
+        raise failure.as_error(f"resolve {release.requirement}", uv.log)
+    lines = (line.split(";")[0].split("#")[0].strip() for line in pins.read_text().splitlines())
+    pairs = (line.partition("==") for line in lines if "==" in line)
+    resolved = {normalized(name.partition("[")[0].strip()): version.strip() for name, _, version in pairs}
+    uv.progress.finished(RESOLVE, f"{len(resolved)} packages")
+    return resolved

