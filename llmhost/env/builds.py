@@ -5,13 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from llmhost.env.manifest import MANIFEST, read_manifest
 from llmhost.errors import BusyError
+
+GONE_SECONDS = 5.0
+"""Seconds for what a killed setup left to let go of its lock."""
 
 
 def new_build(directory: Path, stem: str) -> Path:
@@ -26,16 +32,31 @@ def setup_lock(directory: Path) -> Iterator[None]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(directory, os.pread(fd, 32, 0).decode("ascii", "replace")) from None
+        if (holder := _take(fd)) is not None:
+            raise _busy(directory, holder)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
         os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def _take(fd: int) -> str | None:
+    """Take the lock; who has it (its pid as text) when that is somebody else.
+
+    A setup that was killed may live on for a moment in a child that had not yet become another program.
+    """
+    deadline = time.monotonic() + GONE_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace")
+        if not holder.isdecimal() or psutil.pid_exists(int(holder)) or time.monotonic() > deadline:
+            return holder
+        time.sleep(0.05)
 
 
 def _busy(directory: Path, pid: str) -> BusyError:

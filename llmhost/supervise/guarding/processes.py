@@ -59,11 +59,11 @@ def cpu_seconds(members: Collection[int]) -> float:
 
 
 def connections(path: bytes) -> int:
-    """How many connections a server has accepted on its unix socket (and not closed), whoever is at the other end."""
+    """How many connections a server has on its unix socket, those included that it has not accepted yet."""
     wanted = b" " + path
-    # Num RefCount Protocol Flags Type St Inode Path; 03 is SS_CONNECTED (net/unix/af_unix.c)
+    # Num RefCount Protocol Flags Type St Inode Path; 03 is SS_CONNECTED, 02 what waits for accept (net/unix/af_unix.c)
     lines = (line for line in read("/proc/net/unix").splitlines() if line.endswith(wanted))
-    return sum(line.split(None, 7)[5] == b"03" for line in lines)
+    return sum(line.split(None, 7)[5] in (b"02", b"03") for line in lines)
 
 
 def pids() -> list[int]:
