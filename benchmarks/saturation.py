@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,10 @@ def report(load: Load, watcher: Watcher, seconds: float) -> None:
     print(f"misses of the hang watch     {watcher.misses()}")
     print(f"times not ready              {len(watcher.not_ready)}")
     print(f"restarts                     {said['restarts']}, {same}")
-    for line in (*watcher.not_ready, *load.failed[:20]):
+    for line in watcher.not_ready:
         print(f"  {line}")
+    for words, count in Counter(text.split(" ", 1)[1] for text in load.failed).most_common():
+        print(f"  {count} times {words}")
 
 
 def main() -> None:

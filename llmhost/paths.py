@@ -135,6 +135,10 @@ class Home:
         """Where the guard of a program writes its state."""
         return self.run / f"{program}.state.json"
 
+    def gpu_lock(self, index: int) -> Path:
+        """Held by the guard whose engine starts on this GPU: two that measure free memory at once break each other."""
+        return self.run / f"gpu-{index}.lock"
+
     def drained_file(self, program: str) -> Path:
         """How much of its ``stop_timeout`` a program has left, for its guard (`llmhost.supervise.guarding.stop`)."""
         return self.run / f"{program}.state.json.drained"

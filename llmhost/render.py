@@ -89,7 +89,7 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "state_file": str(home.state_file(program.name)),
         "log_file": str(home.log_file(program.name)),
         "env": dict(program.env),
-        "locks": [],
+        "locks": [str(home.gpu_lock(index)) for index in sorted(program.gpus)],  # one order for all: no deadlock
         "start_timeout": service.start_timeout,
         "stop_timeout": service.stop_timeout,
         "hang_timeout": service.hang_timeout,
