@@ -76,9 +76,12 @@ class Stub:
         self._started.set()
         await self._ended.wait()
         server.close()
+        for _ in range(5):  # whoever was accepted just now comes to have a task, which closes the connection
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what was closed is gone in the next round of the loop
 
     async def listen(self) -> asyncio.Server:
         """Where it is reached."""
@@ -91,8 +94,10 @@ class Stub:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass
+        except asyncio.CancelledError:
+            writer.transport.abort()  # nothing waits for a client that does not read
         finally:
             writer.close()
             self._tasks.discard(task)

@@ -139,7 +139,7 @@ def test_request_that_reached_no_engine_goes_to_another(gateway: Gateway) -> Non
 
 def _without_noticing(text: str) -> str:
     """Health is asked once in an hour and nobody is ejected, so that a request is the only way to notice."""
-    return re.sub(r'"interval": "1s"', '"interval": "3600s"', text).replace('_failure": 3', '_failure": 1000000')
+    return re.sub(r'interval": "1s"', 'interval": "3600s"', text).replace('_failure": 3', '_failure": 1000000')
 
 
 def test_request_that_an_engine_refuses_goes_to_another(gateway: Gateway) -> None:
@@ -149,7 +149,7 @@ def test_request_that_an_engine_refuses_goes_to_another(gateway: Gateway) -> Non
         refusing.status = 503
         gateway.start(service)
         gateway.wait_healthy(chat=2)
-        answers = [client.post(CHAT, json={}) for _ in range(8)]
+        answers = [client.post(CHAT, json={}) for _ in range(30)]  # each goes to either by chance
         assert refusing.asked
     assert {a.json()["stub"] for a in answers} == {"chat-1"}
 
