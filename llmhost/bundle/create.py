@@ -37,6 +37,7 @@ PARTS: tuple[Part, ...] = ("llmhost", "engine", "flash-attn", "models", "caches"
 STREAMS = {"bundle": "xz", "models": "none"}
 """Weights hardly become smaller, and there are many of them."""
 
+OWN = "choose llmhost's own packages"
 COMPRESS = "pack"
 LOCK = "engine.lock"
 SMALL = 512 * 1024
@@ -171,10 +172,12 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
 
 def _llmhost(target: Target, engine: Sequence[Pin], uv: Uv, content: _Content) -> None:
     """llmhost's own wheel and those it needs; what the engine takes anyway is taken where it fits."""
+    uv.progress.started(OWN)
     own = make_own_wheel(uv.cwd / "downloads", uv)
     same = minor(target.python) == minor(target.engine_python)
     prefer = {pin.name: pin.version for pin in engine} if same else {}
     pins = resolve(requirements_of(own), target.python, target, uv, prefer=prefer)
+    uv.progress.finished(OWN, f"{len(pins) + 1} packages")
     there = {_normal(item.source.name) for item in content.items}
     lacking = [p for p in pins if not (same and f"{_normal(p.name)}-{p.version}" in there)]
     wheels = {own, *download(lacking, target.python, target, uv, uv.cwd / "downloads")}

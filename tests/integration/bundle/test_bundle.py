@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.bundle import Wish, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
+from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
 from llmhost.config import Config, Engine
@@ -23,6 +23,8 @@ from llmhost.env.releases import read_releases
 from llmhost.errors import BundleError, EngineError, LlmhostError
 from llmhost.facts import Interpreter, MachineFacts
 from llmhost.paths import Home
+from llmhost.probe.facts_file import facts_from_json
+from llmhost.probe.machine import read_machine
 from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
 from tests.integration.env.recorder import Recorder
 from tests.machines import CPU_BOX
@@ -38,7 +40,7 @@ SMALL = tuple(replace(r, disk_bytes=1_000_000) for r in read_releases() if r.dev
 @pytest.fixture(autouse=True)
 def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The releases need next to no disk, and no margin is kept free."""
-    monkeypatch.setattr(targets, "choose_release", lambda facts, engine, _: SMALL[0])
+    monkeypatch.setattr(targets, "choose_release", lambda *_: SMALL[0])
     monkeypatch.setattr(bootstrap, "MARGIN", 0)
 
 
@@ -256,3 +258,15 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert "bundle.001 is cut short: 0 of " in installed.stderr
     assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
     assert not (work / "p").exists()
+
+
+def test_the_probe_says_what_llmhost_facts_says(home: Home) -> None:
+    """It runs with nothing but the standard library; what both see is the same."""
+    done = subprocess.run([sys.executable, bare_facts.__file__], capture_output=True, text=True, check=True)
+    bare, full = facts_from_json(done.stdout, "probe"), read_machine(home)
+    for name in ("machine", "system", "kernel", "glibc", "shm_total"):
+        assert getattr(bare, name) == getattr(full, name)
+    assert (bare.host.cores, bare.host.memory_total) == (full.host.cores, full.host.memory_total)
+    assert [(g.name, g.capability) for g in bare.gpus] == [(g.name, g.capability) for g in full.gpus]
+    assert bare.interpreters[0].version == full.interpreters[0].version
+    assert bare.interpreters[0].packages == full.interpreters[0].packages
