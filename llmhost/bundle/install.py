@@ -136,7 +136,7 @@ class _Placing:
         for name, paths in models.items():
             target = models_dir / name
             if not target.exists():
-                partial = target.with_name(f".{target.name}.partial")
+                partial = target.with_name(f".{target.name}.bundle.partial")
                 self._place({p: partial / p.split("/", 3)[3] for p in paths})
                 partial.rename(target)
         return tuple(models)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -17,11 +19,12 @@ import pytest
 from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
-from llmhost.config import Config, Engine
+from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
 from llmhost.env.releases import read_releases
 from llmhost.errors import BundleError, EngineError, LlmhostError
 from llmhost.facts import Interpreter, MachineFacts
+from llmhost.hub.store import verify
 from llmhost.paths import Home
 from llmhost.probe.facts_file import facts_from_json
 from llmhost.probe.machine import read_machine
@@ -147,6 +150,43 @@ def test_a_model_that_is_not_here(home: Home, work: Path, progress: Recorder) ->
     assert "llmhost pull hf:o/n" in raised.value.hint
     assert not (work / "b").exists()
     assert "engine.lock" in names(create(home, work / "b", progress, replace(BOX, models={"o/n": 1}), config))
+
+
+@pytest.fixture
+def model(home: Home) -> Path:
+    """A pulled model of two files."""
+    directory = home.models / "o/n"
+    (directory / "sub").mkdir(parents=True)
+    files = {"config.json": b"{}", "sub/weights": os.urandom(5000)}
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    digests = {n: {"size": len(c), "digest": f"sha256:{hashlib.sha256(c).hexdigest()}"} for n, c in files.items()}
+    listing = {"source": "hf:o/n", "revision": "abc", "everything": False, "files": digests}
+    (directory / ".llmhost.json").write_text(json.dumps(listing))
+    return directory
+
+
+def test_models_and_llmhost_yaml_travel(home: Home, work: Path, progress: Recorder, model: Path) -> None:
+    (work / "llmhost.yaml").write_text("engine: {device: cpu}\nservices: {chat: {model: 'hf:o/n'}}\n")
+    config = load(work / "llmhost.yaml")
+    wish = Wish(work / "b", ("models",), split=1_000_000, level=0)
+    create_bundle(home, BOX, config, work / "llmhost.yaml", wish, progress)
+    assert {p["stream"] for p in read_bundle(work / "b")["pieces"]} == {"bundle", "models"}
+    other = Home(work / "other")
+    done = install_bundle(other, work / "b", progress)
+    assert (done.models, done.config, done.engine) == (("o/n",), True, None)
+    assert verify(other.models / "o/n") == []
+    assert {f.name for f in (other.models / "o").iterdir()} == {"n"}
+    other.config_file.write_text("services: {}\n")
+    assert not install_bundle(other, work / "b", progress).config
+    assert other.config_file.read_text() == "services: {}\n"
+
+
+def test_a_damaged_model_stays_here(home: Home, work: Path, progress: Recorder, model: Path) -> None:
+    (model / "sub/weights").write_bytes(b"x" * 5000)
+    config = Config.model_validate({"engine": {"device": "cpu"}, "services": {"chat": {"model": "hf:o/n"}}})
+    with pytest.raises(BundleError, match=r"hf:o/n is damaged here: sub/weights \(its content has changed\)"):
+        create(home, work / "b", progress, config=config, parts=("models",))
 
 
 def test_an_output_that_is_something_else(home: Home, work: Path, progress: Recorder) -> None:
