@@ -22,6 +22,10 @@ from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.units import owner
 
 
+ANSWER_SECONDS = 5.0
+"""Seconds for supervisord to say how it is."""
+
+
 def check_home(home: Home) -> Iterator[Check]:
     """It can be used, is this user's, and what is private there is."""
     try:
@@ -76,7 +80,7 @@ def check_supervisord(home: Home) -> Check:
     if not daemon.is_running(home):
         return ok("supervisord", "not running")
     try:
-        state = Supervisor(home.supervisor_socket).state()
+        state = Supervisor(home.supervisor_socket, ANSWER_SECONDS).state()
     except SupervisorError as e:
         log = home.log_file("supervisord")
         return fail(
