@@ -136,7 +136,7 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
     if "models" in wish.parts:
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:
-        content.items += cache_items(home, config, target.facts, uv.progress)
+        content.items += cache_items(home, target)
     content.items += config_items(home, config_file)
     return content
 

@@ -82,8 +82,8 @@ def create_command(
     """Make a directory with everything that a machine lacks.
 
     In it: llmhost and what it needs, uv, the engine's wheels for that machine's Python, platform and CUDA, models that
-    its llmhost.yaml names (they must be here: `llmhost pull`), kept flash-attention wheels, compile caches when both
-    machines have the same GPUs; the demo models are part of llmhost. With `system_site_packages: true` in its
+    its llmhost.yaml names (they must be here: `llmhost pull`), kept flash-attention wheels, compile caches for the
+    same vLLM and sort of GPU; the demo models are part of llmhost. With `system_site_packages: true` in its
     llmhost.yaml, packages that its Python has already (torch …) stay out. --slim also leaves out what `llmhost bundle
     show` lists as left out, each with the reason.
 

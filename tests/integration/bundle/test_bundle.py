@@ -23,7 +23,7 @@ from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
 from llmhost.env.releases import read_releases
 from llmhost.errors import BundleError, EngineError, LlmhostError
-from llmhost.facts import Interpreter, MachineFacts
+from llmhost.facts import Gpu, Interpreter, MachineFacts
 from llmhost.hub.store import verify
 from llmhost.paths import Home
 from llmhost.probe.facts_file import facts_from_json
@@ -137,10 +137,20 @@ def test_an_llmhost_yaml_that_wants_another_engine(home: Home, work: Path, progr
         install_bundle(Home(work / "other"), bundle, progress)
 
 
-def test_caches_stay_here_when_the_gpus_differ(home: Home, work: Path, progress: Recorder) -> None:
-    (home.cache / "default").mkdir(parents=True)
-    (home.cache / "default/kernel").write_text("x")
-    assert "kernel" not in names(create(home, work / "b", progress))
+def test_caches_travel_to_a_machine_with_the_same_gpus(
+    home: Home, work: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = replace(SMALL[0], vllm="0.26.0", device="cuda")
+    monkeypatch.setattr(targets, "choose_release", lambda *_: release)
+    for key in ("0.26.0-cuda-sm90", "0.26.0-cuda-sm80", "0.20.0-cuda-sm90"):
+        (home.engine_caches / key / "vllm").mkdir(parents=True)
+        (home.engine_caches / key / "vllm/graph.py").write_text(key)
+    facts = replace(BOX, gpus=(Gpu(0, "NVIDIA H200", 1, 1, (9, 0)),))
+    bundle = create(home, work / "b", progress, facts, parts=("caches",))
+    other = Home(work / "other")
+    assert install_bundle(other, bundle, progress).caches == 1
+    assert (other.engine_caches / "0.26.0-cuda-sm90/vllm/graph.py").read_text() == "0.26.0-cuda-sm90"
+    assert {d.name for d in other.engine_caches.iterdir()} == {"0.26.0-cuda-sm90"}
 
 
 def test_a_model_that_is_not_here(home: Home, work: Path, progress: Recorder) -> None:
