@@ -116,8 +116,12 @@ def since(pid: int) -> datetime | None:
 
 
 def holders(home: Home, processes: tuple[GpuProcess, ...], found: Leftovers) -> list[Holder]:
-    """Who holds memory of GPUs, without the engines of this home that run in order."""
+    """Who holds memory of GPUs, without the engines of this home that run in order.
+
+    In a container the driver may tell process ids that mean nothing in it: while engines run, those are taken for them.
+    """
     ours = daemon.descendants(home)
+    ours |= {p.pid for p in processes if ours and not psutil.pid_exists(p.pid)}
     return [
         Holder(p.pid, p.gpu, p.used, _name(p.pid), since(p.pid), p.pid in found.processes)
         for p in processes
