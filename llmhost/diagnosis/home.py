@@ -21,7 +21,6 @@ from llmhost.supervise.leftovers import Leftovers
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.units import owner
 
-
 ANSWER_SECONDS = 5.0
 """Seconds for supervisord to say how it is."""
 
