@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
