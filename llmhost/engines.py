@@ -25,7 +25,7 @@ from llmhost.machine import require_room_beside
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
-from llmhost.plan.running import Running, beside, running
+from llmhost.plan.running import beside, running
 from llmhost.probe.machine import read_machine
 from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
@@ -362,20 +362,15 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
 def list_caches(home: Home) -> tuple[Cache, ...]:
     """What engines compiled, by kind of engine."""
     require_access(home)
-    there = running(read_plan(home), lifecycle.running(home))
     if not home.engine_caches.is_dir():
         return ()
+    plan = read_plan(home)
+    used = f"{plan.engine.vllm_version}-{plan.engine.device}" if plan and lifecycle.running(home) else None
     return tuple(
-        Cache(path.name, path, _size(path), _uses(there, path))
+        Cache(path.name, path, _size(path), used is not None and path.name.startswith(used))
         for path in sorted(home.engine_caches.iterdir())
         if path.is_dir()
     )
-
-
-def _uses(there: Running, path: Path) -> bool:
-    """The plan in force is stored without environments, so the interpreter's version stands for them."""
-    version = path.name.partition("-")[0]
-    return any(f"/{version}-" in program.argv[0] for program in there.programs)
 
 
 def clear_caches(home: Home, keys: tuple[str, ...]) -> tuple[Cache, ...]:
