@@ -145,13 +145,15 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     """The engine's wheels; what was chosen."""
     uv.progress.started(RESOLVE)
     slimming = target.slimming() if slim else Slimming({}, {})
-    exclude = sorted({*target.release.exclude, *slimming.packages})
+    # What torch needs is there as torch is, in whatever versions.
+    borrowed = ("torch",) if target.on_system else ()
+    exclude = sorted({*target.release.exclude, *slimming.packages, *borrowed})
     requirements = [target.release.requirement]
     pins = resolve(
         requirements, target.engine_python, target, uv, prefer=target.there, exclude=exclude, torch=target.release
     )
     wanted = missing(pins, target.there)
-    uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there already")
+    uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there")
     wheels = download(wanted, target.engine_python, target, uv, uv.cwd / "downloads")
     content.items += [Item(f"wheels/{wheel.name}", wheel, "engine") for wheel in wheels]
     content.locked = wanted
@@ -165,7 +167,7 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
         "on_system": target.on_system,
         "config": config.engine.model_dump(exclude_defaults=True),
         "packages": {pin.name: pin.version for pin in pins},
-        "there": sorted(pin.name for pin in pins if pin not in wanted),
+        "there": sorted([*borrowed, *(pin.name for pin in pins if pin not in wanted)]),
     }
     return pins
 

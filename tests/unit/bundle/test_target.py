@@ -95,3 +95,12 @@ def test_packages_of_an_interpreter_that_nobody_named(host: MachineFacts) -> Non
     with pytest.raises(BundleError, match="does not say the packages of which interpreter") as raised:
         make_target(host, Engine(system_site_packages=True))
     assert "engine.python: /opt/torch/.venv/bin/python3" in raised.value.hint
+
+
+def test_another_torch_below_the_engine(host: MachineFacts) -> None:
+    engine = Engine(vllm="0.33.0", python="3.12", system_site_packages=True)
+    with pytest.raises(BundleError, match=r"has torch 2\.11\.0\+cu130, and vLLM 0\.33\.0 is made for torch 2\.14\.0"):
+        make_target(host, engine)
+    bare = replace(host, interpreters=(python(3, 12, 3),))
+    with pytest.raises(BundleError, match="has no torch, and vLLM"):
+        make_target(bare, engine.model_copy(update={"vllm": "0.26.0"}))
