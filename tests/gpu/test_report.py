@@ -6,14 +6,21 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llmhost.demo
+from llmhost.env.manifest import read_manifest, write_manifest
+from llmhost.facts import VllmFlag
+from llmhost.paths import Home
 from llmhost.probe.model import read_model
+from tests.integration.workflow.conftest import free_port, make_engine
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -26,6 +33,14 @@ FACTS = {
     "gpus": [{"name": "NVIDIA H200", "total": 143771 * 2**20}], "driver": {"version": "580.159.04"},
     "host": {"cores": list(range(16)), "memory_total": 128 * 2**30}, "system": "Ubuntu 24.04", "kernel": "6.8",
 }  # fmt: skip
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Paths of sockets must be short."""
+    directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
 
 
 def served(planned: int, measured: int | None, seconds: float) -> dict[str, Any]:
@@ -106,6 +121,32 @@ def test_a_rehearsal_is_called_one(tmp_path: Path) -> None:
     page = render_report.render(render_report.read_results(tmp_path))
     assert "A rehearsal without a GPU" in page
     assert "Not measured." in page
+
+
+@pytest.mark.integration
+def test_a_rehearsal_with_the_fake_engine(place: Path) -> None:
+    """The fake says one word, so the answer of chat is wrong; everything else is measured and written down."""
+    home, out = Home(place / "h"), place / "out"
+    home.root.mkdir()
+    home.marker.touch()
+    make_engine(home)
+    directory = home.engine_dir("default")
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    write_manifest(
+        directory, replace(manifest, flags={**manifest.flags, "load_format": VllmFlag("load_format", False)})
+    )
+    llmhost = ["--home", str(home.root), "--llmhost", f"{sys.executable} -m llmhost", "--port", str(free_port())]
+    script = [sys.executable, str(HERE / "report.py"), "long", "--cpu", "--out", str(out), *llmhost]
+    done = subprocess.run(script, text=True, capture_output=True, check=False, cwd=HERE.parents[1])
+    entry = json.loads((out / "long.json").read_text())
+    assert entry["error"] == "wrong answers: chat", done.stdout
+    assert entry["contexts"] == {"chat": 2048, "embed": 256, "rerank": 256}
+    assert all(service["seconds"] > 0 for service in entry["services"].values())
+    assert [answer["ok"] for answer in entry["answers"]] == [False, True, True, True]
+    assert {s["name"]: s["state"] for s in entry["status"]["services"]} == dict.fromkeys(shapes.NAMES, "ready")
+    assert not home.supervisor_socket.exists()
+    assert "A rehearsal without a GPU" in render_report.render(render_report.read_results(out))
 
 
 def test_a_step_in_the_background_leaves_its_result(tmp_path: Path) -> None:
