@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,34 @@ def test_an_upgrade_that_does_not_start_leaves_the_old_one_serving(installed: In
     error, hint = installed.refused("engine", "upgrade", "--to", "0.28.0", ok=3)
     assert "the engine does not start" in error
     assert "its log is" in hint
+    assert current(installed) == "default"
+    assert installed.pids() == before
+    assert answers(installed)
+
+
+ONCE = """
+import pathlib, runpy, sys
+tried = pathlib.Path({tried!r})
+if tried.exists():
+    sys.exit("ValueError: this one starts no more")
+tried.touch()
+runpy.run_path({fake!r}, run_name="__main__")
+"""
+
+
+def test_an_upgrade_that_fails_after_its_trial_is_taken_back(installed: Installed, wheels: Path, place: Path) -> None:
+    """The trial is good, and then no engine becomes ready: the former one counts again, and goes on serving."""
+    installed.write(CHAT.format(model=installed.model(), args=""))
+    installed.run("up")
+    before = installed.pids()
+    make_version(wheels, "0.28.0", ONCE.format(tried=str(place / "tried"), fake=str(TESTS / "fakes/engine.py")))
+    done = subprocess.run(
+        installed.command("engine", "upgrade", "--to", "0.28.0"), capture_output=True, text=True, check=False,
+        cwd=TESTS.parent, timeout=240,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "going back to the engine default" in done.stderr
+    assert (place / "tried").exists()
     assert current(installed) == "default"
     assert installed.pids() == before
     assert answers(installed)
