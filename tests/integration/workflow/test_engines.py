@@ -157,3 +157,13 @@ def test_warming_up_and_clearing(installed: Installed) -> None:
     assert "there is no cache x" in installed.refused("engine", "cache", "clear", "x")[0]
     installed.run("engine", "cache", "clear")
     assert json.loads(installed.run("engine", "cache", "list", "--json").stdout) == []
+
+
+def test_locked_needs_its_file(installed: Installed) -> None:
+    error, hint = installed.refused("setup", "--locked")
+    assert f"there is no lock file {installed.home.lock_of_engine('default')}" in error
+    assert "`llmhost setup` writes it" in hint
+    file = installed.home.lock_of_engine("default")
+    file.write_text("# vllm: 0.28.0\n# device: cpu\n# python: 3.12\ntorch==2.13.0\n")
+    installed.home.config_file.write_text("engine: {vllm: 0.32.0}\n")
+    assert "engine.vllm is 0.32.0, but" in installed.refused("setup", "--locked")[0]
