@@ -55,10 +55,12 @@ def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:
     checks += [*check_toolkits(subject), *check_compiler(subject), *_engine(home, subject, python)]
     if deep and subject.engine is not None:
         checks += check_deep(home, subject.engine, python)
+    supervisord = check_supervisord(home)
     if config is not None and config.services:
-        checks += [*_services(home, config, planned=subject.engine is not None), _ports(home, config)]
-    checks += [check_supervisord(home), _unit(home, config), *check_leftovers(found)]
-    return checks
+        answers = supervisord.status == "ok"  # else whoever asks what runs waits for a minute
+        checks += _services(home, config, planned=answers and subject.engine is not None)
+        checks += [_ports(home, config)] if answers else []
+    return [*checks, supervisord, _unit(home, config), *check_leftovers(found)]
 
 
 def _config(home: Home) -> tuple[list[Check], Config | None]:

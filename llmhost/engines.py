@@ -13,6 +13,8 @@ from llmhost.config import Config, Engine
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.builds import setup_lock
 from llmhost.env.current import choose_engine, engine_name, engine_names
+from llmhost.env.flash_attn import explain_flash_attn
+from llmhost.env.journal import Step
 from llmhost.env.lock import read_lock
 from llmhost.env.manifest import Manifest, Spec, read_manifest, write_manifest
 from llmhost.env.releases import Release, choose_release
@@ -23,7 +25,7 @@ from llmhost.machine import require_room_beside
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
-from llmhost.plan.running import Running, beside, running
+from llmhost.plan.running import beside, running
 from llmhost.probe.machine import read_machine
 from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
@@ -63,13 +65,14 @@ def load_or_default(home: Home) -> Config:
     return configuration.load(home.config_file) if home.config_file.exists() else Config()
 
 
-def setup(home: Home, progress: Progress, *, locked: bool = False) -> EngineFacts:
+def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: bool | str | None = None) -> EngineFacts:
     """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet).
 
-    With ``locked`` exactly the packages of its lock file. Raises EngineError.
+    With ``locked`` exactly the packages of its lock file. ``flash_attn`` counts instead of what llmhost.yaml says.
+    Raises EngineError.
     """
     claim(home)
-    engine = load_or_default(home).engine
+    engine = _with_flash_attn(load_or_default(home).engine, flash_attn)
     if not locked:
         return ensure_engine(home, engine, progress)
     if engine.kind == "existing":
@@ -85,6 +88,37 @@ def setup(home: Home, progress: Progress, *, locked: bool = False) -> EngineFact
     if not lock.hashed:
         progress.note(f"not every package in {lock.path.name} has a hash: versions are exact, files are not checked")
     return ensure_engine(home, engine, progress, lock=lock)
+
+
+def _with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
+    if wanted is None:
+        return engine
+    if engine.kind == "existing":
+        raise EngineError(
+            "--flash-attn: an engine of kind: existing is never changed", "install flash-attn there yourself"
+        )
+    return engine.model_copy(update={"flash_attn": wanted})
+
+
+def explain_flash_attention(home: Home, wanted: bool | str | None) -> tuple[str, ...]:
+    """What `setup` would do about flash-attn, one fact a line; nothing is changed. Raises EngineError.
+
+    ``wanted`` counts instead of what llmhost.yaml says.
+    """
+    engine = load_or_default(home).engine
+    asked = _with_flash_attn(engine, wanted).flash_attn
+    if not asked:
+        return ("flash-attn is not asked for (engine.flash_attn, --flash-attn)",)
+    found = find_engine(home, engine.model_copy(update={"flash_attn": False}))
+    if found is None:
+        raise EngineError("flash-attn is built for an engine, and there is none yet", "build it: `llmhost setup`")
+    return explain_flash_attn(home, Path(found.python), asked, read_machine(home))
+
+
+def steps_of(home: Home, engine: EngineFacts) -> tuple[Step, ...]:
+    """What was done to build an engine."""
+    manifest = read_manifest(home.engine_dir(engine.name))
+    return manifest.steps if manifest else ()
 
 
 def list_engines(home: Home) -> tuple[Listed, ...]:
@@ -328,20 +362,15 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
 def list_caches(home: Home) -> tuple[Cache, ...]:
     """What engines compiled, by kind of engine."""
     require_access(home)
-    there = running(read_plan(home), lifecycle.running(home))
     if not home.engine_caches.is_dir():
         return ()
+    plan = read_plan(home)
+    used = f"{plan.engine.vllm_version}-{plan.engine.device}" if plan and lifecycle.running(home) else None
     return tuple(
-        Cache(path.name, path, _size(path), _uses(there, path))
+        Cache(path.name, path, _size(path), used is not None and path.name.startswith(used))
         for path in sorted(home.engine_caches.iterdir())
         if path.is_dir()
     )
-
-
-def _uses(there: Running, path: Path) -> bool:
-    """The plan in force is stored without environments, so the interpreter's version stands for them."""
-    version = path.name.partition("-")[0]
-    return any(f"/{version}-" in program.argv[0] for program in there.programs)
 
 
 def clear_caches(home: Home, keys: tuple[str, ...]) -> tuple[Cache, ...]:

@@ -14,6 +14,7 @@ from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
+from llmhost.env.current import engine_name
 from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
@@ -354,7 +355,7 @@ def _inputs(home: Home, config: Config) -> _Inputs:
     engine = find_engine(home, config.engine)
     if engine is None:
         raise EngineError(
-            f"the engine {config.engine.name} is not built yet, so vLLM's flags are not known",
+            f"the engine {engine_name(home, config.engine)} is not built yet, so vLLM's flags are not known",
             "build it with `llmhost setup`",
         )
     return _Inputs(config, _machine(home, config, engine), models)

@@ -265,7 +265,7 @@ def _install_llmhost(contents: Path, manifest: dict[str, Any], prefix: Path) -> 
         raise BundleProblem("this bundle holds no llmhost", "use `llmhost bundle install` on a machine that has it")
     require_room(prefix, LLMHOST_GROWTH * sum(p.stat().st_size for p in own), "install llmhost")
     version = prefix / f"llmhost-{manifest['llmhost']}-{time.strftime('%Y%m%d%H%M%S')}"
-    tools = contents / ".tools"
+    tools = prefix / ".tools"
     uv = _unpack_uv(next(p for p in own if p.name.startswith("uv-")), tools)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("UV_", "PIP_", "PYTHON", "VIRTUAL_ENV"))}
     env = {**clean, "UV_CACHE_DIR": str(tools / "cache"), "UV_OFFLINE": "1", "UV_NO_CONFIG": "1"}
@@ -343,6 +343,7 @@ def _verify(here: Path, manifest: dict[str, Any]) -> int:
 def main(argv: list[str]) -> int:
     """Exit status 0 when everything is installed."""
     options = _arguments(argv)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with what programs print
     here = Path(__file__).resolve().parent
     home, prefix = (Path(os.path.abspath(os.path.expanduser(p))) for p in (options.home, options.prefix))
     manifest = read_manifest(here)

@@ -37,6 +37,7 @@ PARTS: tuple[Part, ...] = ("llmhost", "engine", "flash-attn", "models", "caches"
 STREAMS = {"bundle": "xz", "models": "none"}
 """Weights hardly become smaller, and there are many of them."""
 
+OWN = "choose llmhost's own packages"
 COMPRESS = "pack"
 LOCK = "engine.lock"
 SMALL = 512 * 1024
@@ -135,7 +136,7 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
     if "models" in wish.parts:
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:
-        content.items += cache_items(home, config, target.facts, uv.progress)
+        content.items += cache_items(home, target)
     content.items += config_items(home, config_file)
     return content
 
@@ -144,13 +145,15 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     """The engine's wheels; what was chosen."""
     uv.progress.started(RESOLVE)
     slimming = target.slimming() if slim else Slimming({}, {})
-    exclude = sorted({*target.release.exclude, *slimming.packages})
+    # What torch needs is there as torch is, in whatever versions.
+    borrowed = ("torch",) if target.on_system else ()
+    exclude = sorted({*target.release.exclude, *slimming.packages, *borrowed})
     requirements = [target.release.requirement]
     pins = resolve(
         requirements, target.engine_python, target, uv, prefer=target.there, exclude=exclude, torch=target.release
     )
     wanted = missing(pins, target.there)
-    uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there already")
+    uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there")
     wheels = download(wanted, target.engine_python, target, uv, uv.cwd / "downloads")
     content.items += [Item(f"wheels/{wheel.name}", wheel, "engine") for wheel in wheels]
     content.locked = wanted
@@ -164,17 +167,19 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
         "on_system": target.on_system,
         "config": config.engine.model_dump(exclude_defaults=True),
         "packages": {pin.name: pin.version for pin in pins},
-        "there": sorted(pin.name for pin in pins if pin not in wanted),
+        "there": sorted([*borrowed, *(pin.name for pin in pins if pin not in wanted)]),
     }
     return pins
 
 
 def _llmhost(target: Target, engine: Sequence[Pin], uv: Uv, content: _Content) -> None:
     """llmhost's own wheel and those it needs; what the engine takes anyway is taken where it fits."""
+    uv.progress.started(OWN)
     own = make_own_wheel(uv.cwd / "downloads", uv)
     same = minor(target.python) == minor(target.engine_python)
     prefer = {pin.name: pin.version for pin in engine} if same else {}
     pins = resolve(requirements_of(own), target.python, target, uv, prefer=prefer)
+    uv.progress.finished(OWN, f"{len(pins) + 1} packages")
     there = {_normal(item.source.name) for item in content.items}
     lacking = [p for p in pins if not (same and f"{_normal(p.name)}-{p.version}" in there)]
     wheels = {own, *download(lacking, target.python, target, uv, uv.cwd / "downloads")}

@@ -18,12 +18,12 @@ from llmhost.env.flash_attn.store import SOURCES
 from llmhost.env.progress import Progress
 from llmhost.env.uv import Uv
 from llmhost.errors import BundleError
-from llmhost.facts import MachineFacts
+from llmhost.facts import EngineFacts, MachineFacts
 from llmhost.hub.pull import MANIFEST, read_manifest
 from llmhost.hub.remote import Reference
 from llmhost.hub.store import verify
 from llmhost.paths import Home
-from llmhost.probe.gpus import read_gpus
+from llmhost.plan.caches import cache_directory, cache_key
 from llmhost.probe.model import models_directory
 
 Kind = Literal["llmhost", "engine", "flash-attn", "model", "cache", "config"]
@@ -85,19 +85,16 @@ def _model(reference: Reference, directory: Path, service: str, progress: Progre
         yield Item(f"models/{reference.repository}/{file}", directory / file, "model")
 
 
-def cache_items(home: Home, config: Config, facts: MachineFacts, progress: Progress) -> Iterator[Item]:
-    """The engine's compile caches when both machines have the same GPUs; elsewhere they are of no use."""
-    directory = home.cache / config.engine.name
-    if not directory.is_dir() or not facts.gpus:
+def cache_items(home: Home, target: Target) -> Iterator[Item]:
+    """Compile caches of the same vLLM for the same sort of GPU; processors differ in too many ways for theirs."""
+    release = target.release
+    if release.device != "cuda" or not target.capabilities:
         return
-    here = {gpu.name for gpu in read_gpus().gpus}
-    there = {gpu.name for gpu in facts.gpus}
-    if here != there:
-        progress.note(f"compile caches stay here: they are for {', '.join(sorted(here)) or 'no GPU'}")
-        return
+    engine = EngineFacts("", "", release.device, release.vllm, {}, (), ())
+    directory = cache_directory(home, cache_key(engine, target.facts.gpus))
     for file in sorted(directory.rglob("*")):
         if file.is_file() and not file.is_symlink():
-            yield Item(f"cache/{config.engine.name}/{file.relative_to(directory).as_posix()}", file, "cache")
+            yield Item(file.relative_to(home.root).as_posix(), file, "cache")
 
 
 def flash_attn_items(home: Home, target: Target, wanted: bool | str, uv: Uv) -> Iterator[Item]:

@@ -16,7 +16,7 @@ from llmhost.bundle import bootstrap
 from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
-from llmhost.env import Progress, ensure_engine
+from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.current import engine_name
 from llmhost.env.lock import read_lock
 from llmhost.env.releases import choose_release
@@ -136,7 +136,7 @@ class _Placing:
         for name, paths in models.items():
             target = models_dir / name
             if not target.exists():
-                partial = target.with_name(f".{target.name}.partial")
+                partial = target.with_name(f".{target.name}.bundle.partial")
                 self._place({p: partial / p.split("/", 3)[3] for p in paths})
                 partial.rename(target)
         return tuple(models)
@@ -167,6 +167,10 @@ def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: P
             "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
         )
     choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
+    if find_engine(home, engine) is None:
+        unpacked = sum(entry["unpacked"] for entry in manifest["files"] if entry["kind"] == "engine")
+        with told():
+            bootstrap.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
     locked = home.lock_of_engine(engine_name(home, engine))
     _link_or_copy(contents / LOCK, locked)
     with _offline(home.wheels):

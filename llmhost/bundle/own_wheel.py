@@ -12,8 +12,8 @@ from llmhost.bundle.wheels import pack
 from llmhost.env.uv import Uv
 from llmhost.errors import BundleError
 
-LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "entry_points.txt")
-"""Files of .dist-info that belong to an installation (entry_points.txt is written first, RECORD last)."""
+LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
+"""Files of .dist-info that belong to an installation; RECORD is written anew."""
 
 
 def make_own_wheel(directory: Path, uv: Uv) -> Path:
@@ -35,7 +35,7 @@ def _repacked(installed: Distribution, directory: Path) -> Path:
     """The wheel that an installation was made from, but for scripts, which an installer makes anew."""
     found = [f for f in installed.files or () if ".." not in f.parts and f.suffix != ".pyc"]
     info = next(f.parts[0] for f in found if f.parts[0].endswith(".dist-info"))
-    plain = sorted(f for f in found if not (f.parts[0] == info and f.name in (*LEFT_OUT[:-1],)))
+    plain = sorted(f for f in found if not (f.parts[0] == info and f.name in LEFT_OUT))
     files = [(str(f), Path(str(f.locate())).read_bytes(), False) for f in plain]
     record = "".join(f"{name},sha256={_digest(content)},{len(content)}\n" for name, content, _ in files)
     files.append((f"{info}/RECORD", f"{record}{info}/RECORD,,\n".encode(), False))

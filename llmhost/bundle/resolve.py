@@ -168,6 +168,11 @@ class _PipReader:
         hint = "check index, proxy and certificates in pip's configuration"
         if "No space left" in " ".join(self.errors):
             hint = "free some disk space, or set TMPDIR and PIP_CACHE_DIR elsewhere"
+        elif "No matching distribution" in text:
+            hint = (
+                "no index has a wheel of it for that machine, or what answers is a page of a proxy that wants a login:"
+                " check index-url, extra-index-url and proxy in pip's configuration"
+            )
         elif "hash" in text.lower():
             hint = "the index or a cache serves an altered or damaged file: ask its owner, or `pip cache purge`"
         return BundleError(f"cannot download wheels: {text[:300]}", f"{hint}; the log is {uv.log.path}")

@@ -96,11 +96,21 @@ def make_target(facts: MachineFacts, engine: Engine, releases: tuple[Release, ..
             f"engine.kind is {engine.kind}, and bundles hold wheels for environments of the kind venv",
             "write kind: venv in the llmhost.yaml for that machine",
         )
+    python = _llmhost_python(facts)
     release = choose_release(facts, engine, releases)
+    engine_python = _engine_python(facts, engine, release)
+    if engine.system_site_packages and engine.python is None:
+        # llmhost itself runs in an environment of its own there, so nobody could tell which one is meant.
+        raise BundleError(
+            "engine.system_site_packages is true, and engine.python does not say the packages of which interpreter",
+            f"write engine.python: {engine_python.path} in the llmhost.yaml for that machine",
+        )
+    if engine.system_site_packages:
+        _require_torch(engine_python, release)
     return Target(
         facts=facts,
-        python=_llmhost_python(facts),
-        engine_python=_engine_python(facts, engine, release),
+        python=python,
+        engine_python=engine_python,
         release=release,
         on_system=engine.system_site_packages,
     )
@@ -129,6 +139,18 @@ def _engine_python(facts: MachineFacts, engine: Engine, release: Release) -> Int
         f"vLLM {release.vllm} runs on Python {release.python_range}{f' (asked for: {asked})' if asked else ''}, and"
         f" that machine has {found}",
         "name another in engine.python of its llmhost.yaml, or install one there and take its facts again",
+    )
+
+
+def _require_torch(python: Interpreter, release: Release) -> None:
+    """vLLM's compiled parts fit the torch that they were made with, and it is not replaced."""
+    torch, wanted = python.packages.get("torch", ""), without_local(release.torch)
+    if torch and (without_local(torch) == wanted or not release.tested):
+        return
+    raise BundleError(
+        f"engine.system_site_packages is true, but {python.path} has {f'torch {torch}' if torch else 'no torch'}, and"
+        f" vLLM {release.vllm} is made for torch {wanted}",
+        "write engine.vllm: the version for that torch, or leave system_site_packages out",
     )
 
 

@@ -41,7 +41,8 @@ def bundle_command() -> None:
     """Bring llmhost, its engine and models to a machine without a network.
 
     \b
-      there:  llmhost facts --json > facts.json      (or any machine just like it)
+      here:   llmhost bundle probe > probe.py
+      there:  python3 probe.py > facts.json          (with llmhost: llmhost facts --json > facts.json)
       here:   llmhost bundle create --target facts.json --config llmhost.yaml -o bundle --split 60M
       there:  sh bundle/install.sh                   installs llmhost, then everything else
               llmhost up
@@ -81,8 +82,8 @@ def create_command(
     """Make a directory with everything that a machine lacks.
 
     In it: llmhost and what it needs, uv, the engine's wheels for that machine's Python, platform and CUDA, models that
-    its llmhost.yaml names (they must be here: `llmhost pull`), kept flash-attention wheels, compile caches when both
-    machines have the same GPUs; the demo models are part of llmhost. With `system_site_packages: true` in its
+    its llmhost.yaml names (they must be here: `llmhost pull`), kept flash-attention wheels, compile caches for the
+    same vLLM and sort of GPU; the demo models are part of llmhost. With `system_site_packages: true` in its
     llmhost.yaml, packages that its Python has already (torch …) stay out. --slim also leaves out what `llmhost bundle
     show` lists as left out, each with the reason.
 
@@ -123,6 +124,21 @@ def _config(session: Session, file: Path | None) -> tuple[Config, Path | None]:
 
     found = file or (session.home.config_file if session.home.config_file.exists() else None)
     return (configuration.load(found), found) if found else (configuration.Config(), None)
+
+
+@bundle_command.command("probe")
+def probe_command() -> None:
+    """Print a program that takes the facts of a machine that has no llmhost yet.
+
+    \b
+      here:   llmhost bundle probe > probe.py
+      there:  python3 probe.py > facts.json      with the Python that llmhost and the engine are to run on
+
+    It needs nothing but that Python.
+    """
+    from llmhost.bundle.bare_facts import __file__ as file
+
+    console.result(Path(file).read_text(encoding="utf-8").rstrip())
 
 
 @bundle_command.command("show")

@@ -10,9 +10,19 @@ from llmhost.cli import Session, console
 @click.command("setup")
 @click.option("--locked", is_flag=True, help="Exactly the packages of engine.lock, which lies beside llmhost.yaml.")
 @click.option("--warm", is_flag=True, help="Then start each service once, so that its compile caches are filled.")
+@click.option(
+    "--flash-attn",
+    is_flag=False,
+    flag_value="true",
+    metavar="[VERSION]",
+    help="Also compile flash-attn for the GPUs here; what llmhost.yaml says of it does not count then.",
+)
+@click.option("--dry-run", is_flag=True, help="With flash-attn: only say how it would be built.")
 @click.option("--json", "as_json", is_flag=True, help="What was built, as JSON.")
 @click.pass_obj
-def setup_command(session: Session, locked: bool, warm: bool, as_json: bool) -> None:
+def setup_command(
+    session: Session, locked: bool, warm: bool, flash_attn: str | None, dry_run: bool, as_json: bool
+) -> None:
     """Build the engine environment that llmhost.yaml asks for, unless it is there already.
 
     The newest vLLM that runs on this machine is taken: by its driver, GPUs, Python and C library. What cannot run here
@@ -22,12 +32,20 @@ def setup_command(session: Session, locked: bool, warm: bool, as_json: bool) -> 
     The index, find-links, proxy and certificates of pip's configuration are used (PIP_* too). An interrupted setup is
     finished by the next one; the engine that is there keeps working until a new one has passed its import test. The
     packages that were installed are written to engine.lock.
+
+    flash-attn is a package that some models and programs import; vLLM itself brings what it needs. A build takes many
+    minutes and much memory (--dry-run tells how much); its wheel is kept for the next engine.
     """
     from llmhost import engines
     from llmhost.cli.progress import shown_progress
 
+    wanted = True if flash_attn == "true" else flash_attn
+    if dry_run:
+        lines = engines.explain_flash_attention(session.home, wanted)
+        console.json_result({"flash_attn": list(lines)}) if as_json else console.result("\n".join(lines))
+        return
     with shown_progress() as progress:
-        engine = engines.setup(session.home, progress, locked=locked)
+        engine = engines.setup(session.home, progress, locked=locked, flash_attn=wanted)
         warmed = engines.warm(session.home, progress) if warm else ()
     if as_json:
         console.json_result(
@@ -37,6 +55,7 @@ def setup_command(session: Session, locked: bool, warm: bool, as_json: bool) -> 
                 "device": engine.device,
                 "vllm": engine.vllm_version,
                 "warmed": dict(warmed),
+                "steps": [vars(step) for step in engines.steps_of(session.home, engine)],
             }
         )
         return

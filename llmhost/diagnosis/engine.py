@@ -92,7 +92,7 @@ def check_deep(home: Home, engine: EngineFacts, found: Found | None) -> Iterator
     """Import what an engine imports, and look for symbols that no library brings; takes half a minute."""
     try:
         with SetupLog(home.log_file("doctor")) as log:
-            report = import_gate(Path(engine.python), home.run, log)
+            report = import_gate(Path(engine.python), home.engine_dir(engine.name), log)
         yield ok("imports", ", ".join(f"{name} {version}" for name, version in report.packages.items()))
     except EngineError as e:
         yield fail("imports", e.message, e.hint)

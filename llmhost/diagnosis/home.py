@@ -21,6 +21,9 @@ from llmhost.supervise.leftovers import Leftovers
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.units import owner
 
+ANSWER_SECONDS = 5.0
+"""Seconds for supervisord to say how it is."""
+
 
 def check_home(home: Home) -> Iterator[Check]:
     """It can be used, is this user's, and what is private there is."""
@@ -76,7 +79,7 @@ def check_supervisord(home: Home) -> Check:
     if not daemon.is_running(home):
         return ok("supervisord", "not running")
     try:
-        state = Supervisor(home.supervisor_socket).state()
+        state = Supervisor(home.supervisor_socket, ANSWER_SECONDS).state()
     except SupervisorError as e:
         log = home.log_file("supervisord")
         return fail(
@@ -112,8 +115,12 @@ def since(pid: int) -> datetime | None:
 
 
 def holders(home: Home, processes: tuple[GpuProcess, ...], found: Leftovers) -> list[Holder]:
-    """Who holds memory of GPUs, without the engines of this home that run in order."""
+    """Who holds memory of GPUs, without the engines of this home that run in order.
+
+    In a container the driver may tell process ids that mean nothing in it: while engines run, those are taken for them.
+    """
     ours = daemon.descendants(home)
+    ours |= {p.pid for p in processes if ours and not psutil.pid_exists(p.pid)}
     return [
         Holder(p.pid, p.gpu, p.used, _name(p.pid), since(p.pid), p.pid in found.processes)
         for p in processes

@@ -94,10 +94,11 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
 
 
 def with_flash_attn(construction: Construction, python: Path, manifest: Manifest) -> Manifest:
-    """Put flash-attn into a verified engine, checked on the GPU; its error goes into the manifest. Raises EngineError."""
+    """Put flash-attn into a verified engine, checked on the GPU; the error goes to the manifest. Raises EngineError."""
     wanted, began = construction.engine.flash_attn, time.monotonic()
     report = ensure_flash_attn(construction.home, python, wanted, construction.machine, construction.uv)
-    detail = f"{report.version}, {report.source}, relative error {report.error:.1e}"
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in report.errors.items())
+    detail = f"{report.version}, {report.source}; relative error: {errors}"
     step = Step(FLASH_ATTN, detail, round(time.monotonic() - began, 1))
     return replace(
         manifest,

@@ -48,18 +48,9 @@ class Lock:
     """Of the whole set; equal sets have equal ones."""
 
     @property
-    def release(self) -> Release:
-        """What it installs, as a release that needs no choosing."""
-        version = tuple(int(part) for part in self.python.split("."))
-        return Release(
-            vllm=self.vllm,
-            device=self.device,
-            distribution="vllm",
-            torch=next((p.partition("==")[2] for p in self.packages if p.startswith("torch==")), ""),
-            python=(version, version),
-            machines=(),
-            disk_bytes=0,
-        )
+    def python_minor(self) -> tuple[int, ...]:
+        """``python`` as numbers."""
+        return tuple(int(part) for part in self.python.split("."))
 
 
 def read_lock(path: Path) -> Lock:

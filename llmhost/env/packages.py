@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmhost.env.lock import Lock
 from llmhost.env.python import Package, Python, normalized
-from llmhost.env.releases import Release
+from llmhost.env.releases import Release, read_releases
 from llmhost.env.uv import RESOLVE, Uv, UvFailure
 from llmhost.errors import EngineError
 
@@ -81,10 +81,14 @@ def _require_torch(below: Mapping[str, Package], release: Release) -> Package:
         raise EngineError(
             f"vLLM {release.vllm} is built for torch {release.torch}, and the interpreter below the environment has"
             f" torch {torch.version}, which is not replaced",
-            "write engine.vllm: the version for that torch (0.26.0 for torch 2.11.0, 0.33.0 for 2.14.0), or leave"
-            " system_site_packages out",
+            f"{_for_that(torch.public, release)}leave engine.system_site_packages out",
         )
     return torch
+
+
+def _for_that(torch: str, release: Release) -> str:
+    known = (r for r in read_releases() if r.device == release.device and r.torch.partition("+")[0] == torch)
+    return next((f"write engine.vllm: {r.vllm} in llmhost.yaml, which is built for that one, or " for r in known), "")
 
 
 def _resolve(python: Python, below: Mapping[str, Package], scratch: Path, release: Release, uv: Uv) -> dict[str, str]:

@@ -146,7 +146,17 @@ def _obstacle(release: Release, facts: MachineFacts, engine: Engine) -> str:
     if python and not release.supports(python):
         oldest, newest = (dotted(v) for v in release.python)
         return f"vLLM {release.vllm} runs on Python {oldest} to {newest}, and engine.python is {dotted(python)}"
+    torch = _borrowed_torch(engine, facts.interpreters)
+    if torch and torch.partition("+")[0] != release.torch.partition("+")[0] and release.tested:
+        return f"vLLM {release.vllm} is built for torch {release.torch}, and {engine.python} has torch {torch}"
     return _driver_obstacle(release, facts) if release.device == "cuda" else ""
+
+
+def _borrowed_torch(engine: Engine, interpreters: tuple[Interpreter, ...]) -> str | None:
+    """The version of the torch that is not to be replaced, when it is known."""
+    if not engine.system_site_packages:
+        return None
+    return next((i.packages.get("torch") for i in interpreters if i.path == engine.python), None)
 
 
 def _driver_obstacle(release: Release, facts: MachineFacts) -> str:

@@ -70,7 +70,9 @@ def ensure_engine(
         clean_up(directory, home.plan_file)
         return found
     if engine.kind != "existing" and release is None:
-        release = lock.release if lock else _choose(home, engine, progress, releases, facts)
+        release = _choose(home, _as_locked(engine, lock), progress, releases, facts)
+        if lock is not None:
+            release = replace(release, python=(lock.python_minor, lock.python_minor))
     try:
         with setup_lock(directory), SetupLog(home.log_file("setup")) as log:
             # Somebody may have been faster.
@@ -84,6 +86,11 @@ def ensure_engine(
             f"cannot build the engine in {directory}: {place}{e.strerror}",
             "see `df -h` and who owns the home, or put it elsewhere with --home",
         ) from e
+
+
+def _as_locked(engine: config.Engine, lock: Lock | None) -> config.Engine:
+    """What a lock file says is asked for like what llmhost.yaml says: it must run here, too."""
+    return engine.model_copy(update={"vllm": lock.vllm, "device": lock.device}) if lock else engine
 
 
 def _choose(

@@ -157,12 +157,6 @@ REMEDIES = (
         "the index or a cache serves an altered or damaged file: ask its owner, or run `uv cache clean`",
     ),
     (
-        r"expected an? (\S+ )?(simple|index|html|json)|text/html|received (some )?unexpected (html|json)|"
-        r"content.?type|no distributions found|missing .*<a",
-        "what answers is no package index but a web page, perhaps of a proxy that wants a login: check the proxy and"
-        " index-url in pip's configuration",
-    ),
-    (
         r"certificate|invalid peer|UnknownIssuer",
         "name your CA file in pip's configuration (cert) or SSL_CERT_FILE, or trust the host (trusted-host)",
     ),
@@ -183,12 +177,13 @@ REMEDIES = (
     ),
     (
         r"was not found in the package registry",
-        "none of the indexes has it, or one refuses its user and password: check pip's configuration (index-url,"
-        " extra-index-url)",
+        "none of the indexes has it, or one refuses its user and password, or what answers is a page of a proxy that"
+        " wants a login: check pip's configuration (index-url, extra-index-url, proxy)",
     ),
     (
         r"no version of|no solution found",
-        "no index has such a version: check engine.vllm in llmhost.yaml, and that the mirror is complete",
+        "no index has such a version: check engine.vllm in llmhost.yaml, that the mirror is complete, and that what"
+        " answers is the index and not a page of a proxy that wants a login",
     ),
     (
         r"permission denied|os error 13",

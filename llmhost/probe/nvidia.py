@@ -169,7 +169,10 @@ def _problem(nvml: Any, error: Exception, root: Path) -> str:
     if isinstance(error, nvml.NVMLError_LibraryNotFound):
         return _missing(root)
     if isinstance(error, nvml.NVMLError_DriverNotLoaded):
-        return "the NVIDIA driver is installed but not loaded: `sudo modprobe nvidia`, and see `dmesg | grep -i nvrm`"
+        return (
+            "the NVIDIA driver is installed but not loaded: `sudo modprobe nvidia`, and see `dmesg | grep -i nvrm`;"
+            " to a container the GPUs must be given (`docker run --gpus all`)"
+        )
     return f"the NVIDIA driver does not start: {error}"
 
 

@@ -57,8 +57,9 @@ class Supervisor:
     One program is one group of the same name here.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, timeout: float = TIMEOUT) -> None:
         self.path = str(path)
+        self.timeout = timeout
 
     def alive(self) -> bool:
         """Whether somebody listens on the socket."""
@@ -129,7 +130,7 @@ class Supervisor:
 
     def _call(self, method: str, *params: Any) -> Any:
         with _our_errors(self.path, method, *params):
-            return call(self.path, f"supervisor.{method}", params, TIMEOUT)
+            return call(self.path, f"supervisor.{method}", params, self.timeout)
 
     def _multicall(self, *methods: str) -> list[Any]:
         """The results of methods without parameters, in one request."""

@@ -80,16 +80,14 @@ def _install(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def _flash(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     entry = results.get("flash-attn", {})
-    report = (entry.get("setup") or {}).get("flash_attn")
-    if not report:
+    steps = (entry.get("setup") or {}).get("steps", ())
+    done = next((step for step in steps if step["name"] == "flash-attn"), None)
+    if done is None:
         yield _missing(entry)
         return
-    yield f"{report['version']}, {report['source']} in {entry['seconds'] / 60:.1f} min."
+    yield f"`llmhost setup --flash-attn`, {entry['seconds'] / 60:.1f} min: {done['detail']}."
     yield ""
     yield from ("    " + line for line in entry["plan"])
-    yield ""
-    yield from _table("relative error against 32 bits", *report["errors"])
-    yield f"| | {' | '.join(f'{error:.1e}' for error in report['errors'].values())} |"
 
 
 def _starts(results: dict[str, dict[str, Any]]) -> Iterator[str]:

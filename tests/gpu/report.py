@@ -148,7 +148,7 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     """Three services, started one after another; what each takes and answers."""
     chat, encoder = (CPU_CONTEXTS if host.cpu else CONTEXTS)[step]
     _configure(host, chat, encoder)
-    cleared = step == "cold" and not host.run("cache", "clear", "--yes", check=False).returncode
+    cleared = step == "cold" and not host.run("engine", "cache", "clear", check=False).returncode
     plan = host.json("plan")
     data: dict[str, Any] = {
         "facts": _facts(host), "engine": plan["engine"], "caches_cleared": cleared,

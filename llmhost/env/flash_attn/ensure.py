@@ -125,8 +125,13 @@ def machine_of(home: Home, facts: MachineFacts) -> Machine:
         memory=facts.host.memory_available,
         disk=free_bytes(home.root),
         compilers=frozenset(program.name for program in facts.compilers),
+        bare=frozenset(t.root for t in facts.toolkits if not _has_library_headers(Path(t.root))),
         environ=os.environ,
     )
+
+
+def _has_library_headers(root: Path) -> bool:
+    return any(next(root.glob(f"{folder}/cusparse.h"), None) for folder in ("include", "targets/*/include"))
 
 
 def wheels_for_bundle(home: Home, python_tag: str, version: str | None = None) -> tuple[KeptWheel, ...]:

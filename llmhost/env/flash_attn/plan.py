@@ -52,6 +52,8 @@ class Machine:
     """Bytes that are free where it is built."""
     compilers: frozenset[str]
     """Names of those on PATH: ``g++``, ``c++`` …"""
+    bare: frozenset[str] = frozenset()
+    """Roots of toolkits without the headers of CUDA's libraries (cusparse.h …), which torch's own headers include."""
     environ: Mapping[str, str] = field(default_factory=dict)
     """The user's environment: CUDA_HOME, MAX_JOBS, NVCC_THREADS, CXX count."""
 
@@ -131,7 +133,11 @@ def plan_build(wheel: WheelSpec, machine: Machine) -> BuildPlan:
         jobs=jobs,
         threads=threads,
         reckoning=reckoning,
-        environment=_environment(toolkit, wheel.archs, jobs, threads, target),
+        environment={
+            **_environment(toolkit, wheel.archs, jobs, threads),
+            # Only where it must be: headers of another minor version would come before those of the toolkit.
+            **({"CPATH": target.math_headers} if toolkit.root in machine.bare and target.math_headers else {}),
+        },
         missing_tools=tuple(name for name in TOOLS if name not in target.packages),
         notes=notes,
         seconds=OBJECTS * CORE_SECONDS * len(wheel.archs) / min(jobs * threads, machine.cores),
@@ -255,10 +261,8 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     return int(value)
 
 
-def _environment(
-    toolkit: CudaToolkit, archs: tuple[int, ...], jobs: int, threads: int, target: Target
-) -> dict[str, str]:
-    env = {
+def _environment(toolkit: CudaToolkit, archs: tuple[int, ...], jobs: int, threads: int) -> dict[str, str]:
+    return {
         "CUDA_HOME": toolkit.root,
         "PATH": f"{toolkit.root}/bin",
         "FLASH_ATTN_CUDA_ARCHS": ";".join(str(arch) for arch in archs),
@@ -266,7 +270,6 @@ def _environment(
         "MAX_JOBS": str(jobs),
         "NVCC_THREADS": str(threads),
     }
-    return env | ({"CPATH": target.math_headers} if target.math_headers else {})
 
 
 def dotted(version: tuple[int, int] | None) -> str:

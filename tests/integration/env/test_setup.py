@@ -280,6 +280,34 @@ def test_interrupted_setup_is_done_again(
     assert [Path(new).parents[1].name] == builds(home)
 
 
+def test_a_setup_goes_on_behind_its_last_whole_step(home: Home, progress: Recorder, wheels: Path, work: Path) -> None:
+    """Everything was installed: that is not done again, and could not be."""
+    make_vllm(wheels, "0.33.0", "import time; time.sleep(1)")
+    command = [sys.executable, "-c", CHILD, str(home.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert any(line.strip() == "check that vLLM imports" for line in child.stdout)
+        child.kill()
+    (unfinished,) = builds(home)
+    wheels.rename(work / "gone")
+    wait_until_unlocked(home)
+    python = setup(home, progress, vllm="0.33.0", device="cpu")
+    assert Path(python).parents[1].name == unfinished
+    assert f"going on with {unfinished}: environment, packages done" in home.log_file("setup").read_text()
+    assert "install packages" not in {event[1] for event in progress.events}
+
+
+def wait_until_unlocked(home: Home) -> None:
+    """A process that was just being started when its parent was killed has the lock for another moment."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with setup_lock(home.engine_dir("default")):
+                return
+        except BusyError:
+            time.sleep(0.05)
+
+
 def installers(home: Home) -> list[str]:
     """Processes that a setup of this home left behind."""
     lines = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))

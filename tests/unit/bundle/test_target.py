@@ -28,7 +28,7 @@ def python(*version: int) -> Interpreter:
 
 
 def test_the_gpu_host(host: MachineFacts) -> None:
-    target = make_target(host, Engine(vllm="0.26.0", system_site_packages=True))
+    target = make_target(host, Engine(vllm="0.26.0", python="3.12", system_site_packages=True))
     assert (target.release.requirement, target.release.device) == ("vllm==0.26.0", "cuda")
     assert target.uv_platform == "x86_64-manylinux_2_39"
     assert target.pip_platforms[0] == "manylinux_2_39_x86_64"
@@ -89,3 +89,18 @@ def test_what_uv_chose_and_what_of_it_is_there() -> None:
     assert pins[0] == Pin("numpy", "2.3.5", "https://x/simple")
     assert pins[1] == Pin("torch", "2.11.0+cpu", "https://y/cpu")
     assert [p.name for p in missing(pins, {"torch": "2.11.0+cu130", "numpy": "2.5.2"})] == ["numpy", "six"]
+
+
+def test_packages_of_an_interpreter_that_nobody_named(host: MachineFacts) -> None:
+    with pytest.raises(BundleError, match="does not say the packages of which interpreter") as raised:
+        make_target(host, Engine(system_site_packages=True))
+    assert "engine.python: /opt/torch/.venv/bin/python3" in raised.value.hint
+
+
+def test_another_torch_below_the_engine(host: MachineFacts) -> None:
+    engine = Engine(vllm="0.33.0", python="3.12", system_site_packages=True)
+    with pytest.raises(BundleError, match=r"has torch 2\.11\.0\+cu130, and vLLM 0\.33\.0 is made for torch 2\.14\.0"):
+        make_target(host, engine)
+    bare = replace(host, interpreters=(python(3, 12, 3),))
+    with pytest.raises(BundleError, match="has no torch, and vLLM"):
+        make_target(bare, engine.model_copy(update={"vllm": "0.26.0"}))

@@ -7,10 +7,12 @@ import csv
 import hashlib
 import io
 import zipfile
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 
+from llmhost.bundle.own_wheel import _repacked
 from llmhost.bundle.slim import read_slimming
 from llmhost.bundle.wheels import MARKER, requirements_of, rewrite, stripped_of, unpacked_size
 from tests.integration.env.wheels import make_wheel
@@ -67,6 +69,22 @@ def test_patterns_reach_below_directories(wheel: Path, tmp_path: Path) -> None:
 
 def test_requirements_are_those_without_extras(wheel: Path) -> None:
     assert requirements_of(wheel) == ("torch==2.11.0",)
+
+
+def test_an_installation_becomes_a_wheel_again(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (info,) = site.glob("*.dist-info")
+    (info / "INSTALLER").write_text("pip")
+    (site / "vllm/__pycache__").mkdir()
+    (site / "vllm/__pycache__/__init__.cpython-311.pyc").write_bytes(b"")
+    with (info / "RECORD").open("a") as record:
+        record.write(f"{info.name}/INSTALLER,,\nvllm/__pycache__/__init__.cpython-311.pyc,,\n../../../bin/vllm,,\n")
+    again = _repacked(Distribution.at(info), tmp_path)
+    assert check_record(again) == check_record(wheel)
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(again) as after:
+        assert before.read("vllm/deep/gemm.h") == after.read("vllm/deep/gemm.h")
 
 
 def test_what_gpus_cannot_use() -> None:

@@ -198,5 +198,7 @@ def test_what_is_missing_in_the_engine_and_what_it_has_already() -> None:
     plan = plan_build("2.8.1", target, HOST)
     assert plan.missing_tools == ("packaging", "wheel", "psutil", "einops")
     assert "vLLM brings FA2 and FA3 itself" in bundled_note(target)[0]
-    assert plan.environment["CPATH"] == "/e/inc"
+    assert "CPATH" not in plan.environment
+    bare = plan_build("2.8.1", target, replace(HOST, bare=frozenset({CUDA_13.root})))
+    assert bare.environment["CPATH"] == "/e/inc"
     assert plan.wheel.requirement == "flash-attn==2.8.1"

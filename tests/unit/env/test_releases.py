@@ -136,3 +136,13 @@ def test_python() -> None:
     assert "engine.python" in error.hint
     there = replace(CPU_BOX, interpreters=(Interpreter("/opt/py/bin/python3", (3, 9, 1), headers=True),))
     assert "engine.python is 3.9" in refusal(there, python="/opt/py/bin/python3").message
+
+
+def test_a_torch_that_is_not_to_be_replaced_decides() -> None:
+    python = Interpreter("/usr/bin/python3", (3, 12, 3), headers=True, packages={"torch": "2.11.0+cu130"})
+    there = replace(gpu_box(), interpreters=(python,))
+    assert chosen(there, python="/usr/bin/python3", system_site_packages=True) == "vllm==0.26.0"
+    assert chosen(there, python="/usr/bin/python3") == "vllm==0.33.0"
+    error = refusal(there, python="/usr/bin/python3", system_site_packages=True, vllm="0.33.0")
+    assert error.message == "vLLM 0.33.0 is built for torch 2.14.0, and /usr/bin/python3 has torch 2.11.0+cu130"
+    assert "engine.vllm: 0.26.0" in error.hint
