@@ -19,13 +19,15 @@ import platform
 import shutil
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "bundle.json"
+COMPLETE = ".complete"
+"""In an installed llmhost: everything is there, it starts."""
+
 FORMAT = 1
 OLDEST_PYTHON = (3, 11)
 BLOCK = 1 << 20
@@ -263,8 +265,11 @@ def _install_llmhost(contents: Path, manifest: dict[str, Any], prefix: Path) -> 
     own = [contents / e["path"] for e in manifest["files"] if e["kind"] == "llmhost"]
     if not own:
         raise BundleProblem("this bundle holds no llmhost", "use `llmhost bundle install` on a machine that has it")
+    version = prefix / f"llmhost-{manifest['llmhost']}-{manifest['id']}"
+    if (version / COMPLETE).exists():
+        return version / "bin/llmhost"
+    shutil.rmtree(version, ignore_errors=True)  # half made: nobody runs from it
     require_room(prefix, LLMHOST_GROWTH * sum(p.stat().st_size for p in own), "install llmhost")
-    version = prefix / f"llmhost-{manifest['llmhost']}-{time.strftime('%Y%m%d%H%M%S')}"
     tools = prefix / ".tools"
     uv = _unpack_uv(next(p for p in own if p.name.startswith("uv-")), tools)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("UV_", "PIP_", "PYTHON", "VIRTUAL_ENV"))}
@@ -275,6 +280,7 @@ def _install_llmhost(contents: Path, manifest: dict[str, Any], prefix: Path) -> 
     _run([str(uv), *install, "--compile-bytecode", f"llmhost=={manifest['llmhost']}", *quiet], env, version)
     _run([str(version / "bin/llmhost"), "--version"], env, version)
     shutil.rmtree(tools, ignore_errors=True)
+    (version / COMPLETE).touch()
     return version / "bin/llmhost"
 
 
