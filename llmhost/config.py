@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from llmhost.config_engine import Engine as Engine
+from llmhost.config_engine import Section
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -29,18 +31,6 @@ RESERVED = ("gateway", "supervisord", "metrics", "access")
 """Names of programs beside the engines, in `llmhost logs` for one."""
 
 ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None
-
-
-class _Section(BaseModel):
-    """A mapping in llmhost.yaml: frozen, unknown keys refused, numbers and strings not mixed up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, data: object) -> object:
-        """In YAML ``args:`` with nothing behind it is null: as if the key were not there."""
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
 
 
 def _as_list(value: object) -> object:
@@ -60,60 +50,7 @@ def _environment_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-class Engine(_Section):
-    """The environment that runs vLLM."""
-
-    name: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=40)
-    """Directory of the engine below $LLMHOST_HOME/engines."""
-    kind: Literal["venv", "conda", "existing"] = "venv"
-    """How the environment is made: venv (with uv), conda (conda, mamba or micromamba), existing (never changed)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What the engine computes on; auto looks at this machine."""
-    vllm: str | None = None
-    """Version of vLLM to install instead of the tested one."""
-    python: str | None = None
-    """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""
-    system_site_packages: bool = False
-    """The environment also sees the packages of its interpreter, which may hold torch already (venv only)."""
-    flash_attn: bool | str = False
-    """Build flash-attn for the GPUs of this machine: true, or a version; vLLM brings what it needs itself."""
-    channels: list[str] = Field(default_factory=list)
-    """Where conda takes packages from; default: as conda is configured, else conda-forge."""
-    cuda_compiler: bool = False
-    """conda: put nvcc for torch's CUDA version into the environment."""
-
-    @model_validator(mode="after")
-    def _only_where_it_counts(self) -> Engine:
-        by_path = self.python is not None and "/" in self.python
-        wrong: dict[tuple[str, str], bool] = {
-            (
-                "kind: existing needs engine.python",
-                "name its interpreter: engine.python: /path/to/bin/python",
-            ): self.kind == "existing" and not by_path,
-            (
-                "python: conda brings its own interpreter",
-                'write a version such as python: "3.12", or use kind: venv',
-            ): self.kind == "conda" and by_path,
-            (
-                "system_site_packages: only an environment of kind: venv has an interpreter below it",
-                "leave it out, or write kind: venv",
-            ): self.kind != "venv" and self.system_site_packages,
-            (
-                "channels and cuda_compiler: only conda has them",
-                "leave them out, or write kind: conda",
-            ): self.kind != "conda" and bool(self.channels or self.cuda_compiler),
-            (
-                "flash_attn: an engine of kind: existing is never changed",
-                "install flash-attn there yourself, or use kind: venv",
-            ): self.kind == "existing" and bool(self.flash_attn),
-        }
-        for (message, hint), is_wrong in wrong.items():
-            if is_wrong:
-                raise Refusal(message, hint)
-        return self
-
-
-class Tls(_Section):
+class Tls(Section):
     """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
 
     certificate: str = Field(min_length=1)
@@ -124,14 +61,14 @@ class Tls(_Section):
     """Certificates of authorities: only clients with a certificate of one of them get in."""
 
 
-class KeyLimits(_Section):
+class KeyLimits(Section):
     """What each API key may ask of the gateway, unless the key has a limit of its own."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     """Requests in a minute; beyond that the answer is 429 with Retry-After."""
 
 
-class ServiceLimits(_Section):
+class ServiceLimits(Section):
     """What all clients together may ask of a service."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -142,7 +79,7 @@ class ServiceLimits(_Section):
     """Largest request body in MiB, below the gateway's own limit."""
 
 
-class Gateway(_Section):
+class Gateway(Section):
     """The one OpenAI-compatible port in front of all services."""
 
     host: str = "127.0.0.1"
@@ -159,7 +96,7 @@ class Gateway(_Section):
     """Largest request body in MiB; a larger one is answered with 413."""
 
 
-class Endpoint(_Section):
+class Endpoint(Section):
     """A server on another host (an engine, or a whole llmhost) that serves the same model under the same names."""
 
     url: str
@@ -192,7 +129,7 @@ def _as_endpoints(value: object) -> object:
     return [{"url": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
 
 
-class Sticky(_Section):
+class Sticky(Section):
     """Which requests go to the same replica, as long as that is not much busier than the others."""
 
     header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
@@ -214,7 +151,7 @@ def _as_sticky(value: object) -> object:
     return {"prefix": PREFIX_BYTES} if value == "prefix" else value
 
 
-class Service(_Section):
+class Service(Section):
     """One model served under one or more names."""
 
     model: str = Field(min_length=1)
@@ -297,7 +234,7 @@ class Service(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """The whole of llmhost.yaml."""
 
     engine: Engine = Engine()

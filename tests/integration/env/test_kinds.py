@@ -258,6 +258,17 @@ def test_on_top_of_an_interpreter_with_torch(home: Home, progress: Recorder, wit
     assert find_engine(home, engine) is None
 
 
+def test_on_top_of_a_virtual_environment_with_torch(home: Home, progress: Recorder, wheels: Path, work: Path) -> None:
+    """Environments do not nest by themselves: the one below is made visible."""
+    below = work / "below"
+    uv("venv", str(below), "--python", sys.executable, "--no-project")
+    uv("pip", "install", "--python", str(below / "bin/python"), "--no-index", "--find-links", str(wheels), "torch")
+    engine = Engine(python=str(below / "bin/python"), system_site_packages=True)
+    facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
+    assert run_in(facts.python, "import torch; print(torch.__file__)").startswith(str(below))
+    assert run_in(facts.python, "import transformers as t; print(t.__file__)").startswith(str(home.engines))
+
+
 def test_another_torch_is_not_replaced(home: Home, progress: Recorder, with_torch: Path, wheels: Path) -> None:
     uv("pip", "uninstall", "--python", str(with_torch), "torch")
     error = refused(home, progress, python=str(with_torch), system_site_packages=True)
