@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from llmhost.config_engine import Engine as Engine
+from llmhost.config_engine import Engine as Engine  # noqa: PLC0414 -- a part of Config, for whoever reads it
 from llmhost.config_engine import Section
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError

@@ -51,4 +51,6 @@ async def create(prefix: str, channels: list[str], specs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # the threads of py-rattler sometimes crash an interpreter that ends in order
