@@ -232,15 +232,21 @@ def test_what_was_asked_for_last_is_what_is_there(installed: Installed) -> None:
     running = []
     for command in commands:
         running.append(installed.popen(*command))
-        wait_for(lambda: len(list((installed.home.run / "turns").iterdir())) >= len(running) or _over(running[0]))
+        wait_for(lambda: _in_line(installed, running[-1]), 60)
     for process in running:
         _, said = process.communicate(timeout=120)
         assert "Traceback" not in said
     wait_for(lambda: _states(installed) == {"chat": "stopped", "embedding": "ready", "rerank": "ready"})
 
 
-def _over(process: subprocess.Popen[str]) -> bool:
-    return process.poll() is not None
+def _in_line(installed: Installed, process: subprocess.Popen[str]) -> bool:
+    """It has drawn its number, or is over already: what is asked for from now on comes after it."""
+    turns = f"{installed.home.run}/turns/"
+    try:
+        files = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+    except FileNotFoundError:  # it is closing one, or it is over
+        files = []
+    return process.poll() is not None or any(file.startswith(turns) for file in files)
 
 
 def _states(installed: Installed) -> dict[str, str]:
@@ -257,7 +263,7 @@ def test_doctor_finds_and_sweeps_what_a_former_life_left(installed: Installed) -
     assert "nothing is left" in installed.run("doctor", "--sweep").stdout
     assert installed.pids() == before
     os.kill(before["supervisor"], signal.SIGSTOP)  # else it starts the guard again
-    for name in before:
+    for name in reversed(before):  # supervisord last: a guard whose parent dies tidies up
         os.kill(before[name] if isinstance(before[name], int) else before[name][0], signal.SIGKILL)
     wait_for(lambda: sum("engine" in line or "api_server" in line for line in leftovers(installed.home)) == 2)
     (installed.home.run / "chat-0.state.json.new").write_text("{")

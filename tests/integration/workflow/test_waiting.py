@@ -113,6 +113,9 @@ def serve(server: socket.socket, answer: bytes) -> None:
             with connection:
                 connection.recv(65536)
                 connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # to close with something unread resets the connection
+                    pass
 
 
 @pytest.mark.parametrize(
