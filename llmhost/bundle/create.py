@@ -25,6 +25,7 @@ from llmhost.bundle.wheels import requirements_of, rewrite, stripped_of, unpacke
 from llmhost.config import Config
 from llmhost.env.lock import HEAD
 from llmhost.env.log import SetupLog
+from llmhost.env.packages import torch_set
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
 from llmhost.env.uv import Uv, find_uv
@@ -146,7 +147,7 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     uv.progress.started(RESOLVE)
     slimming = target.slimming() if slim else Slimming({}, {})
     # What torch needs is there as torch is, in whatever versions.
-    borrowed = ("torch",) if target.on_system else ()
+    borrowed = torch_set(target.there) if target.on_system else ()
     exclude = sorted({*target.release.exclude, *slimming.packages, *borrowed})
     requirements = [target.release.requirement]
     pins = resolve(

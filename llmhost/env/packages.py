@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from llmhost.env.lock import Lock
@@ -11,6 +11,9 @@ from llmhost.env.python import Package, Python, normalized
 from llmhost.env.releases import Release, read_releases
 from llmhost.env.uv import RESOLVE, Uv, UvFailure
 from llmhost.errors import EngineError
+
+TORCH_SET = ("torch", "triton")
+"""What is borrowed together or not at all: a torch pins its triton, whatever version an index has."""
 
 
 def install(python: Path, scratch: Path, release: Release, uv: Uv) -> None:
@@ -67,7 +70,12 @@ def install_on_top(python: Python, scratch: Path, release: Release, uv: Uv) -> t
     uv.log.write(f"borrowed: torch {torch.version}, {', '.join(sorted(borrowed)) or 'nothing else'}")
     if missing and (failure := uv.run(command, follow_stages=True)):
         raise failure.as_error(f"install {release.requirement} on top of {python.path}", uv.log)
-    return ("torch", *sorted(borrowed))
+    return (*torch_set(below), *sorted(borrowed))
+
+
+def torch_set(there: Container[str]) -> tuple[str, ...]:
+    """What belongs to the torch of an interpreter with these packages."""
+    return tuple(name for name in TORCH_SET if name in there)
 
 
 def _require_torch(below: Mapping[str, Package], release: Release) -> Package:
@@ -96,7 +104,7 @@ def _resolve(python: Python, below: Mapping[str, Package], scratch: Path, releas
     uv.progress.started(RESOLVE)
     asked, excludes, pins = scratch / "asked.txt", scratch / "excludes.txt", scratch / "resolved.txt"
     asked.write_text(f"{release.requirement}\n")
-    excludes.write_text("".join(f"{name}\n" for name in ("torch", *release.exclude)))
+    excludes.write_text("".join(f"{name}\n" for name in (*torch_set(below), *release.exclude)))
     # What stands in the output file already is what uv prefers.
     pins.write_text("".join(f"{name}=={package.public}\n" for name, package in below.items()))
     command = [

