@@ -7,35 +7,23 @@ it had. The next plan is the plan in force when all of that is done: after an er
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from llmhost import balancing, deploy, readiness, writer
-from llmhost.errors import GatewayError, HomeError, NotReadyError
+from llmhost.errors import NotReadyError
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
+from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
 from llmhost.writer import FileChange
 
 START_MARGIN = 60.0
 """Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
-
-
-class Told(Protocol):
-    """Who is told what happens (`llmhost.env.Progress` is one)."""
-
-    def started(self, step: str) -> None: ...
-
-    def finished(self, step: str, detail: str = "") -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -165,6 +153,15 @@ class Rollout:
 
         Raises NotReadyError when an engine that must take over does not become ready, GatewayError, SupervisorError.
         """
+        try:
+            self._change()
+        except BaseException:  # Ctrl-C, too: whatever is healthy gets requests again; what has stopped is not
+            with noting(self.told):
+                for plan in (self.before.plan, self.plan):
+                    balancing.put_back(self.home, plan.services, {p.socket for p in plan.programs})
+            raise
+
+    def _change(self) -> None:
         stages = self.stages
         self._warn()
         self._write_union()
@@ -273,37 +270,6 @@ def _comes_later(change: FileChange) -> bool:
     return change.new is None or change.path.startswith(deploy.FOLDER) or change.path == "conf/plan.json"
 
 
-def waiting(told: Told) -> lifecycle.Progress:
-    """Says who is waited for while programs stop."""
-
-    def on_progress(names: tuple[str, ...]) -> None:
-        if names:
-            told.note(f"waiting for {', '.join(names)} to stop")
-
-    return on_progress
-
-
-def stop_engines(home: Home, plan: Plan, programs: Sequence[str], told: Told) -> tuple[str, ...]:
-    """Stop engines when they have finished; new requests get 503 from the gateway. Returns those that ran."""
-    services = [s for s in plan.services if any(p.name in programs for p in s.replicas)]
-    try:
-        with _noting(told):
-            drain(home, plan, programs, told)
-        return lifecycle.stop(home, programs, waiting(told))
-    finally:  # also of what goes on after Ctrl-C; what has stopped is not healthy
-        with _noting(told):
-            balancing.put_back(home, services, balancing.sockets(plan, programs))
-
-
-@contextlib.contextmanager
-def _noting(told: Told) -> Iterator[None]:
-    """A gateway that takes nothing up, or a full disk, keeps nobody from stopping: the guards drain by themselves."""
-    try:
-        yield
-    except (GatewayError, HomeError) as e:
-        told.note(e.message)
-
-
 def roll(home: Home, plan: Plan, services: Iterable[ServicePlan], told: Told) -> None:
     """Restart engines one after another; those that do not serve go first, so that more serve while the others do."""
     for service in services:
@@ -314,29 +280,6 @@ def roll(home: Home, plan: Plan, services: Iterable[ServicePlan], told: Told) ->
 
 def _restart(home: Home, programs: Sequence[str]) -> None:
     lifecycle.restart(home, programs)
-
-
-def drain(home: Home, plan: Plan, programs: Collection[str], told: Told) -> None:
-    """Take engines out of balancing and let them finish; those that are stopped already do not matter."""
-
-    def on_busy(busy: Mapping[str, int]) -> None:
-        if busy:
-            names = [p.name for p in plan.programs if p.socket in busy]
-            count = sum(busy.values())
-            told.note(f"waiting for {', '.join(names)} to finish {count} request{'s' * (count > 1)}")
-
-    begin = time.monotonic()
-    balancing.take_programs_out(home, plan.services, balancing.sockets(plan, programs), on_busy)
-    for service in plan.services:
-        for program in {p.name for p in service.replicas} & set(programs):
-            _tell_guard(home, program, begin + service.stop_timeout)
-
-
-def _tell_guard(home: Home, program: str, end: float) -> None:
-    """Running requests have `stop_timeout` once, not once here and once with the guard."""
-    now = time.monotonic()
-    with contextlib.suppress(OSError):  # on a full disk they get more
-        writer.replace_file(home.drained_file(program), json.dumps({"left": max(0.0, end - now), "at": now}))
 
 
 def replace_engine(

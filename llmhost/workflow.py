@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, keys, ports, readiness, rollout
+from llmhost import balancing, deploy, keys, ports, readiness, rollout, stopping
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
@@ -210,7 +210,7 @@ def _await_states(
         raise readiness.not_ready(home, last.values())
 
 
-def down(home: Home, progress: rollout.Told) -> bool:
+def down(home: Home, progress: stopping.Told) -> bool:
     """Stop everything of this home, engines first; False when nothing was running."""
     require_access(home)
     if not is_ours(home):
@@ -218,8 +218,8 @@ def down(home: Home, progress: rollout.Told) -> bool:
     with home_lock(home, "down"):
         plan = read_plan(home)
         if plan is not None and daemon.is_running(home):
-            rollout.stop_engines(home, plan, [p.name for p in plan.programs], progress)
-        found = daemon.shutdown(home, rollout.waiting(progress))
+            stopping.stop_engines(home, plan, [p.name for p in plan.programs], progress)
+        found = daemon.shutdown(home, stopping.waiting(progress))
     daemon.settle_unit(home)
     return found
 
@@ -238,7 +238,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     return Started(plan, wanted, tuple(name for name in wanted if name in begun))
 
 
-def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple[str, ...]:
+def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tuple[str, ...]:
     """Stop services (all of them, and then the gateway, when none is named); the programs that ran."""
     plan = load_plan(home)
     names = _programs(plan, services)
@@ -246,11 +246,11 @@ def stop(home: Home, services: tuple[str, ...], progress: rollout.Told) -> tuple
         write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
         if not daemon.is_running(home):
             return ()
-        stopped = rollout.stop_engines(home, plan, names, progress)
+        stopped = stopping.stop_engines(home, plan, names, progress)
         return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM, METRICS_PROGRAM)))
 
 
-def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+def restart(home: Home, services: tuple[str, ...], progress: stopping.Told) -> Started:
     """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
     plan = load_plan(home)
     names = _programs(plan, services)
@@ -258,13 +258,13 @@ def restart(home: Home, services: tuple[str, ...], progress: rollout.Told) -> St
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
-        rollout.stop_engines(home, plan, names, progress)
+        stopping.stop_engines(home, plan, names, progress)
         lifecycle.start(home, (GATEWAY_PROGRAM, METRICS_PROGRAM, *names))
         balancing.rebind(home)
     return Started(plan, (GATEWAY_PROGRAM, *names))
 
 
-def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+def restart_rolling(home: Home, services: tuple[str, ...], progress: stopping.Told) -> Started:
     """Restart the engines of services one after another, while the others of the same service serve.
 
     Raises ConfigError for a service with one engine, and NotReadyError when nothing is running or an engine does not
@@ -285,7 +285,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: rollout.Tol
     return Started(plan, (GATEWAY_PROGRAM, *_programs(plan, services)))
 
 
-def restart_surge(home: Home, services: tuple[str, ...], progress: rollout.Told) -> Started:
+def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told) -> Started:
     """Start new engines of services beside the present ones, let them take over, then stop those.
 
     Raises PlanError when there is no room for both, and NotReadyError when a new one does not become ready; the present

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmhost import deploy, rollout, workflow, writer
+from llmhost import deploy, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, LlmhostError, SupervisorError
@@ -85,7 +85,7 @@ def reload(home: Home, progress: Progress) -> tuple[str, ...]:
     return wanted
 
 
-def stop(home: Home, told: rollout.Told) -> bool:
+def stop(home: Home, told: stopping.Told) -> bool:
     """Stop everything, as `llmhost down` does; False when nothing ran. Another command is not waited for long."""
     seconds = daemon.stop_limit(home) + STOP_LOCK_SECONDS
     notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", "STATUS=stopping: running requests may finish")
@@ -96,11 +96,11 @@ def stop(home: Home, told: rollout.Told) -> bool:
         return _stop(home, told)
 
 
-def _stop(home: Home, told: rollout.Told) -> bool:
+def _stop(home: Home, told: stopping.Told) -> bool:
     plan = read_plan(home)
     if plan is not None and daemon.is_running(home):
         try:
-            rollout.stop_engines(home, plan, [p.name for p in plan.programs], told)
+            stopping.stop_engines(home, plan, [p.name for p in plan.programs], told)
         except LlmhostError as e:  # what follows asks nobody
             told.note(e.message)
-    return daemon.shutdown(home, rollout.waiting(told))
+    return daemon.shutdown(home, stopping.waiting(told))

@@ -129,13 +129,16 @@ def test_ctrl_c_while_one_starts_beside_the_other_leaves_the_other_and_up_goes_o
     assert [s["name"] for s in installed.status()["services"]] == ["assistant"]
 
 
-def test_ctrl_c_in_a_drain_puts_the_engine_back(installed: Installed) -> None:
+@pytest.mark.parametrize("command", [("stop", "chat"), ("up",)])
+def test_ctrl_c_in_a_drain_puts_the_engine_back(installed: Installed, command: tuple[str, ...]) -> None:
     write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\n", 0)
     installed.run("up")
+    if command == ("up",):  # of an edit that wants a restart
+        write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60, env: {A: '1'}}\n", 0)
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
     body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
     with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body):
-        with installed.popen("stop", "chat") as stopping:
+        with installed.popen(*command) as stopping:
             wait_for(lambda: _refusal(url))
             status, _ = interrupt(stopping)
         assert status == 130
