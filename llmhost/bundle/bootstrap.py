@@ -244,7 +244,9 @@ def _write(source: Any, path: Path, entry: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     digest = hashlib.sha256()
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)
+    mode = 0o600 if entry.get("kind") == "config" else 0o666  # llmhost.yaml may hold tokens
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         while block := source.read(BLOCK):
             digest.update(block)
             file.write(block)

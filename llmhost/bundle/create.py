@@ -16,6 +16,7 @@ from typing import Any, Literal
 from llmhost import __version__
 from llmhost.bundle import bootstrap
 from llmhost.bundle.gather import Item, cache_items, config_items, flash_attn_items, model_items
+from llmhost.bundle.links import copy_private, link_or_copy
 from llmhost.bundle.own_wheel import make_own_wheel
 from llmhost.bundle.pack import Pieces, pack_pieces
 from llmhost.bundle.resolve import RESOLVE, Pin, download, missing, resolve
@@ -138,6 +139,8 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:
         content.items += cache_items(home, target)
+    if config_file is not None:
+        uv.progress.note(f"{config_file} goes along, with every token that stands in it")
     content.items += config_items(home, config_file)
     return content
 
@@ -229,7 +232,7 @@ def _lay(item: Item, contents: Path, wish: Wish, strip: Mapping[str, Mapping[str
     target = contents / item.path
     target.parent.mkdir(parents=True, exist_ok=True)
     entry: dict[str, Any] = {"kind": item.kind}
-    if item.source.suffix == ".whl":
+    if item.kind in ("llmhost", "engine"):  # downloaded for this bundle; everything else belongs to somebody
         lost = strip.get(_normal(item.source.name).partition("-")[0], {})
         if wish.split is not None or lost:
             target = rewrite(item.source, target.parent, stored=wish.split is not None, strip=lost)
@@ -239,8 +242,10 @@ def _lay(item: Item, contents: Path, wish: Wish, strip: Mapping[str, Mapping[str
         entry |= {"unpacked": unpacked_size(target)}
         if gone := stripped_of(target):
             entry |= {"stripped": sorted(set(gone.values())), "files_left_out": len(gone)}
+    elif item.kind == "config":
+        copy_private(item.source, target)
     else:
-        _link_or_copy(item.source, target)
+        link_or_copy(item.source, target, link=item.kind == "model")
     path = target.relative_to(contents).as_posix()
     return {"path": path, "size": target.stat().st_size, "sha256": bootstrap.file_sha256(target), **entry}
 
@@ -258,13 +263,6 @@ def _lay_lock(content: _Content, target: Target, files: list[dict[str, Any]], co
     path = contents / LOCK
     path.write_text(text, encoding="utf-8")
     return {"path": LOCK, "size": path.stat().st_size, "sha256": bootstrap.file_sha256(path), "kind": "lock"}
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _manifest(content: _Content, target: Target, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -300,6 +298,9 @@ def _pieces(
             limit = wish.split or 0
             pieces += pack_pieces(contents, paths, Pieces(bundle, limit, stream, SMALL), level, count)
             streams.append({"name": stream, "compression": compression})
+    if any(f["kind"] == "config" for f in files):
+        for piece in pieces:
+            (bundle / piece["name"]).chmod(0o600)
     return {"pieces": pieces, "streams": streams}
 
 

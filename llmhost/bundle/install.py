@@ -13,6 +13,7 @@ from typing import Any
 
 from llmhost import config as configuration
 from llmhost.bundle import bootstrap
+from llmhost.bundle.links import copy_private, link_or_copy, may_link
 from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
@@ -60,6 +61,8 @@ def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed
         bootstrap.require_whole(directory, manifest)
         progress.finished(VERIFY, f"{len(manifest['pieces'] or manifest['files'])} files")
         contents = _contents(home, directory, manifest, progress)
+        if manifest["engine"]:
+            _require_engine(home, contents, manifest["engine"])
         done = _Placing(home, contents, manifest, progress).run()
     engine = _engine(home, contents, manifest, progress) if manifest["engine"] else None
     if contents != directory:
@@ -100,8 +103,8 @@ class _Placing:
         try:
             config = self._config()
             wheels = [*self.kinds["llmhost"], *self.kinds["engine"]]
-            self._place({p: self.home.root / p for p in wheels})
-            self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]})
+            self._place({p: self.home.root / p for p in wheels}, link=True)
+            self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]}, link=True)
             self._place({p: self.home.root / p for p in self.kinds["cache"]})
             models = self._models()
         except OSError as e:
@@ -112,19 +115,23 @@ class _Placing:
     def _config(self) -> bool:
         if self.home.config_file.exists():
             return False
-        self._place({p: self.home.root / p for p in self.kinds["config"]})
+        for path in self.kinds["config"]:
+            copy_private(self.contents / path, self.home.root / path)
         return bool(self.kinds["config"])
 
-    def _place(self, targets: Mapping[str, Path]) -> None:
-        """Link or copy each file, whole or not at all; what is there in this size stays (it was verified then)."""
+    def _place(self, targets: Mapping[str, Path], *, link: bool = False) -> None:
+        """Each file, whole or not at all; what is there in this size stays (it was verified then).
+
+        ``link`` for what nobody writes to: it may be the same file as in the bundle where that is ours.
+        """
         left = {p: t for p, t in targets.items() if not (t.is_file() and t.stat().st_size == self.sizes[p])}
-        if left and not _same_disk(self.contents, self.home.root):
-            bootstrap.require_room(
-                next(iter(left.values())), sum(self.sizes[p] for p in left), "copy the bundle's files"
-            )
+        link = link and _same_disk(self.contents, self.home.root)
+        copied = [p for p in left if not (link and may_link(self.contents / p))]
+        if copied:
+            bootstrap.require_room(left[copied[0]], sum(self.sizes[p] for p in copied), "copy the bundle's files")
         for path, target in left.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(self.contents / path, target)
+            link_or_copy(self.contents / path, target, link=link)
 
     def _models(self) -> tuple[str, ...]:
         """Each model below a hidden name first: one that is there is complete."""
@@ -137,7 +144,7 @@ class _Placing:
             target = models_dir / name
             if not target.exists():
                 partial = target.with_name(f".{target.name}.bundle.partial")
-                self._place({p: partial / p.split("/", 3)[3] for p in paths})
+                self._place({p: partial / p.split("/", 3)[3] for p in paths}, link=True)
                 partial.rename(target)
         return tuple(models)
 
@@ -146,14 +153,16 @@ def _same_disk(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+def _require_engine(home: Home, contents: Path, carried: Mapping[str, Any]) -> None:
+    """The engine of the bundle is what will be asked for, and runs here; nothing is placed before that is known."""
+    file = next((f for f in (home.config_file, contents / home.config_file.name) if f.exists()), None)
+    engine = configuration.load(file).engine if file else Engine(**carried["config"])
+    if engine.vllm not in (None, carried["vllm"]):
+        raise BundleError(
+            f"{file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
+            "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
+        )
+    choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
 
 
 def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: Progress) -> EngineFacts:
@@ -161,18 +170,12 @@ def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: P
     carried = manifest["engine"]
     written = home.config_file.exists()
     engine = configuration.load(home.config_file).engine if written else Engine(**carried["config"])
-    if engine.vllm not in (None, carried["vllm"]):
-        raise BundleError(
-            f"{home.config_file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
-            "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
-        )
-    choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
     if find_engine(home, engine) is None:
         unpacked = sum(entry["unpacked"] for entry in manifest["files"] if entry["kind"] == "engine")
         with told():
             bootstrap.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
     locked = home.lock_of_engine(engine_name(home, engine))
-    _link_or_copy(contents / LOCK, locked)
+    link_or_copy(contents / LOCK, locked, link=False)
     with _offline(home.wheels):
         return ensure_engine(home, engine, progress, lock=read_lock(locked))
 

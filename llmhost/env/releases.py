@@ -94,7 +94,14 @@ def choose_release(facts: MachineFacts, engine: Engine, releases: tuple[Release,
     ``tested``. Raises EngineError when nothing runs here, or the pinned one does not: what it needs, what would run.
     """
     device = choose_device(facts, engine)
-    known = [release for release in (releases or read_releases()) if release.device == device]
+    every = releases or read_releases()
+    known = [release for release in every if release.device == device]
+    if not known:
+        other = every[0].device
+        raise EngineError(
+            f"this machine computes on {device}, and there is only an engine for {other}",
+            f"write engine.device: {other} in llmhost.yaml, or create a bundle with the facts of this machine",
+        )
     if engine.vllm is not None:
         known = [_pinned(engine.vllm, known), *known]
     obstacles = [_obstacle(release, facts, engine) for release in known]

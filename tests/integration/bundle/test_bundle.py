@@ -19,6 +19,8 @@ import pytest
 from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
+from llmhost.bundle.gather import Item
+from llmhost.bundle.links import link_or_copy
 from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
 from llmhost.env.releases import read_releases
@@ -30,6 +32,7 @@ from llmhost.probe.facts_file import facts_from_json
 from llmhost.probe.machine import read_machine
 from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
 from tests.integration.env.recorder import Recorder
+from tests.integration.env.wheels import make_wheel
 from tests.machines import CPU_BOX
 
 __all__ = ["home", "own_configuration", "progress", "wheels", "work"]
@@ -321,3 +324,67 @@ def test_the_probe_says_what_llmhost_facts_says(home: Home) -> None:
     assert [(g.name, g.capability) for g in bare.gpus] == [(g.name, g.capability) for g in full.gpus]
     assert bare.interpreters[0].version == full.interpreters[0].version
     assert bare.interpreters[0].packages == full.interpreters[0].packages
+
+
+@pytest.mark.parametrize("split", [None, 1_000_000])
+def test_a_kept_flash_attn_wheel_stays_here_and_travels_as_it_is(
+    home: Home, work: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch, split: int | None
+) -> None:
+    kept = home.wheels / "key"
+    kept.mkdir(parents=True)
+    make_wheel(kept, "flash-attn", "2.8.3", {"flash_attn/__init__.py": ""})
+    (wheel,) = kept.iterdir()
+    was = bootstrap.file_sha256(wheel)
+    item = Item(f"flash-attn/key/{wheel.name}", wheel, "flash-attn")
+    monkeypatch.setattr(creating, "flash_attn_items", lambda *_: [item])
+    config = Config(engine=Engine(device="cpu", flash_attn=True))
+    bundle = create(home, work / "b", progress, config=config, parts=("flash-attn",), split=split)
+    (entry,) = read_bundle(bundle)["files"]
+    assert (bootstrap.file_sha256(wheel), entry["sha256"]) == (was, was)
+    if split is None:
+        assert not (bundle / item.path).samefile(wheel)
+
+
+def test_an_engine_for_the_other_device_is_refused_before_anything_is_placed(
+    home: Home, work: Path, progress: Recorder
+) -> None:
+    bundle = create(home, work / "b", progress)
+    manifest = bootstrap.read_manifest(bundle)
+    manifest["engine"]["release"]["device"] = "cuda"
+    bootstrap.write_manifest(bundle, manifest)
+    with pytest.raises(EngineError, match="computes on cpu, and there is only an engine for cuda"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert not (work / "other/wheels").exists()
+
+
+@pytest.mark.parametrize("split", [None, 1_000_000])
+def test_llmhost_yaml_stays_private_and_its_own_file(
+    home: Home, work: Path, progress: Recorder, split: int | None
+) -> None:
+    file = work / "llmhost.yaml"
+    file.write_text("engine: {device: cpu}\n")
+    wish = Wish(work / "b", ("caches",), split=split, level=0)
+    create_bundle(home, BOX, load(file), file, wish, progress)
+    assert any(str(file) in note for note in progress.notes)
+    other = Home(work / "other")
+    install_bundle(other, work / "b", progress)
+    carried = work / "b" / ("bundle.000" if split else "llmhost.yaml")
+    assert [f.stat().st_mode & 0o777 for f in (carried, other.config_file)] == [0o600, 0o600]
+    assert not other.config_file.samefile(carried)
+    if split:
+        bootstrap.unpack(work / "b", bootstrap.read_manifest(work / "b"), work / "u", lambda _: None)
+        assert (work / "u/llmhost.yaml").stat().st_mode & 0o777 == 0o600
+    else:
+        assert not carried.samefile(file)
+
+
+def test_only_files_of_this_user_are_linked(
+    home: Home, work: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = create(home, work / "b", progress)
+    (name,) = (f.name for f in (bundle / "wheels").glob("torch-*"))
+    install_bundle(Home(work / "ours"), bundle, progress)
+    assert (work / "ours/wheels" / name).samefile(bundle / "wheels" / name)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    link_or_copy(bundle / "wheels" / name, work / name, link=True)
+    assert not (work / name).samefile(bundle / "wheels" / name)

@@ -146,3 +146,11 @@ def test_a_torch_that_is_not_to_be_replaced_decides() -> None:
     error = refusal(there, python="/usr/bin/python3", system_site_packages=True, vllm="0.33.0")
     assert error.message == "vLLM 0.33.0 is built for torch 2.14.0, and /usr/bin/python3 has torch 2.11.0+cu130"
     assert "engine.vllm: 0.26.0" in error.hint
+
+
+@pytest.mark.parametrize("vllm", [None, "0.32.0"])
+def test_only_an_engine_for_the_other_device(vllm: str | None) -> None:
+    carried = tuple(r for r in TABLE if r.device == "cpu")[:1]
+    with pytest.raises(EngineError, match="computes on cuda, and there is only an engine for cpu") as caught:
+        choose_release(gpu_box(), Engine(vllm=vllm), carried)
+    assert "engine.device: cpu" in caught.value.hint
