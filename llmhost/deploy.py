@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -19,16 +19,16 @@ from typing import TypeVar
 from llmhost import keys as keyring
 from llmhost import run, writer
 from llmhost.errors import BusyError, GatewayError, NotReadyError
-from llmhost.files import RenderedFile
-from llmhost.gateway import gateway_versions, render_routes, render_static
+from llmhost.gateway import render_routes, render_static
 from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
+from llmhost.gateway.envoy import version_of
 from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import is_loopback, with_keys
 from llmhost.plan.types import EndpointPlan
 from llmhost.probe.endpoint import read_key
-from llmhost.probe.gateway import gateway_ready, read_gateway
+from llmhost.probe.gateway import read_gateway
 from llmhost.render import EVENTS, guard_spec_path, plan_file, render
 from llmhost.supervise.planfile import read_plan
 from llmhost.writer import FileChange
@@ -148,9 +148,10 @@ def _kept(home: Home, path: str) -> str:
 
 
 def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:
-    """Change the keys of a home; returns what ``edit`` gives besides, when a running gateway acts accordingly.
+    """Change the keys of a home, also in the gateway's files; returns what ``edit`` gives besides.
 
-    Raises what ``edit`` raises, and GatewayError when the gateway does not take the keys up.
+    `await_keys` waits until a running gateway acts accordingly. Raises what ``edit`` raises, and GatewayError when
+    everybody could use the services without them.
     """
     with _keys_lock(home):
         keys, result = edit(keyring.load(home.keys_file))
@@ -161,25 +162,26 @@ def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:
                 "set gateway.host to 127.0.0.1 and run `llmhost up` first",
             )
         writer.replace_file(home.keys_file, keyring.dump(keys))
-        files = () if plan is None else _replace_routes(home, plan, keys)
-    _await_effect(home, files)
+        if plan is not None:
+            _replace_routes(home, plan, keys)
     return result
 
 
-def _replace_routes(home: Home, plan: Plan, keys: Keys) -> tuple[RenderedFile, ...]:
+def _replace_routes(home: Home, plan: Plan, keys: Keys) -> None:
     """Write the route files of the plan in force with these keys, nothing else: no listener changes with keys."""
     current = replace(plan, gateway=with_keys(plan.gateway, keys))
-    routes = render_routes(current)
-    for file in (*routes, plan_file(current)):
+    for file in (*render_routes(current), plan_file(current)):
         writer.replace_file(home.root / file.path, file.text, file.mode)
-    return routes
 
 
-def _await_effect(home: Home, files: Sequence[RenderedFile]) -> None:
-    versions = gateway_versions(files)
+def await_keys(home: Home) -> None:
+    """Wait until a running gateway acts by the keys that its files hold; raises GatewayError when it does not.
+
+    The files are read each time: another command may have changed them meanwhile.
+    """
     deadline = time.monotonic() + EFFECT_SECONDS
-    while versions and read_gateway(home.gateway_admin_socket).live:
-        if gateway_ready(home.gateway_admin_socket, versions):
+    while (state := read_gateway(home.gateway_admin_socket)).live:
+        if state.knows(_route_versions(home, state.versions)):
             return
         if time.monotonic() > deadline:
             raise GatewayError(
@@ -187,6 +189,13 @@ def _await_effect(home: Home, files: Sequence[RenderedFile]) -> None:
                 "see `llmhost logs gateway`",
             )
         time.sleep(POLL_SECONDS)
+
+
+def _route_versions(home: Home, known: Collection[str]) -> dict[str, str]:
+    """The versions of the route files; of a service's own port only where the gateway has that port already."""
+    names = {"rds", *(name for name in known if name.startswith("rds-"))}
+    texts = {name: writer.read(home, f"{FOLDER}{name}.json") for name in names}
+    return {name: version_of(text) for name, text in texts.items() if text is not None}
 
 
 @contextmanager

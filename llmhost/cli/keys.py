@@ -111,6 +111,7 @@ def revoke(session: Session, name: str) -> None:
         return new, any(k.state(now) == "active" for k in new)
 
     left = deploy.change_keys(session.home, edit)
+    deploy.await_keys(session.home)
     console.result(f"revoked {name}")
     if not left:
         console.remark("no key is left: every request is refused now, until `llmhost keys add` or `llmhost keys reset`")
@@ -149,6 +150,7 @@ def reset(session: Session, yes: bool) -> None:
     except KeyFileError:
         writer.replace_file(session.home.keys_file, dump(()))
     deploy.change_keys(session.home, lambda _: ((), None))
+    deploy.await_keys(session.home)
     console.result("there are no keys any more")
 
 
@@ -169,6 +171,16 @@ def _known_services(session: Session, text: str | None) -> list[str] | None:
 
 
 def _show_new(session: Session, name: str, text: str, as_json: bool) -> None:
+    """Print a key when it is good for something; it is stored already, so it is shown whatever the gateway does."""
+    from llmhost import deploy
+
+    try:
+        deploy.await_keys(session.home)
+    finally:
+        _show(session, name, text, as_json)
+
+
+def _show(session: Session, name: str, text: str, as_json: bool) -> None:
     from llmhost import keys
 
     made = max((k for k in keys.load(session.home.keys_file) if k.name == name), key=lambda k: k.number)

