@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,16 @@ HANDLED = (
 )  # fmt: skip
 
 
-def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str]) -> Imported:
+def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: Container[Path] = ()) -> Imported:
     """Translate compose files, the later ones on top of the earlier; ``environ`` fills their variables.
+
+    ``over`` are override files, which go on top whatever they say.
 
     Raises ConfigError when one is no compose file, or none of them runs a model server that is known.
     """
     project = Project(environ)
     for source, text in texts.items():
-        project.add(text, source)
+        project.add(text, source, over=source in over)
     drafts = [_service(name, entry, project) for name, entry in project.services.items()]
     lines = [*project.lines, *(line for draft in drafts for line in draft.lines)]
     drafts = [draft for draft in drafts if draft.keys]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,14 +38,17 @@ class Project:
         if line not in self.lines:
             self.lines.append(line)
 
-    def add(self, text: str, source: Path, depth: int = _DEEP) -> None:
+    def add(self, text: str, source: Path, depth: int = _DEEP, *, over: bool = False) -> None:
         """Read a file into the project; what it has of a service that is there goes on top of it.
+
+        With ``over`` in any case, as an override file: otherwise two services of one name and different images stay
+        two.
 
         Raises ConfigError when it, or one that it names, is no compose file.
         """
         data = self._load(text, source)
         services = data.get("services")
-        if not isinstance(services, Mapping) and "include" not in data:
+        if not isinstance(services, Mapping) and (services is not None or "include" not in data):
             raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
         for key in data:
             if key not in ("services", "version", "name", "include") and not str(key).startswith("x-"):
@@ -54,13 +58,13 @@ class Project:
             self.add(self._read(source.parent / path), source.parent / path, depth - 1)
         for name, entry in (services or {}).items():
             whole = self._extended(entry if isinstance(entry, Mapping) else {}, services or {}, source, depth)
-            self._take(str(name), whole, source)
+            self._take(str(name), whole, source, over)
 
-    def _take(self, name: str, entry: Mapping[str, Any], source: Path) -> None:
+    def _take(self, name: str, entry: Mapping[str, Any], source: Path, over: bool) -> None:
         there = self.services.get(name)
         if there is None:
             self.services[name] = entry
-        elif "image" not in entry or entry["image"] == there.get("image"):
+        elif over or "image" not in entry or entry["image"] == there.get("image"):
             self.services[name] = merged(there, entry)
         else:  # two projects that happen to call theirs alike
             other = f"{source.parent.name}-{name}"
@@ -84,9 +88,9 @@ class Project:
                 f"{source}: extends: {extends!r} cannot be read", "write `extends: {file: …, service: …}`"
             )
         file = source.parent / str(extends["file"]) if extends.get("file") else source
-        others = siblings if file == source else self._load(self._read(file), file).get("services") or {}
-        base = others.get(str(extends.get("service")))
-        if not isinstance(base, Mapping):
+        others = siblings if file == source else self._load(self._read(file), file).get("services")
+        base = others.get(str(extends.get("service"))) if isinstance(others, Mapping) else None
+        if not isinstance(others, Mapping) or not isinstance(base, Mapping):
             raise ConfigError(
                 f"{source}: it extends the service {extends.get('service')}, which {file} does not have",
                 "check it with `docker compose config`",
@@ -107,7 +111,7 @@ class Project:
         missing: list[str] = []
         try:
             data = YAML(typ="safe", pure=True).load(interpolated(text, self.environ, missing))
-        except YAMLError as e:
+        except (YAMLError, ValueError, RecursionError) as e:  # a date that does not exist is a ValueError
             raise ConfigError(
                 f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
             ) from e
@@ -205,7 +209,7 @@ def _absolute_volume(volume: object, base: Path) -> object:
 
 
 def _absolute_source(source: str, base: Path) -> str:
-    return str((base / Path(source).expanduser()).resolve()) if source.startswith(("/", ".", "~")) else source
+    return str((base / os.path.expanduser(source)).resolve()) if source.startswith(("/", ".", "~")) else source
 
 
 def interpolated(text: str, environ: Mapping[str, str], missing: list[str]) -> str:

@@ -28,9 +28,10 @@ def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:
         if len(texts) > 1:
             raise ConfigError("several files are compose files only", "import each supervisord.conf by itself")
         return import_supervisord(texts[first], paths[0])
-    texts |= {path: _read(path) for path in overrides(first, paths)}
+    over = overrides(first, paths)
+    texts |= {path: _read(path) for path in over}
     beside = first.with_name(".env")
-    return import_compose(texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ})
+    return import_compose(texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ}, over)
 
 
 def _read(path: Path) -> str:

@@ -210,7 +210,8 @@ services:
 
 
 def test_an_override_file_is_read_as_docker_does(tmp_path: Path) -> None:
-    files = {"docker-compose": CHAT, "docker-compose.override": "services: {chat: {environment: {A: '1'}}}"}
+    over = "services: {chat: {image: 'vllm/vllm-openai:v0.9.1', environment: {A: '1'}}}"
+    files = {"docker-compose": CHAT, "docker-compose.override": over}
     base, override = project(tmp_path, **files)
     assert import_files([base], {}).config["services"]["chat"]["env"] == {"A": "1"}
     assert "env" not in import_files([base, base], {}).config["services"]["chat"]
@@ -256,11 +257,19 @@ services:
         ("services: {a: {extends: {file: none.yaml, service: b}}}", "cannot read"),
         ("include: [none.yaml]", "cannot read"),
         ("services: {a: {extends: [b]}}", "cannot be read"),
+        ("{include: [other.yaml], services: [a]}", "has no services"),
+        ("services: {a: {extends: {file: list.yaml, service: b}}}", "extends the service b, which"),
+        ("services: {a: {image: vllm}}\nx-day: 2024-13-45", "is not YAML"),
     ],
 )
 def test_files_that_lead_nowhere(tmp_path: Path, main: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        import_files(project(tmp_path, compose=main), {})
+        import_files(project(tmp_path, compose=main, list="services: [b]", other=CHAT), {})
+
+
+def test_a_home_that_nobody_has_is_a_path_like_others(tmp_path: Path) -> None:
+    odd = CHAT.replace("./models", "~nosuchuser/m")
+    assert import_files(project(tmp_path, compose=odd), {}).config["services"]
 
 
 def test_a_supervisord_conf_stands_alone(tmp_path: Path) -> None:
