@@ -81,7 +81,7 @@ def test_tables_of_flags(engine: EngineFacts) -> None:
 
 
 def test_parsers_of_the_families(engine: EngineFacts) -> None:
-    """The data file knows exactly the parsers that this vLLM registers, and those of 0.33, which has no CPU build yet."""
+    """The data file knows the parsers that this vLLM registers, and those of 0.33, which has no CPU build yet."""
     registered = {*engine.tool_call_parsers, *engine.reasoning_parsers}
     assert named_parsers() == registered | {"beam", "muse", "musespark1x", "step5"}
 
