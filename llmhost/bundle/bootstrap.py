@@ -16,6 +16,7 @@ import json
 import lzma
 import os
 import platform
+import re
 import shutil
 import sys
 import tarfile
@@ -34,6 +35,14 @@ BLOCK = 1 << 20
 MIB = 1 << 20
 MARGIN = 256 * MIB
 """Bytes that stay free on a disk that is written to."""
+
+VERSION = r"\d[0-9A-Za-z.+!_-]*"
+WHEELS, ANY = r"wheels/[^/\0]+\.whl", r"[^\0]+"
+PATHS = {
+    "llmhost": WHEELS, "engine": WHEELS, "flash-attn": f"flash-attn/{ANY}", "model": f"models/[^/]+/[^/]+/{ANY}",
+    "cache": f"cache/engines/{ANY}", "config": r"llmhost\.(yaml|lock)", "lock": r"engine\.lock",
+}  # fmt: skip
+"""Where files of a kind lie in a bundle."""
 
 LLMHOST_GROWTH = 3
 """An installed llmhost takes about so many times the size of its wheels (they are compressed, bytecode is added)."""
@@ -60,13 +69,34 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             )
         if manifest["digest"] != digest_of(manifest):
             raise ValueError("it does not match its own digest")
+        _require_sound(manifest)
     except FileNotFoundError:
         raise BundleProblem(
             f"{directory} is no bundle: it has no {MANIFEST}", f"copy {MANIFEST} too, or name the directory it is in"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise BundleProblem(f"{path} is damaged: {e}", f"copy {MANIFEST} again") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        why = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise BundleProblem(f"{path} is damaged: {why}", f"copy {MANIFEST} again") from None
     return dict(manifest)
+
+
+def _require_sound(manifest: dict[str, Any]) -> None:
+    """All that is needed is there, and no name leads out of the bundle or the home; ValueError, LookupError else."""
+    target, engine, pieces, files = (manifest[key] for key in ("for", "engine", "pieces", "files"))
+    needed = [(target, "machine system glibc python"), *((piece, "name stream size sha256") for piece in pieces)]
+    needed += [(engine, "vllm device release config")] if engine else []
+    if lacking := [key for part, keys in needed for key in keys.split() if key not in part]:
+        raise KeyError(lacking[0])
+    plain = [(manifest["id"], "[0-9a-f]{12}"), (manifest["llmhost"], VERSION), (str(target["python"]), VERSION)]
+    plain += [(piece["name"], r"[a-z]+\.\d{3,}") for piece in pieces]
+    plain += [(stream["name"] + "." + stream["compression"], r"[a-z]+\.[a-z]+") for stream in manifest["streams"]]
+    plain += [(file["path"], PATHS[file["kind"]]) for file in files]
+    for text, pattern in plain:
+        if not re.fullmatch(pattern, text) or {"", ".", ".."} & set(text.split("/")):
+            raise ValueError(f"{text!r} cannot be in it")
+    for entry in (*pieces, *files):
+        if not isinstance(entry["size"] + 0, int) or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
+            raise ValueError(f"it does not say what {entry.get('path') or entry['name']} is")
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

@@ -171,7 +171,7 @@ def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: P
     written = home.config_file.exists()
     engine = configuration.load(home.config_file).engine if written else Engine(**carried["config"])
     if find_engine(home, engine) is None:
-        unpacked = sum(entry["unpacked"] for entry in manifest["files"] if entry["kind"] == "engine")
+        unpacked = sum(entry.get("unpacked", 0) for entry in manifest["files"] if entry["kind"] == "engine")
         with told():
             bootstrap.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
     locked = home.lock_of_engine(engine_name(home, engine))

@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Path:
     directory, root = tmp_path / "bundle", tmp_path / "root"
     directory.mkdir()
     files = make_files(
-        root, {"wheels/a.whl": 150_000, "wheels/empty": 0, "wheels/b.whl": 90_000, "models/o/n/w": 120_000}
+        root, {"wheels/a.whl": 150_000, "wheels/empty.whl": 0, "wheels/b.whl": 90_000, "models/o/n/w": 120_000}
     )
     pieces, streams = [], []
     for stream, level in (("bundle", 1), ("models", None)):
@@ -40,7 +40,8 @@ def bundle(tmp_path: Path) -> Path:
         pieces += pack_pieces(root, paths, Pieces(directory, LIMIT, stream), level, lambda _: None)
         streams.append({"name": stream, "compression": "xz" if level else "none"})
     manifest = {
-        "format": 1, "llmhost": "0", "id": "x", "files": files, "pieces": pieces, "streams": streams, "engine": None,
+        "format": 1, "llmhost": "0", "id": "0123456789ab", "files": files, "pieces": pieces,
+        "streams": streams, "engine": None,
         "for": {"machine": "x86_64", "python": "3.12", "glibc": [2, 28], "system": "Debian"},
     }  # fmt: skip
     bootstrap.write_manifest(directory, manifest)
@@ -136,6 +137,50 @@ def test_a_manifest_that_would_write_elsewhere(bundle: Path, tmp_path: Path) -> 
     manifest["files"][0]["path"] = "../outside"
     with pytest.raises(bootstrap.BundleProblem, match=r"\.\./outside would be written outside"):
         bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["files"][0].update(path="/etc/passwd"), "'/etc/passwd' cannot be in it"),
+        (lambda m: m["files"][0].update(path="wheels/../../x.whl"), "cannot be in it"),
+        (lambda m: m["files"][0].update(path="models/o/n/x.whl"), "cannot be in it"),
+        (lambda m: m["files"][3].update(path="models/../../../x"), "cannot be in it"),
+        (lambda m: m["files"][3].update(path="models/x"), "cannot be in it"),
+        (lambda m: m["files"][0].update(kind="config", path="keys.json"), "cannot be in it"),
+        (lambda m: m["files"][0].update(kind="other"), "other"),
+        (lambda m: m["files"][0].update(size="1"), "is damaged"),
+        (lambda m: m["files"][0].pop("sha256"), "sha256"),
+        (lambda m: m.update(id="../../x"), "'../../x' cannot be in it"),
+        (lambda m: m.update(llmhost="1/../../x"), "cannot be in it"),
+        (lambda m: m.pop("for"), "'for'"),
+        (lambda m: m.pop("files"), "'files'"),
+        (lambda m: m["for"].pop("glibc"), "'glibc'"),
+        (lambda m: m.update(files=None), "is damaged"),
+        (lambda m: m.update(engine={"vllm": "1"}), "'device'"),
+    ],
+)
+def test_a_manifest_that_leads_elsewhere_or_lacks_something(
+    bundle: Path, change: Any, message: str, pieces: bool
+) -> None:
+    """Its digest is right: whoever altered it could calculate that as well."""
+    manifest = bootstrap.read_manifest(bundle)
+    if not pieces:
+        manifest |= {"pieces": [], "streams": []}
+    change(manifest)
+    bootstrap.write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match="is damaged") as raised:
+        read_bundle(bundle)
+    assert message in raised.value.message
+
+
+def test_a_piece_that_lies_elsewhere(bundle: Path) -> None:
+    manifest = bootstrap.read_manifest(bundle)
+    manifest["pieces"][0]["name"] = "../bundle.000"
+    bootstrap.write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match=r"'\.\./bundle\.000' cannot be in it"):
+        read_bundle(bundle)
 
 
 def test_content_that_is_not_what_the_manifest_says(bundle: Path, tmp_path: Path) -> None:
