@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llmhost.env.python import normalized, read_python
 from llmhost.env.releases import Release
+from llmhost.env.torch_index import run_with_torch
 from llmhost.env.uv import Uv
 from llmhost.errors import EngineError
 from llmhost.facts import Device
@@ -27,6 +28,7 @@ HEAD = """\
 # python: {python}
 # torch-backend: {torch_backend}
 """
+_write_anew = "`llmhost setup` writes one; or copy the one of the other machine again"
 PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==(\S+)")
 
 
@@ -62,10 +64,14 @@ def read_lock(path: Path) -> Lock:
             f"there is no lock file {path}: {e.strerror}",
             "`llmhost setup` writes it; copy the one of the other machine there",
         ) from e
+    except UnicodeDecodeError as e:
+        raise EngineError(f"{path} is damaged: it is no text in UTF-8", _write_anew) from e
     head = dict(re.findall(r"^# ([a-z-]+): (\S*)$", text, re.MULTILINE))
     entries = _entries(text)
     if not {"vllm", "device", "python"} <= head.keys() or head["device"] not in ("cpu", "cuda") or not entries:
-        raise EngineError(f"{path} is not the lock file of an engine", "`llmhost setup` writes one")
+        raise EngineError(f"{path} is not the lock file of an engine", _write_anew)
+    if not re.fullmatch(r"\d+\.\d+", head["python"]):
+        raise EngineError(f"{path} is damaged: python: {head['python']} is no version such as 3.12", _write_anew)
     device: Device = "cuda" if head["device"] == "cuda" else "cpu"
     return Lock(
         path, head["vllm"], device, head["python"], head.get("torch-backend", ""), tuple(entries),
@@ -96,8 +102,10 @@ def record_lock(python: Path, scratch: Path, release: Release, version: str, uv:
     An index that cannot be asked any more costs the hashes, not the file. ``version`` is that of the interpreter.
     """
     installed = read_python(python).packages
-    pinned = sorted(f"{name}=={package.version}" for name, package in installed.items() if package.indexed)
-    hashes = _hashes(pinned, python, scratch, uv)
+    pinned = sorted(
+        f"{name}=={package.version}" for name, package in installed.items() if package.indexed and package.own
+    )
+    hashes = _hashes(pinned, python, scratch, release, uv)
     body = "".join(_entry(package, hashes.get(package.partition("==")[0], [])) for package in pinned)
     minor = ".".join(version.split(".")[:2])
     head = HEAD.format(
@@ -107,7 +115,7 @@ def record_lock(python: Path, scratch: Path, release: Release, version: str, uv:
     return read_lock(path)
 
 
-def _hashes(pinned: list[str], python: Path, scratch: Path, uv: Uv) -> dict[str, list[str]]:
+def _hashes(pinned: list[str], python: Path, scratch: Path, release: Release, uv: Uv) -> dict[str, list[str]]:
     """The hashes of the files of each package that fit this interpreter; of none when the indexes do not answer."""
     frozen, found = scratch / "frozen.txt", scratch / "pylock.toml"
     frozen.write_text("".join(f"{line}\n" for line in pinned))
@@ -115,7 +123,7 @@ def _hashes(pinned: list[str], python: Path, scratch: Path, uv: Uv) -> dict[str,
         "pip", "compile", str(frozen), "--no-deps", "--python", str(python), "--format", "pylock.toml",
         "--output-file", str(found), "--quiet",
     ]  # fmt: skip
-    if uv.run(command):
+    if run_with_torch(command, release, uv):
         return {}
     packages = tomllib.loads(found.read_text(encoding="utf-8")).get("packages", [])
     return {

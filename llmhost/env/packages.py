@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Mapping
 from pathlib import Path
 
 from llmhost.env.lock import Lock
 from llmhost.env.python import Package, Python, normalized
 from llmhost.env.releases import Release, read_releases
-from llmhost.env.uv import RESOLVE, Uv, UvFailure
+from llmhost.env.torch_index import may_ask_others, run_with_torch
+from llmhost.env.uv import RESOLVE, Uv
 from llmhost.errors import EngineError
 
 TORCH_SET = ("torch", "triton")
@@ -34,23 +34,10 @@ def install_locked(python: Path, lock: Lock, uv: Uv) -> None:
     if lock.hashed:
         command.append("--require-hashes")
     failure = uv.run(command, follow_stages=True)
-    if failure and failure.lacks("torch") and lock.torch_backend and _may_ask_others(uv):
+    if failure and failure.lacks("torch") and lock.torch_backend and may_ask_others(uv):
         failure = uv.run([*command, "--torch-backend", lock.torch_backend], follow_stages=True)
     if failure:
         raise failure.as_error(f"install what {lock.path} says", uv.log)
-
-
-def run_with_torch(command: list[str], release: Release, uv: Uv, *, follow_stages: bool = False) -> UvFailure | None:
-    """Run uv; once more with the index of torch itself when the user's indexes lack this build of it."""
-    failure = uv.run(command, follow_stages=follow_stages)
-    if failure and failure.lacks("torch") and _may_ask_others(uv):
-        uv.log.write("the indexes have no such torch: asking its own")
-        failure = uv.run([*command, "--torch-backend", release.torch_backend], follow_stages=follow_stages)
-    return failure
-
-
-def _may_ask_others(uv: Uv) -> bool:
-    return not (uv.settings.no_index or os.environ.get("UV_TORCH_BACKEND"))
 
 
 def install_on_top(python: Python, scratch: Path, release: Release, uv: Uv) -> tuple[str, ...]:
