@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmhost.config_mistakes import Refusal
 
+VERSION = r"^\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?$"
+"""A version of vLLM, as `pip install vllm==…` takes it (PEP 440, in its usual form)."""
+
 
 class Section(BaseModel):
     """A mapping in llmhost.yaml: frozen, unknown keys refused, numbers and strings not mixed up."""
@@ -31,7 +34,7 @@ class Engine(Section):
     """How the environment is made: venv (with uv), conda (conda, mamba or micromamba), existing (never changed)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the engine computes on; auto looks at this machine."""
-    vllm: str | None = None
+    vllm: str | None = Field(default=None, pattern=VERSION)
     """Version of vLLM to install instead of the tested one."""
     python: str | None = None
     """Interpreter for the environment (a path or a version such as "3.12"); default: the one that runs llmhost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 from llmhost import config as configuration
 from llmhost import workflow
 from llmhost.config import Config, Engine
+from llmhost.config_engine import VERSION
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.builds import setup_lock
 from llmhost.env.current import choose_engine, engine_name, engine_names
 from llmhost.env.flash_attn import explain_flash_attn
 from llmhost.env.journal import Step
 from llmhost.env.lock import read_lock
-from llmhost.env.manifest import Manifest, Spec, read_manifest, write_manifest
+from llmhost.env.manifest import MANIFEST, Manifest, Spec, read_manifest, write_manifest
 from llmhost.env.releases import Release, choose_release
 from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError, PlanError
 from llmhost.facts import EngineFacts
@@ -182,6 +184,8 @@ def _target(home: Home, engine: Engine, to: str | None) -> Release:
         raise EngineError(
             "an engine of kind: existing is never changed", "upgrade vLLM there yourself, then run `llmhost setup`"
         )
+    if to is not None and not re.fullmatch(VERSION, to):
+        raise EngineError(f"--to: {to!r} is no version of vLLM", "write it as the index has it: --to 0.32.0")
     wanted = engine.model_copy(update={"vllm": to or engine.vllm})
     return choose_release(read_machine(home), wanted)
 
@@ -210,7 +214,7 @@ def _name_for(home: Home, release: Release) -> str:
         manifest = read_manifest(home.engine_dir(name))
         if manifest is not None and _same(manifest, release) and manifest.is_there(home.engine_dir(name)):
             return name
-    return f"{release.vllm}-{release.device}"
+    return re.sub(r"[^a-z0-9.-]", "-", f"{release.vllm}-{release.device}".lower())
 
 
 def _check_flags(config: Config, engine: EngineFacts) -> None:
@@ -246,17 +250,17 @@ def try_service(home: Home, plan: Plan, service: ServicePlan, progress: Progress
 
     Raises PlanError when there is no room for it, NotReadyError when it does not start.
     """
-    there = running(read_plan(home), lifecycle.running(home))
-    moved = beside(
-        replace(service, replicas=service.replicas[:1]), replace(there, surge=frozenset({service.name})), home
-    )
-    (program,) = moved.replicas
-    require_room_beside(home, plan.engine, {service.name}, (*there.programs, program))
-    path = guard_spec_path(program.name)
-    spec = next(f for f in render(replace(plan, services=(moved,))) if f.path == path)
-    step = f"try {service.name} on vLLM {plan.engine.vllm_version}"
-    progress.started(step)
-    with home_lock(home, "engine"):
+    with home_lock(home, "engine"):  # from the beginning: nobody takes these names and this room meanwhile
+        there = running(read_plan(home), lifecycle.running(home))
+        moved = beside(
+            replace(service, replicas=service.replicas[:1]), replace(there, surge=frozenset({service.name})), home
+        )
+        (program,) = moved.replicas
+        require_room_beside(home, plan.engine, {service.name}, (*there.programs, program))
+        path = guard_spec_path(program.name)
+        spec = next(f for f in render(replace(plan, services=(moved,))) if f.path == path)
+        step = f"try {service.name} on vLLM {plan.engine.vllm_version}"
+        progress.started(step)
         seconds = try_program(home, plan, program, spec, service.start_timeout, lambda _: None)
     progress.finished(step, f"answered after {seconds:.0f} s")
     return seconds
@@ -309,21 +313,24 @@ def _switch(home: Home, former: str, name: str, progress: Progress, wait: Wait) 
         progress.note(f"nothing is running; the next `llmhost up` starts on {name}")
         return
     try:
-        wait(_up(home, progress))
-    except (LlmhostError, KeyboardInterrupt):
-        choose_engine(home, former)
+        wait(_reload(home, progress))
+    except BaseException:
         progress.note(f"going back to the engine {former}")
-        workflow.up(home, (), progress)
+        try:
+            choose_engine(home, former)
+            workflow.reload(home, progress)
+        except LlmhostError as e:
+            progress.note(f"that does not succeed either: {e.message}; see `llmhost status`, then run `llmhost up`")
         raise
 
 
-def _up(home: Home, progress: Progress) -> workflow.Started:
-    """New engines beside the old ones where there is room, so that no request is lost."""
+def _reload(home: Home, progress: Progress) -> workflow.Started:
+    """New engines beside the old ones where there is room, so that no request is lost; what was stopped stays so."""
     try:
-        return workflow.up(home, (), progress, surge=True)
+        return workflow.reload(home, progress, surge=True)
     except PlanError as e:
         progress.note(f"one after the other: {e.message}")
-        return workflow.up(home, (), progress)
+        return workflow.reload(home, progress)
 
 
 def remove(home: Home, name: str) -> None:
@@ -335,11 +342,24 @@ def remove(home: Home, name: str) -> None:
     if name == engine_name(home, load_or_default(home).engine):
         raise EngineError(f"the engine {name} is the one in use", "choose another first, with `llmhost engine use`")
     manifest = read_manifest(directory)
-    if manifest is not None and _runs_from(home, str(manifest.interpreter(directory))):
-        raise EngineError(f"services run on the engine {name}", "run `llmhost up`, which brings them to the other one")
-    with setup_lock(directory):
-        shutil.rmtree(directory)
-    home.lock_of_engine(name).unlink(missing_ok=True)
+    if manifest is not None and _is_needed(home, str(manifest.interpreter(directory))):
+        raise EngineError(
+            f"services run on the engine {name}, or would be started on it",
+            "run `llmhost up`, which brings them to the other one",
+        )
+    try:
+        with setup_lock(directory):
+            (directory / MANIFEST).unlink(missing_ok=True)  # half removed it is no engine any more
+            shutil.rmtree(directory)
+        home.lock_of_engine(name).unlink(missing_ok=True)
+    except OSError as e:
+        raise EngineError(f"cannot remove {e.filename or directory}: {e.strerror}", "delete the rest by hand") from e
+
+
+def _is_needed(home: Home, python: str) -> bool:
+    """Engine processes run from it, or `llmhost start` would start some from it."""
+    plan = read_plan(home)
+    return _runs_from(home, python) or any(p.argv[0] == python for p in (plan.programs if plan else ()))
 
 
 def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:

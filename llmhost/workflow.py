@@ -101,12 +101,15 @@ def up(
     return Started(plan, wanted)
 
 
-def reload(home: Home, progress: Progress) -> Started:
-    """`up` for what was not stopped on purpose: that stays stopped."""
+def reload(home: Home, progress: Progress, *, surge: bool = False) -> Started:
+    """`up` for what was not stopped on purpose: that stays stopped. ``surge`` as there."""
     _build(home, _take(home, (), insecure=False), progress)
     with home_lock(home, "reload"):
         ask, there = _read_inputs(home, insecure=False), _running(home)
         plan = ask.plan(there)
+        if surge:
+            surging = frozenset(changed(home, plan, there, plan.services))
+            plan = ask.plan(replace(there, surge=surging))
         wanted = not_stopped(home, (GATEWAY_PROGRAM, *_programs(plan, ())))
         _deploy(home, ask, plan, there, wanted, progress)
     return Started(plan, wanted)

@@ -38,8 +38,10 @@ def engine_names(home: Home) -> tuple[str, ...]:
 def choose_engine(home: Home, name: str) -> None:
     """Make an engine the one that counts when llmhost.yaml names none; nothing is started or stopped by it.
 
-    Raises EngineError when it cannot be written.
+    Raises EngineError when it cannot be written, or read again: no engine is called so.
     """
+    if not NAME.fullmatch(name):
+        raise EngineError(f"an engine cannot be called {name}", "use small letters, digits, points and dashes")
     file = home.current_engine_file
     temporary = ""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,20 @@ def test_an_upgrade_that_does_not_start_leaves_the_old_one_serving(installed: In
     assert current(installed) == "default"
     assert installed.pids() == before
     assert answers(installed)
+
+
+def test_what_was_stopped_stays_stopped_on_another_engine(installed: Installed) -> None:
+    """The other engine is a copy; its interpreter has another path, so what runs is brought over."""
+    model = installed.model()
+    installed.write(f"chat: {{model: {model}}}\nspare: {{model: {model}}}")
+    installed.run("up")
+    installed.run("stop", "spare")
+    shutil.copytree(installed.home.engine_dir("default"), installed.home.engine_dir("other"))
+    installed.run("engine", "use", "other")
+    assert engines(installed)["other"]["running"]
+    assert answers(installed)
+    states = {s["name"]: [r["state"] for r in s["replicas"]] for s in installed.status()["services"]}
+    assert states == {"chat": ["ready"], "spare": ["stopped"]}
 
 
 ONCE = """
