@@ -29,6 +29,8 @@ LOCK_INTERVAL = 0.2
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
+DYING_SECONDS = 0.3
+"""Seconds for the main process to go when one that it cannot do without has gone."""
 
 
 class Guard:
@@ -164,9 +166,16 @@ class Guard:
         except Lost as e:
             self._pause(0)  # a wanted stop and the end of the engine itself come first
             self._not_ready(str(e))
+            self._let_it_die()
             raise Ending(BROKEN, self.log.explain(str(e))) from e
         except Hung as e:
             raise Ending(HUNG, str(e)) from e
+
+    def _let_it_die(self) -> None:
+        """A main process that the kernel kills for its memory goes after its children: then that is what happened."""
+        end = time.monotonic() + DYING_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            self._pause(left)
 
     def _not_ready(self, error: str) -> None:
         """At once: why it ended, and what it left, takes seconds to find out, and clients get 503 already."""
