@@ -210,7 +210,7 @@ def _listens(port: int) -> bool:
 def test_a_second_command_at_the_same_time_waits_for_its_turn_and_says_for_whom(
     installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    three(installed, chat=", stop_timeout: 5, env: {FAKE_ENGINE: --ignore-term}")
+    three(installed, chat=", stop_timeout: 12, env: {FAKE_ENGINE: --ignore-term}")
     installed.run("up")
     with installed.popen("stop", "chat") as first:
         wait_for(lambda: installed.home.lock_file.read_text().endswith(" stop"))
