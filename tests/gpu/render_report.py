@@ -9,7 +9,7 @@ from typing import Any
 
 import shapes
 
-ORDER = ("install", "flash-attn", "cold", "warm", "long")
+ORDER = ("install", "flash-attn", "cold", "warm", "long", "check")
 BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
 TITLES = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
 
@@ -44,6 +44,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     for title, part in (
         ("Installed from a bundle", _install), ("flash-attention", _flash), ("Start times", _starts),
         ("Memory: planned and measured", _memory), ("Answers through the gateway", _answers),
+        ("The demo models, and doctor", _check),
     ):  # fmt: skip
         lines += [f"## {title}", "", *part(results), ""]
     lines += ["## Steps", "", *_steps(results), ""]
@@ -137,6 +138,29 @@ def _answers(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for answer in answers:
             detail = answer["detail"] if answer["ok"] else f"**wrong**: {answer['detail']}"
             yield f"| {step} | {answer['name']} | {detail} | {answer.get('seconds', '–')} |"
+
+
+def _check(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    doctor = results.get("install", {}).get("doctor")
+    if doctor:
+        yield f"`llmhost doctor` after the installation: {doctor['seconds']:.2f} s (median of five)."
+        yield ""
+    entry = results.get("check", {})
+    if "check" not in entry:
+        yield _missing(entry)
+        return
+    yield f"Three services with weights, `llmhost up` in {entry['seconds']:.0f} s, one start after another."
+    yield ""
+    yield from _table("`llmhost check`", "service", "", "seconds")
+    for one in entry["check"]["checks"]:
+        state = "ok" if one["ok"] else f"**wrong**: {one['detail']}"
+        yield f"| {one['check']} | {one['service']} | {state} | {one['seconds']:.2f} |"
+    yield ""
+    checks = entry["doctor"]["checks"]
+    bad = [f"{c['name']}: {c['message']}" for c in checks if c["status"] == "fail"]
+    warned = [f"{c['name']} ({c['message']})" for c in checks if c["status"] == "warn"]
+    yield f"`llmhost doctor --deep`: {len(checks)} checks, {len(bad)} failed, {len(warned)} warned."
+    yield from ("", *(f"- {line}" for line in (*bad, *warned))) if bad or warned else ()
 
 
 def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:

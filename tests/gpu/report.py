@@ -6,12 +6,13 @@
     report.py cold                     three services on one GPU, empty caches: start times, answers, memory
     report.py warm                     the same again
     report.py long                     other context lengths: memory again
+    report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
     report.py status                   what is done, what runs, what failed
     report.py write [--docs DIR]       docs/gpu.md and the table of docs/planning.md
 
 Every step is a program of its own that writes OUT/<step>.json; with --background it runs in a session of its own
 (setsid) and this command returns at once. Standard library only: `install` runs with the interpreter of the system.
-`--cpu` rehearses the steps cold, warm and long with models as small as can be on a CPU engine.
+`--cpu` rehearses the steps cold, warm, long and check with models as small as can be on a CPU engine.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import render_report
 import shapes
 
-STEPS = ("install", "flash-attn", "cold", "warm", "long")
+STEPS = ("install", "flash-attn", "cold", "warm", "long", "check")
 SERVICES = ("chat", "embed", "rerank")
 CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "long": (32768, 256)}
 """Tokens of the chat model, and of the encoders."""
@@ -119,15 +120,25 @@ def install(host: Host) -> dict[str, Any]:
     seconds = time.monotonic() - began
     host.llmhost = host._installed()
     manifest = (
-        json.loads((host.bundle / "manifest.json").read_text()) if (host.bundle / "manifest.json").is_file() else {}
+        json.loads((host.bundle / "bundle.json").read_text()) if (host.bundle / "bundle.json").is_file() else {}
     )
     pieces = [file.stat().st_size for file in host.bundle.iterdir() if file.is_file()]
     return {
         "seconds": round(seconds, 1),
         "bundle": {"bytes": sum(pieces), "files": len(pieces), "left_out": manifest.get("left_out", [])},
         "facts": _facts(host),
-        "doctor": host.run("doctor", check=False).stdout,
+        "doctor": _timed(host, "doctor", "--json"),
     }
+
+
+def _timed(host: Host, *args: str) -> dict[str, Any]:
+    """What a command with --json says, and the median of its seconds."""
+    took = []
+    for _ in range(5):
+        began = time.monotonic()
+        done = host.run(*args, check=False)
+        took.append(time.monotonic() - began)
+    return {"seconds": round(sorted(took)[2], 2), "rc": done.returncode, "said": json.loads(done.stdout)}
 
 
 def _facts(host: Host) -> Any:
@@ -147,7 +158,7 @@ def flash_attn(host: Host) -> dict[str, Any]:
 def serve(host: Host, step: str) -> dict[str, Any]:
     """Three services, started one after another; what each takes and answers."""
     chat, encoder = (CPU_CONTEXTS if host.cpu else CONTEXTS)[step]
-    _configure(host, chat, encoder)
+    _write_config(host, _shapes(host, chat, encoder))
     cleared = step == "cold" and not host.run("engine", "cache", "clear", check=False).returncode
     plan = host.json("plan")
     data: dict[str, Any] = {
@@ -167,29 +178,53 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     return data
 
 
-def _configure(host: Host, chat: int, encoder: int) -> None:
-    """llmhost.yaml with these services and the engine that it had (JSON is YAML)."""
+def _shapes(host: Host, chat: int, encoder: int) -> dict[str, Any]:
+    """The services of the models without weights.
+
+    The encoders read theirs (zeros, from a hole in the file): while it makes up dummy ones vLLM holds several copies of
+    the largest tensor, and torch keeps that memory.
+    """
     models = shapes.write_models(host.out / "models", host.demo(), tiny=host.cpu)
-    known = host.json("config", "show", "--no-defaults") if (host.home / "llmhost.yaml").exists() else {}
     eager = {"enforce_eager": True} if host.cpu else {}
-    plain = {"load_format": "dummy", **eager}
-    no_parsers = {"tool_call_parser": None, "reasoning_parser": None}
-    services = {
+    only_chat = {"load_format": "dummy", "tool_call_parser": None, "reasoning_parser": None}
+    return {
         name: {
             "model": str(models[name]),
             "kind": name,
             "args": {
-                **plain,
+                **eager,
                 "max_model_len": chat if name == "chat" else encoder,
-                **(no_parsers if name == "chat" else {}),
+                **(only_chat if name == "chat" else {}),
             },
         }
         for name in SERVICES
     }
+
+
+def _write_config(host: Host, services: dict[str, Any]) -> None:
+    """llmhost.yaml with these services and the engine that it had (JSON is YAML)."""
+    known = host.json("config", "show", "--no-defaults") if (host.home / "llmhost.yaml").exists() else {}
     gateway = {**known.get("gateway", {}), "port": host.port}
     text = json.dumps({**known, "gateway": gateway, "services": services}, indent=1)
     host.home.mkdir(parents=True, exist_ok=True)
     (host.home / "llmhost.yaml").write_text(text)
+
+
+def check(host: Host) -> dict[str, Any]:
+    """The demo models have weights: what they answer is asked for, and looked at."""
+    _write_config(host, {f"demo-{kind}": {"model": f"demo:{kind}"} for kind in SERVICES})
+    began = time.monotonic()
+    try:
+        host.run("up")
+        seconds = time.monotonic() - began
+        answers = host.run("check", "--json", check=False)
+        doctor = host.run("doctor", "--deep", "--json", check=False)
+    finally:
+        host.run("down", check=False)
+    data = {"facts": _facts(host), "seconds": round(seconds, 1), "check": json.loads(answers.stdout)}
+    data["doctor"] = json.loads(doctor.stdout)
+    wrong = [name for name, done in (("check", answers), ("doctor --deep", doctor)) if done.returncode]
+    return {**data, "error": f"failed: {', '.join(wrong)}"} if wrong else data
 
 
 def _program(plan: dict[str, Any], name: str) -> dict[str, Any]:
@@ -276,6 +311,8 @@ def perform(step: str, host: Host) -> int:
             entry |= install(host)
         elif step == "flash-attn":
             entry |= flash_attn(host)
+        elif step == "check":
+            entry |= check(host)
         else:
             entry |= serve(host, step)
     except Exception as e:  # whatever it is, it belongs into the report

@@ -199,6 +199,20 @@ def test_what_runs_stays_where_it_is() -> None:
     assert not gpus_have_room((*after.programs, program), here.gpus)
 
 
+def test_nothing_restarts_for_what_a_driver_counts_beside_the_processes() -> None:
+    """With engines running a little less is free than was shared out (9 MiB on an H200); that is in the reserve."""
+    here = replace(machine(), engine=replace(machine().engine, device="cuda"), gpus=gpus(1, 141))
+    wanted = config.parse("services: {c: {model: /m}, e: {model: /e}, r: {model: /r}}")
+    models = {"c": QWEN7, "e": BERT, "r": XLMR}
+    before = make_plan(wanted, here, models)
+    (gpu,) = here.gpus
+    there = replace(here, gpus=(replace(gpu, free=gpu.free - 9 * MIB),))
+    started = Running(tuple(p for p in before.programs if p.name == "c-0"))
+    assert make_plan(wanted, there, models, started).service("c") == before.service("c")
+    much_less = replace(here, gpus=(replace(gpu, free=gpu.free - 9 * GIB),))
+    assert make_plan(wanted, much_less, models, started).service("c") != before.service("c")
+
+
 MODELS = st.sampled_from([QWEN7, QWEN72, SMALL, BERT, XLMR])
 SOME = st.lists(st.tuples(MODELS, st.integers(1, 2)), min_size=1, max_size=4)
 MACHINE = st.lists(st.sampled_from([8, 16, 24, 48, 80, 141]), min_size=1, max_size=4)
