@@ -186,11 +186,13 @@ def _shapes(host: Host, chat: int, encoder: int) -> dict[str, Any]:
     """
     models = shapes.write_models(host.out / "models", host.demo(), tiny=host.cpu)
     eager = {"enforce_eager": True} if host.cpu else {}
+    place = {} if host.cpu else {"gpus": [0]}
     only_chat = {"load_format": "dummy", "tool_call_parser": None, "reasoning_parser": None}
     return {
         name: {
             "model": str(models[name]),
             "kind": name,
+            **place,
             "args": {
                 **eager,
                 "max_model_len": chat if name == "chat" else encoder,
