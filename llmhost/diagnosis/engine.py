@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,7 +97,9 @@ def check_deep(home: Home, engine: EngineFacts, found: Found | None) -> Iterator
         yield ok("imports", ", ".join(f"{name} {version}" for name, version in report.packages.items()))
     except EngineError as e:
         yield fail("imports", e.message, e.hint)
-    problems = [problem for folder in site_packages_of(engine.python, found) for problem in undefined_symbols(folder)]
+    below = found.site_packages if found else ()
+    folders = site_packages_of(engine.python, found)
+    problems = [problem for folder in folders for problem in undefined_symbols(folder, below)]
     for library, symbols in problems:
         more = f" and {len(symbols) - 1} more" if len(symbols) > 1 else ""
         yield fail(
@@ -109,11 +111,16 @@ def check_deep(home: Home, engine: EngineFacts, found: Found | None) -> Iterator
         yield ok("symbols", "every library of vLLM and flash-attn finds its symbols")
 
 
-def undefined_symbols(site_packages: Path) -> list[tuple[Path, list[str]]]:
-    """Compiled libraries with symbols that nothing defines; `ldd -r` finds them without running any of their code."""
+def undefined_symbols(site_packages: Path, below: Sequence[Path] = ()) -> list[tuple[Path, list[str]]]:
+    """Compiled libraries with symbols that nothing defines; `ldd -r` finds them without running any of their code.
+
+    ``below``: other folders of packages that the interpreter sees; torch may be in one of those.
+    """
     libraries = sorted({path for pattern in LIBRARIES for path in site_packages.glob(pattern)})
-    folders = [site_packages / "torch/lib", *site_packages.glob("nvidia/*/lib")]
-    search = os.pathsep.join(map(str, folders))
+    places = dict.fromkeys((site_packages, *below))
+    folders = [lib for place in places for lib in (place / "torch/lib", *sorted(place.glob("nvidia/*/lib")))]
+    # Libraries of the driver may be where only the environment says.
+    search = os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("LD_LIBRARY_PATH"))))
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = pool.map(lambda library: (library, _undefined(library, search)), libraries)
         return [(library, symbols) for library, symbols in found if symbols]

@@ -171,3 +171,20 @@ def test_undefined_symbols_are_found_without_running_the_library(tmp_path: Path)
     for name, code in (("flash_attn_2_cuda.so", source), ("flash_attn/fine.so", package / "fine.c")):
         subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, code], check=True, timeout=60)
     assert undefined_symbols(tmp_path) == [(tmp_path / "flash_attn_2_cuda.so", [gone])]
+
+
+def test_symbols_of_a_torch_below_the_engine_are_there(tmp_path: Path) -> None:
+    """As in an environment on top of an interpreter that has torch."""
+    own, below = tmp_path / "own", tmp_path / "below"
+    (below / "torch/lib").mkdir(parents=True)
+    own.mkdir()
+    (tmp_path / "base.c").write_text("int of_torch(void) { return 1; }")
+    (tmp_path / "x.c").write_text("int of_torch(void); int f(void) { return of_torch(); }")
+    torch, library = below / "torch/lib/libtorch.so", own / "flash_attn_2_cuda.so"
+    for command in (
+        ["cc", "-shared", "-fPIC", "-Wl,-soname,libtorch.so", "-o", torch, tmp_path / "base.c"],
+        ["cc", "-shared", "-fPIC", "-o", library, tmp_path / "x.c", f"-L{torch.parent}", "-ltorch"],
+    ):
+        subprocess.run(command, check=True, timeout=60)
+    assert undefined_symbols(own) == [(library, ["of_torch"])]
+    assert undefined_symbols(own, (own, below)) == []
