@@ -19,8 +19,8 @@ RESERVE = 0.04
 """Share of a GPU that is left to the display, to fragmentation and to what was reckoned too low."""
 
 DRIFT = 0.01
-"""Part of the reserve that may be used up beside running engines: a driver counts some MiB more than its processes hold,
-and for those no engine is planned anew. Seen on an H200: 9 MiB."""
+"""Part of the reserve that may be used up beside running engines: a driver counts some MiB more than its processes
+hold (9 on an H200), and for those no engine is planned anew."""
 
 SEARCH_LIMIT = 20_000
 """Placements that are looked at before giving up; a handful is enough but for contrived machines."""

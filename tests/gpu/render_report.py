@@ -11,6 +11,8 @@ import shapes
 
 ORDER = ("install", "flash-attn", "cold", "warm", "long", "check")
 BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
+MANY = 3
+"""Lines of doctor's that are shown."""
 TITLES = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
 
 
@@ -24,7 +26,8 @@ def write(out: Path, docs: Path) -> list[Path]:
     """Write gpu.md, and the table into planning.md where its marks are; the files that were written."""
     results = read_results(out)
     page = docs / "gpu.md"
-    page.write_text(render(results), encoding="utf-8")
+    remarks = out / "remarks.md"
+    page.write_text(render(results, remarks.read_text("utf-8") if remarks.is_file() else ""), encoding="utf-8")
     written = [page]
     planning = docs / "planning.md"
     table = "\n".join(memory_table(results))
@@ -35,8 +38,8 @@ def write(out: Path, docs: Path) -> list[Path]:
     return written
 
 
-def render(results: dict[str, dict[str, Any]]) -> str:
-    """The page; a step that was not done or failed says so."""
+def render(results: dict[str, dict[str, Any]], remarks: str = "") -> str:
+    """The page; a step that was not done or failed says so. ``remarks`` are those of the person who ran it."""
     lines = ["# On a GPU host", "", "Written by `tests/gpu/report.py write` from what its steps measured.", ""]
     if any(entry.get("cpu") for entry in results.values()):
         lines += ["**A rehearsal without a GPU, with models as small as can be: no figure here says anything.**", ""]
@@ -48,6 +51,8 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     ):  # fmt: skip
         lines += [f"## {title}", "", *part(results), ""]
     lines += ["## Steps", "", *_steps(results), ""]
+    if remarks:
+        lines += ["## Remarks", "", remarks.strip(), ""]
     return "\n".join(lines)
 
 
@@ -92,7 +97,7 @@ def _flash(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _starts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    there = {step: results[step] for step in ("cold", "warm", "long") if results.get(step, {}).get("services")}
+    there = {step: results[step] for step in ("cold", "warm") if results.get(step, {}).get("services")}
     if not there:
         yield _missing(results.get("cold", {}))
         return
@@ -112,18 +117,19 @@ def _memory(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 def memory_table(results: dict[str, dict[str, Any]]) -> list[str]:
     """Planned against measured, for each service and context length that was measured."""
     rows = []
-    for step in ("cold", "long"):
+    for step in ("cold", "warm", "long"):
         entry = results.get(step, {})
         for name, service in entry.get("services", {}).items():
             planned, measured = service.get("planned_mib"), service.get("measured_mib")
             if planned and measured:
                 off = f"{(planned - measured) / measured:+.1%}"
                 context = entry["contexts"][name]
-                cells = (shapes.NAMES[name], TITLES[name], f"{context:,}", f"{measured:,} MiB", f"{planned:,} MiB", off)
+                size = f"{measured:,} MiB"
+                cells = (step, shapes.NAMES[name], TITLES[name], f"{context:,}", size, f"{planned:,} MiB", off)
                 rows.append(f"| {' | '.join(cells)} |")
     if not rows:
         return []
-    return [*_table("model", "kind", "context", "measured", "planned", "off by"), *rows]
+    return [*_table("start", "model", "kind", "context", "measured", "planned", "off by"), *rows]
 
 
 def _answers(results: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -160,7 +166,9 @@ def _check(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     bad = [f"{c['name']}: {c['message']}" for c in checks if c["status"] == "fail"]
     warned = [f"{c['name']} ({c['message']})" for c in checks if c["status"] == "warn"]
     yield f"`llmhost doctor --deep`: {len(checks)} checks, {len(bad)} failed, {len(warned)} warned."
-    yield from ("", *(f"- {line}" for line in (*bad, *warned))) if bad or warned else ()
+    said = [f"- {line}" for line in (*bad, *warned)]
+    more = [f"- and {len(said) - MANY} more"] if len(said) > MANY else []
+    yield from ("", *said[:MANY], *more) if said else ()
 
 
 def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:

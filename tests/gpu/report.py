@@ -8,7 +8,7 @@
     report.py long                     other context lengths: memory again
     report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
     report.py status                   what is done, what runs, what failed
-    report.py write [--docs DIR]       docs/gpu.md and the table of docs/planning.md
+    report.py write [--docs DIR]       docs/gpu.md (with OUT/remarks.md) and the table of docs/planning.md
 
 Every step is a program of its own that writes OUT/<step>.json; with --background it runs in a session of its own
 (setsid) and this command returns at once. Standard library only: `install` runs with the interpreter of the system.
@@ -27,6 +27,7 @@ import sys
 import time
 import traceback
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,7 @@ def install(host: Host) -> dict[str, Any]:
     subprocess.run(["sh", str(host.bundle / "install.sh"), "--home", str(host.home)], check=True)
     seconds = time.monotonic() - began
     host.llmhost = host._installed()
-    manifest = (
-        json.loads((host.bundle / "bundle.json").read_text()) if (host.bundle / "bundle.json").is_file() else {}
-    )
+    manifest = json.loads((host.bundle / "bundle.json").read_text()) if (host.bundle / "bundle.json").is_file() else {}
     pieces = [file.stat().st_size for file in host.bundle.iterdir() if file.is_file()]
     return {
         "seconds": round(seconds, 1),
@@ -167,7 +166,8 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     }  # fmt: skip
     try:
         for name in SERVICES:
-            data["services"][name] = _start(host, name, _program(plan, name))
+            context = data["contexts"][name]
+            data["services"][name] = _start(host, name, _program(plan, name), context)
         data["answers"] = [_asked(host, *question) for question in _questions()]
         data["status"] = host.json("status")
     finally:
@@ -234,10 +234,12 @@ def _program(plan: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(service["replicas"][0])
 
 
-def _start(host: Host, name: str, planned: dict[str, Any]) -> dict[str, Any]:
+def _start(host: Host, name: str, planned: dict[str, Any], context: int) -> dict[str, Any]:
     before, began = host.gpu_used(), time.monotonic()
     host.run("up", name)
     seconds = time.monotonic() - began
+    ready = host.gpu_used()
+    _fill_batches(host, name, context)
     after = host.gpu_used()
     log = host.home / "logs" / f"{name}-0.log"
     said = [line.rstrip()[-300:] for line in log.read_text(errors="replace").splitlines() if ENGINE_LINES.search(line)]
@@ -245,9 +247,24 @@ def _start(host: Host, name: str, planned: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "planned_mib": round(planned["gpu_memory_bytes"] / MIB) or None,
         "planned_kv_mib": round(planned["kv_cache_bytes"] / MIB),
+        "ready_mib": None if before is None or ready is None else ready - before,
         "measured_mib": None if before is None or after is None else after - before,
         "said": said[-40:],
     }
+
+
+def _fill_batches(host: Host, name: str, context: int) -> None:
+    """Requests that fill max_num_batched_tokens: what an engine holds at its peak stays in torch's hands afterwards."""
+    text = "word " * (context * 3 // 4)
+    many = [text] * max(4, 16384 // context)
+    bodies: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "chat": ("/v1/completions", [{"prompt": one, "max_tokens": 8} for one in many]),
+        "embed": ("/v1/embeddings", [{"input": many}]),
+        "rerank": ("/v1/rerank", [{"query": "word", "documents": many}]),
+    }
+    path, asked = bodies[name]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(lambda body: _post(host, path, {"model": name, **body}), asked))
 
 
 def _questions() -> list[tuple[str, str, dict[str, Any]]]:
@@ -263,17 +280,21 @@ def _questions() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _asked(host: Host, name: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{host.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
     began = time.monotonic()
     try:
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            text = answer.read().decode()
+        text = _post(host, path, body)
         detail = _judged(name, text)
     except (OSError, ValueError, KeyError, IndexError, TypeError, Failed) as e:
         return {"name": name, "ok": False, "detail": f"{type(e).__name__}: {e}"[:300]}
     return {"name": name, "ok": True, "detail": detail, "seconds": round(time.monotonic() - began, 3)}
+
+
+def _post(host: Host, path: str, body: dict[str, Any]) -> str:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{host.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return str(answer.read().decode())
 
 
 def _judged(name: str, text: str) -> str:

@@ -99,15 +99,16 @@ def test_the_page_and_the_table_of_planning(tmp_path: Path) -> None:
         cold=served(75816, 75988, 210.4),
         warm={"state": "failed", "took": 3, "error": "Failed: llmhost up chat"},
     )
+    (tmp_path / "remarks.md").write_text("Another program used the GPU.\n")
     shutil.copytree(HERE.parents[1] / "docs", tmp_path / "docs")
     written = render_report.write(tmp_path, tmp_path / "docs")
     assert [file.name for file in written] == ["gpu.md", "planning.md"]
     page = written[0].read_text()
-    row = "| Qwen2.5-7B shape | chat | 8,192 | 75,988 MiB | 75,816 MiB | -0.2% |"
+    row = "| cold | Qwen2.5-7B shape | chat | 8,192 | 75,988 MiB | 75,816 MiB | -0.2% |"
     for words in (
         "NVIDIA H200 (143,771 MiB); driver 580.159.04; 16 cores, 128 GiB", "5 files (200 MB)", "in 88 s", "16.5 min",
         "relative error: forward 2.0e-03", "    jobs: 16", "| Qwen2.5-7B shape | 210 |", row, "**wrong**: HTTPError",
-        "| warm | failed | 3 s | Failed: llmhost up chat |", "| long | not done |",
+        "| warm | failed | 3 s | Failed: llmhost up chat |", "| long | not done |", "Another program used the GPU.",
     ):  # fmt: skip
         assert words in page
     planning = written[1].read_text()

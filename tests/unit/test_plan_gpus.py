@@ -66,10 +66,10 @@ def test_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--home", str(home), "plan", "--gpus", "1x4"]) == 1
+    assert run(["--home", str(home), "plan", "--gpus", "1x3"]) == 1
     error = capsys.readouterr().err
     assert "of GPU memory are missing" in error
-    assert "or use 2 GPUs of 4 GiB" in error
+    assert "use 2 GPUs of 3 GiB" in error
 
 
 @pytest.mark.parametrize("gpus", ["0", "-1", "[]", "[-1]", "[1, 1]", "all", "true"])

@@ -43,7 +43,11 @@ BERT = ModelFacts(
     shape=ShapeFacts(24, 16, 16, 1024, 4096, 30522),
 )  # fmt: skip
 XLMR = replace(
-    BERT, kind="rerank", weight_bytes=278044417 * 4, parameters=278044417, shape=ShapeFacts(12, 12, 12, 768, 3072)
+    BERT,
+    kind="rerank",
+    weight_bytes=278044417 * 4,
+    parameters=278044417,
+    shape=ShapeFacts(12, 12, 12, 768, 3072, 250002),
 )
 
 
@@ -77,12 +81,13 @@ def test_seven_billion_as_measured() -> None:
     assert need.kv_least == 8192 * 57344
 
 
-@pytest.mark.parametrize(("model", "measured"), [(BERT, 1698), (XLMR, 1822)])
+@pytest.mark.parametrize(("model", "measured"), [(BERT, 1744), (XLMR, 1829)])
 def test_encoders_as_measured(model: ModelFacts, measured: int) -> None:
+    """Cold starts, with weights that are read (docs/gpu.md); warm ones take 1,712 and 1,513 MiB."""
     service = services("e: {model: /e}")["e"]
     need = rank_need(model, model.kind, read_asked(service, model), 1, 1, int(140.4 * GIB))
-    assert need.least == pytest.approx(measured * MIB, rel=0.1)
-    assert need.kv_least == need.graphs == 0
+    assert need.least == pytest.approx(measured * MIB, rel=0.05)
+    assert need.kv_least == 0
 
 
 @pytest.mark.parametrize(
@@ -103,13 +108,13 @@ def test_three_services_on_one_gpu() -> None:
     shares = placed("c: {model: /m}, e: {model: /e}, r: {model: /r}", gpus(1, 80), c=QWEN7, e=BERT, r=XLMR)
     assert sum(one(shares, n).gpu_memory_bytes for n in "cer") <= 80 * GIB
     assert one(shares, "c").sequences > 8
-    assert one(shares, "e").arguments == {"gpu_memory_utilization": "0.023"}
+    assert one(shares, "e").arguments == {"gpu_memory_utilization": "0.022"}
     assert set(one(shares, "c").arguments) == {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 
 
 def test_idle_gpus_are_used() -> None:
     shares = placed("c: {model: /m}, e: {model: /e}, r: {model: /r}", gpus(4, 80), c=QWEN7, e=BERT, r=XLMR)
-    assert [one(shares, n).gpus for n in "cer"] == [(0,), (1,), (2,)]
+    assert [one(shares, n).gpus for n in "cer"] == [(0,), (2,), (1,)]
 
 
 @pytest.mark.parametrize(
