@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from llmhost import __version__
 from llmhost.bundle import bootstrap
-from llmhost.bundle.gather import Item, cache_items, config_items, flash_attn_items, model_items
+from llmhost.bundle.flash_attn import flash_attn_items
+from llmhost.bundle.gather import Item, cache_items, config_items, model_items
 from llmhost.bundle.links import copy_private, link_or_copy
 from llmhost.bundle.own_wheel import make_own_wheel
 from llmhost.bundle.pack import Pieces, pack_pieces
@@ -134,7 +135,8 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
     if "llmhost" in wish.parts:
         _llmhost(target, pins, uv, content)
     if "flash-attn" in wish.parts and config.engine.flash_attn:
-        content.items += flash_attn_items(home, target, config.engine.flash_attn, uv)
+        engine = {pin.name: pin.version for pin in pins}
+        content.items += flash_attn_items(home, target, config.engine.flash_attn, engine, uv)
     if "models" in wish.parts:
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:

@@ -19,11 +19,19 @@ import pytest
 from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
+from llmhost.bundle.flash_attn import wheel_for
 from llmhost.bundle.gather import Item
 from llmhost.bundle.links import link_or_copy
+from llmhost.bundle.target import make_target
 from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
+from llmhost.env.flash_attn import ensure
+from llmhost.env.flash_attn.plan import TOOLS
+from llmhost.env.flash_attn.store import keep_wheel
+from llmhost.env.log import SetupLog
+from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.releases import read_releases
+from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import BundleError, EngineError, LlmhostError
 from llmhost.facts import Gpu, Interpreter, MachineFacts
 from llmhost.hub.store import verify
@@ -31,6 +39,7 @@ from llmhost.paths import Home
 from llmhost.probe.facts_file import facts_from_json
 from llmhost.probe.machine import read_machine
 from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
+from tests.integration.env.flash_attn_like import VERSION, make_source
 from tests.integration.env.recorder import Recorder
 from tests.integration.env.wheels import make_wheel
 from tests.machines import CPU_BOX
@@ -355,6 +364,37 @@ def test_an_engine_for_the_other_device_is_refused_before_anything_is_placed(
     with pytest.raises(EngineError, match="computes on cpu, and there is only an engine for cuda"):
         install_bundle(Home(work / "other"), bundle, progress)
     assert not (work / "other/wheels").exists()
+
+
+def test_the_source_of_flash_attn_travels_with_what_builds_it(
+    home: Home, work: Path, progress: Recorder, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel for another torch is kept here; without a network the tools are found there."""
+    release = replace(SMALL[0], device="cuda", cuda=(13, 0), torch="2.13.0")
+    monkeypatch.setattr(targets, "choose_release", lambda *_: release)
+    make_source(wheels)
+    for name in TOOLS:
+        make_wheel(wheels, name, "1.0", {f"{name}.py": ""})
+    facts = replace(BOX, gpus=(Gpu(0, "NVIDIA H200", 1, 1, (9, 0)),))
+    config = Config(engine=Engine(flash_attn=VERSION))
+    spec = wheel_for(make_target(facts, config.engine), VERSION, {})
+    assert spec is not None
+    other_torch = replace(spec, target=replace(spec.target, torch="2.11.0"))
+    keep_wheel(home.wheels, wheels / "wheel-1.0-py3-none-any.whl", other_torch, 1.0)
+    bundle = create(home, work / "b", progress, facts, config, parts=("flash-attn",))
+    archive = f"flash_attn-{VERSION}.tar.gz"
+    assert sorted(names(bundle)) == sorted([archive, *(f"{name}-1.0-py3-none-any.whl" for name in TOOLS)])
+    other = Home(work / "other")
+    install_bundle(other, bundle, progress)
+    assert (other.wheels / "sources" / archive).is_file()
+    shutil.rmtree(wheels)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody answers there
+    subprocess.run([find_uv(), "venv", "--quiet", work / "engine", "--python", sys.executable], check=True)
+    with SetupLog(other.log_file("setup")) as log:
+        uv = Uv(find_uv(), uv_settings(read_pip_options(), os.environ), work, log, progress, {})
+        ensure._ensure_packages(TOOLS, work / "engine/bin/python", other, uv)
+    assert {f.name for f in work.glob("engine/lib/python3*/site-packages/*.py")} >= {f"{name}.py" for name in TOOLS}
 
 
 @pytest.mark.parametrize("split", [None, 1_000_000])

@@ -16,10 +16,10 @@ import pytest
 
 from llmhost import config
 from llmhost.env import ensure_engine, find_engine
-from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify, wheels_for_bundle
+from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify
 from llmhost.env.flash_attn.compile import COMPILE
 from llmhost.env.flash_attn.ensure import FlashAttnReport
-from llmhost.env.flash_attn.store import RECORD
+from llmhost.env.flash_attn.store import RECORD, kept_wheels
 from llmhost.env.log import SetupLog
 from llmhost.env.manifest import read_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
@@ -125,7 +125,7 @@ def test_it_is_compiled_kept_checked_and_installed(case: Case) -> None:
         report.sha256,
     )
     assert not list((case.home.cache / "flash-attn").glob("*/src")), "objects of a finished build are not needed"
-    assert [w.file for w in wheels_for_bundle(case.home, record["python_tag"])] == [record["file"]]
+    assert [w.file for w in kept_wheels(case.home.wheels)] == [record["file"]]
 
 
 def test_the_next_engine_gets_the_kept_wheel_without_a_compiler(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
