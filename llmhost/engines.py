@@ -17,9 +17,9 @@ from llmhost.env.builds import setup_lock
 from llmhost.env.current import choose_engine, engine_name, engine_names
 from llmhost.env.flash_attn import explain_flash_attn
 from llmhost.env.journal import Step
-from llmhost.env.lock import read_lock
+from llmhost.env.lock import publish_lock, read_lock, require_agreement
 from llmhost.env.manifest import MANIFEST, Manifest, Spec, read_manifest, write_manifest
-from llmhost.env.releases import Release, choose_release
+from llmhost.env.releases import Release, choose_device, choose_release
 from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError, PlanError
 from llmhost.facts import EngineFacts
 from llmhost.homedir import claim, require_access
@@ -28,7 +28,7 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
 from llmhost.plan.running import beside, running
-from llmhost.probe.machine import read_machine
+from llmhost.probe.machine import read_essentials, read_machine
 from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
@@ -70,7 +70,8 @@ def load_or_default(home: Home) -> Config:
 def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: bool | str | None = None) -> EngineFacts:
     """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet).
 
-    With ``locked`` exactly the packages of its lock file. ``flash_attn`` counts instead of what llmhost.yaml says.
+    With ``locked`` exactly the packages of engine.lock, which is of the engine that counts. ``flash_attn``
+    counts instead of what llmhost.yaml says.
     Raises EngineError.
     """
     claim(home)
@@ -81,12 +82,8 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
         raise EngineError(
             "an engine of kind: existing has no lock file: it is never changed", "leave --locked out, or use kind: venv"
         )
-    lock = read_lock(home.lock_of_engine(engine_name(home, engine)))
-    if engine.vllm not in (None, lock.vllm):
-        raise EngineError(
-            f"engine.vllm is {engine.vllm}, but {lock.path} has vLLM {lock.vllm}",
-            "make them agree, or leave --locked out, and the file is written anew",
-        )
+    lock = read_lock(home.engine_lock)
+    require_agreement(lock, engine, choose_device(read_essentials(home), engine))
     if not lock.hashed:
         progress.note(f"not every package in {lock.path.name} has a hash: versions are exact, files are not checked")
     return ensure_engine(home, engine, progress, lock=lock)
@@ -307,8 +304,9 @@ def use(home: Home, name: str, progress: Progress, wait: Wait) -> EngineFacts:
 def _switch(home: Home, former: str, name: str, progress: Progress, wait: Wait) -> None:
     """The other engine counts from now on; what runs is brought over, and back when it does not become ready."""
     if name == former:
+        publish_lock(home, name)
         return
-    choose_engine(home, name)
+    _choose(home, name, progress)
     if not daemon.is_running(home):
         progress.note(f"nothing is running; the next `llmhost up` starts on {name}")
         return
@@ -317,11 +315,19 @@ def _switch(home: Home, former: str, name: str, progress: Progress, wait: Wait) 
     except BaseException:
         progress.note(f"going back to the engine {former}")
         try:
-            choose_engine(home, former)
+            _choose(home, former, progress)
             workflow.reload(home, progress)
         except LlmhostError as e:
             progress.note(f"that does not succeed either: {e.message}; see `llmhost status`, then run `llmhost up`")
         raise
+
+
+def _choose(home: Home, name: str, progress: Progress) -> None:
+    """It counts from now on, and engine.lock is its."""
+    manifest = read_manifest(home.engine_dir(name))
+    choose_engine(home, name)
+    if not publish_lock(home, name) and manifest is not None and manifest.lock:
+        progress.note(f"{home.engine_lock} stays as it was: the packages of the engine {name} are not recorded")
 
 
 def _reload(home: Home, progress: Progress) -> workflow.Started:
@@ -351,7 +357,6 @@ def remove(home: Home, name: str) -> None:
         with setup_lock(directory):
             (directory / MANIFEST).unlink(missing_ok=True)  # half removed it is no engine any more
             shutil.rmtree(directory)
-        home.lock_of_engine(name).unlink(missing_ok=True)
     except OSError as e:
         raise EngineError(f"cannot remove {e.filename or directory}: {e.strerror}", "delete the rest by hand") from e
 

@@ -257,7 +257,7 @@ def _lay_lock(content: _Content, target: Target, files: list[dict[str, Any]], co
     sums = {_normal(f["path"].rpartition("/")[2]): f["sha256"] for f in files if f["path"].endswith(".whl")}
     release = target.release
     text = HEAD.format(
-        name="default", vllm=release.vllm, device=release.device, python=minor(target.engine_python),
+        vllm=release.vllm, device=release.device, python=minor(target.engine_python),
         torch_backend=release.torch_backend,
     )  # fmt: skip
     for pin in sorted(content.locked, key=lambda p: p.name):

@@ -18,8 +18,7 @@ from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.env.current import engine_name
-from llmhost.env.lock import read_lock
+from llmhost.env.lock import publish_lock, read_lock
 from llmhost.env.releases import choose_release
 from llmhost.errors import BundleError
 from llmhost.facts import EngineFacts
@@ -96,7 +95,7 @@ class _Placing:
         self.kinds: dict[str, list[str]] = defaultdict(list)
         for entry in manifest["files"]:
             self.kinds[entry["kind"]].append(entry["path"])
-        self.sizes = {entry["path"]: entry["size"] for entry in manifest["files"]}
+        self.entries = {entry["path"]: entry for entry in manifest["files"]}
 
     def run(self) -> dict[str, Any]:
         self.progress.started(PLACE)
@@ -109,7 +108,7 @@ class _Placing:
             models = self._models()
         except OSError as e:
             raise bootstrap.disk_problem(e, self.home.root) from e
-        self.progress.finished(PLACE, f"{len(self.sizes)} files")
+        self.progress.finished(PLACE, f"{len(self.entries)} files")
         return {"wheels": len(wheels), "models": models, "caches": len(self.kinds["cache"]), "config": config}
 
     def _config(self) -> bool:
@@ -120,18 +119,27 @@ class _Placing:
         return bool(self.kinds["config"])
 
     def _place(self, targets: Mapping[str, Path], *, link: bool = False) -> None:
-        """Each file, whole or not at all; what is there in this size stays (it was verified then).
+        """Each file, whole or not at all; what is there with this content stays, what was altered is replaced.
 
         ``link`` for what nobody writes to: it may be the same file as in the bundle where that is ours.
         """
-        left = {p: t for p, t in targets.items() if not (t.is_file() and t.stat().st_size == self.sizes[p])}
+        left = {p: t for p, t in targets.items() if not self._is_there(p, t)}
         link = link and _same_disk(self.contents, self.home.root)
         copied = [p for p in left if not (link and may_link(self.contents / p))]
         if copied:
-            bootstrap.require_room(left[copied[0]], sum(self.sizes[p] for p in copied), "copy the bundle's files")
+            bootstrap.require_room(
+                left[copied[0]], sum(self.entries[p]["size"] for p in copied), "copy the bundle's files"
+            )
         for path, target in left.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(self.contents / path, target, link=link)
+
+    def _is_there(self, path: str, target: Path) -> bool:
+        entry = self.entries[path]
+        if not target.is_file() or target.stat().st_size != entry["size"]:
+            return False
+        # The same file under two names was verified a moment ago.
+        return target.samefile(self.contents / path) or bootstrap.file_sha256(target) == entry["sha256"]
 
     def _models(self) -> tuple[str, ...]:
         """Each model below a hidden name first: one that is there is complete."""
@@ -157,6 +165,11 @@ def _require_engine(home: Home, contents: Path, carried: Mapping[str, Any]) -> N
     """The engine of the bundle is what will be asked for, and runs here; nothing is placed before that is known."""
     file = next((f for f in (home.config_file, contents / home.config_file.name) if f.exists()), None)
     engine = configuration.load(file).engine if file else Engine(**carried["config"])
+    if engine.kind != "venv":
+        raise BundleError(
+            f"engine.kind in {file} is {engine.kind}, and the bundle holds wheels for an environment of the kind venv",
+            "write kind: venv there, or create a bundle without an engine (--only models …)",
+        )
     if engine.vllm not in (None, carried["vllm"]):
         raise BundleError(
             f"{file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
@@ -170,14 +183,15 @@ def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: P
     carried = manifest["engine"]
     written = home.config_file.exists()
     engine = configuration.load(home.config_file).engine if written else Engine(**carried["config"])
-    if find_engine(home, engine) is None:
+    lock = read_lock(contents / LOCK)
+    if find_engine(home, engine, lock) is None:
         unpacked = sum(entry.get("unpacked", 0) for entry in manifest["files"] if entry["kind"] == "engine")
         with told():
             bootstrap.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
-    locked = home.lock_of_engine(engine_name(home, engine))
-    link_or_copy(contents / LOCK, locked, link=False)
     with _offline(home.wheels):
-        return ensure_engine(home, engine, progress, lock=read_lock(locked))
+        found = ensure_engine(home, engine, progress, lock=lock)
+    publish_lock(home, found.name)
+    return found
 
 
 @contextmanager

