@@ -18,6 +18,7 @@ from llmhost.env.gate import GateReport, import_gate
 from llmhost.env.journal import ENVIRONMENT, PACKAGES, Journal, Step
 from llmhost.env.lock import OWN, Lock, keep_lock, record_lock
 from llmhost.env.manifest import Manifest, Spec, python_of
+from llmhost.env.pip_config import mask
 from llmhost.env.python import read_python, see_through
 from llmhost.env.releases import Release, dotted
 from llmhost.env.uv import Uv
@@ -55,7 +56,7 @@ class Construction:
     def order(self) -> dict[str, Any]:
         """What decides whether an unfinished build is what is wanted."""
         release = self.release.requirement if self.release else ""
-        channels = list(self.engine.channels)
+        channels = [mask(channel) for channel in self.engine.channels]
         lock = self.lock.digest if self.lock else ""
         spec = {k: v for k, v in asdict(Spec.of(self.engine)).items() if k not in ("vllm", "flash_attn")}
         return {**spec, "requirement": release, "channels": channels, "lock": lock}

@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -208,6 +211,52 @@ def test_conda_with_its_own_channels(
     log = home.log_file("setup").read_text()
     assert "--override-channels" not in log
     assert "conda-forge" not in log
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def token_channel(work: Path) -> Iterator[str]:
+    """A channel behind a token, as Anaconda's repositories have it, with user and password."""
+    make_channel(work / "served/t/s3cret-token/main")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(work / "served")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/t/s3cret-token/main"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_conda_keeps_the_token_of_a_channel_to_itself(
+    home: Home, progress: Recorder, conda: MachineFacts, token_channel: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the arguments, not in the log; in a file that only its user reads, which is gone afterwards."""
+    program = Path(conda.conda[0].path)
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {work}/seen\nstat -c %a "$CONDARC" >> {work}/seen\ncat "$CONDARC"\n'
+        f"{program.read_text().splitlines()[1]}\n"
+    )
+    (work / "mine.yml").write_text("proxy_servers: {ftp: 'ftp://proxy'}\n")
+    monkeypatch.setenv("CONDARC", str(work / "mine.yml"))
+    engine = Engine(kind="conda", python=MINOR, channels=[token_channel])
+    ensure_engine(home, engine, progress, SMALL, facts=conda)
+    seen = (work / "seen").read_text()
+    assert "--override-channels --channel llmhost-0 " in seen
+    assert seen.endswith("600\n")
+    log = home.log_file("setup").read_text()
+    assert "/t/****/main" in log
+    assert "proxy_servers" in log  # what the user's own file says is kept
+    every = [p for p in home.root.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.stat().st_size < 10**6]
+    assert not [p for p in every if b"s3cret" in p.read_bytes() and "conda-meta" not in p.parts]
+    assert "s3cret" not in seen
+    with pytest.raises(EngineError) as caught:
+        ensure_engine(home, Engine(kind="conda", channels=[f"{token_channel}/none"]), progress, SMALL, facts=conda)
+    error = caught.value
+    assert "s3cret" not in f"{error.message}{error.hint}"
 
 
 def test_conda_that_cannot_do_it(home: Home, progress: Recorder, conda: MachineFacts, channel: str) -> None:

@@ -15,7 +15,7 @@ from llmhost.diagnosis.engine import undefined_symbols
 from llmhost.facts import CudaToolkit
 from llmhost.probe.cuda import find_toolkits, root_of
 from llmhost.probe.interpreters import find_interpreters, read_interpreter
-from llmhost.probe.programs import find_compilers, find_conda
+from llmhost.probe.programs import conda_channels, find_compilers, find_conda
 
 pytestmark = pytest.mark.integration
 
@@ -171,3 +171,38 @@ def test_undefined_symbols_are_found_without_running_the_library(tmp_path: Path)
     for name, code in (("flash_attn_2_cuda.so", source), ("flash_attn/fine.so", package / "fine.c")):
         subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, code], check=True, timeout=60)
     assert undefined_symbols(tmp_path) == [(tmp_path / "flash_attn_2_cuda.so", [gone])]
+
+
+LISTS = """#!/bin/sh
+if [ "$1 $2" = "config list" ]; then
+  printf 'channels:\\n  - https://mirror/conda-forge\\n  - own\\ncustom_channels:\\n  x: https://y\\n'
+else
+  exit 2
+fi
+"""
+SHOWS = """#!/bin/sh
+if [ "$1 $2 $3" = "config --show channels" ]; then printf 'channels:\\n  - defaults\\n'; else exit 2; fi
+"""
+NONE = "#!/bin/sh\nprintf 'default_channels:\\n  - https://mirror/main\\n'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "channels"),
+    [
+        ("micromamba", LISTS, ("https://mirror/conda-forge", "own")),
+        ("mamba", LISTS, ("https://mirror/conda-forge", "own")),  # from 2.0 on
+        ("mamba", SHOWS, ("defaults",)),
+        ("conda", SHOWS, ("defaults",)),
+        ("micromamba", NONE, ()),
+        ("conda", "#!/bin/sh\nexit 1\n", ()),
+        ("conda", "#!/bin/sh\necho '{'\n", ()),
+    ],
+)
+def test_channels_that_conda_and_its_like_are_configured_with(
+    tmp_path: Path, name: str, script: str, channels: tuple[str, ...]
+) -> None:
+    """Stand-ins that say what conda 25, mamba 1 and 2 and micromamba 2 say."""
+    program = tmp_path / name
+    program.write_text(script)
+    program.chmod(0o755)
+    assert conda_channels(str(program)) == channels
