@@ -24,6 +24,7 @@ from llmhost.env.log import SetupLog
 from llmhost.env.manifest import read_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Unit
+from llmhost.env.python import script_command
 from llmhost.env.releases import read_releases
 from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import EngineError
@@ -126,6 +127,23 @@ def test_it_is_compiled_kept_checked_and_installed(case: Case) -> None:
     )
     assert not list((case.home.cache / "flash-attn").glob("*/src")), "objects of a finished build are not needed"
     assert [w.file for w in kept_wheels(case.home.wheels)] == [record["file"]]
+
+
+def test_an_engine_of_python_3_10(case: Case) -> None:
+    """It has no option -P: the stand-in refuses that as 3.10 does. Nothing beside our scripts is imported for it."""
+    real = case.python.with_name("python-real")
+    case.python.rename(real)
+    case.python.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" != -P ] || {{ echo "Unknown option: -P" >&2; exit 2; }}; done\n'
+        f'exec -a {case.python} {real} "$@"\n'.replace("#!/bin/sh", "#!/bin/bash")
+    )
+    case.python.chmod(0o755)
+    assert ensure.read_target(case.python).torch == "2.11.0"
+    beside = case.work / "script.py"
+    beside.write_text("import sys; print(sys.argv[1:], any(not f or f == sys.argv[1] for f in sys.path))")
+    said = capture(script_command(case.python, beside, str(case.work)), cwd=case.work).stdout
+    assert said == f"{[str(case.work)]} False\n"
+    assert case.ensure().source == "built"
 
 
 def test_the_next_engine_gets_the_kept_wheel_without_a_compiler(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

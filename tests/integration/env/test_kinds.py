@@ -253,9 +253,11 @@ def test_conda_keeps_the_token_of_a_channel_to_itself(
     every = [p for p in home.root.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.stat().st_size < 10**6]
     assert not [p for p in every if b"s3cret" in p.read_bytes() and "conda-meta" not in p.parts]
     assert "s3cret" not in seen
+    wrong = Engine(kind="conda", python=MINOR, channels=[f"{token_channel}/none"])
     with pytest.raises(EngineError) as caught:
-        ensure_engine(home, Engine(kind="conda", channels=[f"{token_channel}/none"]), progress, SMALL, facts=conda)
+        ensure_engine(Home(work / "other"), wrong, progress, SMALL, facts=conda)
     error = caught.value
+    assert "conda cannot make the environment" in error.message
     assert "s3cret" not in f"{error.message}{error.hint}"
 
 
