@@ -152,6 +152,8 @@ class MachineFacts:
     """What is set of CUDA_HOME, CUDA_PATH, CUDA_VISIBLE_DEVICES and CONDA_PREFIX."""
     conda_channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Where conda, mamba and micromamba are configured to take packages from, by program."""
+    uv_settings: Mapping[str, str] = field(default_factory=dict)
+    """The same of uv: its variables, and the options of its files."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def _lines(facts: MachineFacts) -> Iterator[tuple[str, str]]:
     yield from _column("compilers", [f"{p.name} {p.version}  {p.path}" for p in facts.compilers] or ["none"])
     yield "uv", f"{facts.uv.version}  {facts.uv.path}" if facts.uv else "none"
     yield from _column("pip", [f"{name} {value}" for name, value in facts.pip.items()] or ["as it comes"])
+    yield from _column("uv settings", [f"{name} {value}" for name, value in facts.uv_settings.items()])
     yield from _column("proxies", [f"{name} {value}" for name, value in facts.proxies.items()])
     yield from _column("models", [f"{name}  {_gib(size)}" for name, size in facts.models.items()] or ["none"])
     yield from _column("environment", [f"{name}={value}" for name, value in facts.environment.items()])

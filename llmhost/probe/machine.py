@@ -29,6 +29,7 @@ from llmhost.probe.programs import (
     find_conda,
     find_uv_program,
 )
+from llmhost.probe.uv_options import read_uv_settings
 
 SOURCES = (
     "index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "cert", "client-cert", "proxy",
@@ -74,6 +75,7 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         uv=find_uv_program(),
         pip={name: without_credentials(value) for name, value in pip.result().items() if name in SOURCES},
         models=stored.result(),
+        uv_settings=read_uv_settings(environ, home.engines, root),
     )
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from llmhost import config
 from llmhost.env import ensure_engine, find_engine
-from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify
+from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, source, verify
 from llmhost.env.flash_attn.compile import COMPILE
 from llmhost.env.flash_attn.ensure import FlashAttnReport
 from llmhost.env.flash_attn.store import RECORD, kept_wheels
@@ -270,6 +274,30 @@ def test_a_source_that_is_none(case: Case, content: bytes, words: str) -> None:
     error = case.refused()
     assert words in error.message
     assert error.hint
+
+
+def test_no_proxy_is_honoured_in_the_download(work: Path) -> None:
+    """As uv honours it, though pip's proxy stands in no variable of this process."""
+    (work / "mirror").mkdir()
+    (work / "mirror/file").write_bytes(b"from the mirror")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(work / "mirror"))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url, proxy = f"http://127.0.0.1:{server.server_port}/file", {"HTTP_PROXY": "http://127.0.0.1:1"}
+            for exempt in ("127.0.0.1", "*", f"elsewhere, 127.0.0.1:{server.server_port}"):
+                source._download(url, work / "got", {**proxy, "NO_PROXY": exempt})
+            assert (work / "got").read_bytes() == b"from the mirror"
+            with pytest.raises(httpx.ConnectError):
+                source._download(url, work / "got", proxy)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
 
 
 def test_an_index_without_that_version(case: Case, wheels: Path) -> None:
