@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
+from llmhost.bundle import Wish, bare_facts, carried, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
 from llmhost.bundle.flash_attn import wheel_for
@@ -56,7 +56,7 @@ SMALL = tuple(replace(r, disk_bytes=1_000_000) for r in read_releases() if r.dev
 def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The releases need next to no disk, and no margin is kept free."""
     monkeypatch.setattr(targets, "choose_release", lambda *_: SMALL[0])
-    monkeypatch.setattr(bootstrap, "MARGIN", 0)
+    monkeypatch.setattr(carried, "MARGIN", 0)
 
 
 def create(
@@ -88,7 +88,7 @@ def test_create_and_install(home: Home, work: Path, progress: Recorder, wheels: 
     found = find_engine(Home(work / "other"), Engine())
     assert found == done.engine
     assert subprocess.run([found.python, "-c", "import torch"], check=False).returncode == 0
-    assert not list(work.glob("other.bundle-*"))
+    assert not [*work.glob("other.*"), *work.glob("other/.bundle-*")]
     assert install_bundle(Home(work / "other"), bundle, progress).engine == done.engine
 
 
@@ -133,9 +133,9 @@ def test_a_missing_piece_is_named_and_comes_later(home: Home, work: Path, progre
 
 def test_a_bundle_for_another_machine(home: Home, work: Path, progress: Recorder) -> None:
     bundle = create(home, work / "b", progress, split=1_000_000)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["for"]["machine"] = "aarch64"
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(BundleError, match="is for aarch64 machines with Debian"):
         install_bundle(Home(work / "other"), bundle, progress)
     assert not (work / "other").exists()
@@ -262,6 +262,48 @@ def test_an_altered_file_of_the_same_size_is_replaced(home: Home, work: Path, pr
     assert next(other.wheels.glob("transformers-*")).stat().st_ino == kept
 
 
+def test_it_is_unpacked_in_the_home_and_what_was_left_goes(home: Home, work: Path, progress: Recorder) -> None:
+    """The directory that the home is in may be somebody else's."""
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    other = Home(work / "theirs/home")
+    stale = other.root / ".bundle-0123456789ab/wheels"
+    stale.mkdir(parents=True)
+    other.marker.touch()
+    beside = set((work / "theirs").iterdir())
+    seen: list[Path] = []
+
+    class Watching(Recorder):
+        def advanced(self, step: str, done: int, total: int, unit: str) -> None:
+            seen.extend(other.root.glob(".bundle-*"))
+            assert set((work / "theirs").iterdir()) == beside
+
+    assert install_bundle(other, bundle, Watching()).engine is not None
+    assert {p.name for p in seen} == {f".bundle-{read_bundle(bundle)['id']}"}
+    assert not list(other.root.glob(".bundle-*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config", {"device": "tpu"}, r"bundle\.json is damaged: engine\.config\.device: "),
+        ("config", {"colour": "red"}, r"bundle\.json is damaged: engine\.config\.colour: "),
+        ("config", 7, r"bundle\.json is damaged: engine\.config: "),
+        ("release", {"vllm": "0.32.0"}, r"bundle\.json is damaged: engine\.release\.device: "),
+    ],
+)
+def test_an_engine_that_no_llmhost_yaml_could_ask_for(
+    home: Home, work: Path, progress: Recorder, key: str, value: object, message: str
+) -> None:
+    bundle = create(home, work / "b", progress)
+    manifest = carried.read_manifest(bundle)
+    manifest["engine"][key] = value
+    carried.write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match=message) as raised:
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert "copy bundle.json again" in raised.value.hint
+    assert not (work / "other/wheels").exists()
+
+
 def test_an_engine_of_another_kind_is_asked_for(home: Home, work: Path, progress: Recorder) -> None:
     bundle = create(home, work / "b", progress)
     (work / "other").mkdir()
@@ -327,18 +369,18 @@ def test_a_disk_that_fills_up(
 ) -> None:
     monkeypatch.setattr(creating, "STREAMS", {"bundle": "none", "models": "none"})
     bundle = create(home, work / "b", progress, split=1_000_000)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     (full_disk / "filler").write_bytes(os.urandom(60_000))
-    with pytest.raises(bootstrap.BundleProblem, match="not enough disk space to unpack"):
-        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
-    monkeypatch.setattr(bootstrap, "require_room", lambda *_: None)  # as if it had been free a moment ago
-    with pytest.raises(bootstrap.BundleProblem, match=r"the disk of .* is full") as raised:
-        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    with pytest.raises(carried.BundleProblem, match="not enough disk space to unpack"):
+        carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    monkeypatch.setattr(carried, "require_room", lambda *_: None)  # as if it had been free a moment ago
+    with pytest.raises(carried.BundleProblem, match=r"the disk of .* is full") as raised:
+        carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
     assert "goes on" in raised.value.hint
     assert not (full_disk / "out/bundle.json").exists()
     (full_disk / "filler").unlink()
-    bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
-    assert not list(bootstrap.problems(full_disk / "out", bootstrap.read_manifest(full_disk / "out")))
+    carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    assert not list(carried.problems(full_disk / "out", carried.read_manifest(full_disk / "out")))
 
 
 def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, progress: Recorder) -> None:
@@ -364,6 +406,20 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert "bundle.001 is cut short: 0 of " in installed.stderr
     assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
     assert not (work / "p").exists()
+    (bundle / "carried.py").unlink()
+    bare = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stderr.splitlines()[-1]) == (1, "hint: copy it again")
+
+
+def test_the_bootstrap_takes_no_directory_of_somebody_else(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    (work / "theirs").mkdir()
+    (work / "theirs/diary.txt").touch()
+    run = [sys.executable, str(bundle / "bootstrap.py"), "--home", str(work / "theirs"), "--prefix", str(work / "p")]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"error: {work / 'theirs'} is not a home of llmhost and not empty" in done.stderr
+    assert [f.name for f in (work / "theirs").iterdir()] == ["diary.txt"]
 
 
 def test_the_probe_says_what_llmhost_facts_says(home: Home) -> None:
@@ -386,13 +442,13 @@ def test_a_kept_flash_attn_wheel_stays_here_and_travels_as_it_is(
     kept.mkdir(parents=True)
     make_wheel(kept, "flash-attn", "2.8.3", {"flash_attn/__init__.py": ""})
     (wheel,) = kept.iterdir()
-    was = bootstrap.file_sha256(wheel)
+    was = carried.file_sha256(wheel)
     item = Item(f"flash-attn/key/{wheel.name}", wheel, "flash-attn")
     monkeypatch.setattr(creating, "flash_attn_items", lambda *_: [item])
     config = Config(engine=Engine(device="cpu", flash_attn=True))
     bundle = create(home, work / "b", progress, config=config, parts=("flash-attn",), split=split)
     (entry,) = read_bundle(bundle)["files"]
-    assert (bootstrap.file_sha256(wheel), entry["sha256"]) == (was, was)
+    assert (carried.file_sha256(wheel), entry["sha256"]) == (was, was)
     if split is None:
         assert not (bundle / item.path).samefile(wheel)
 
@@ -401,9 +457,9 @@ def test_an_engine_for_the_other_device_is_refused_before_anything_is_placed(
     home: Home, work: Path, progress: Recorder
 ) -> None:
     bundle = create(home, work / "b", progress)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["engine"]["release"]["device"] = "cuda"
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(EngineError, match="computes on cpu, and there is only an engine for cuda"):
         install_bundle(Home(work / "other"), bundle, progress)
     assert not (work / "other/wheels").exists()
@@ -451,14 +507,14 @@ def test_llmhost_yaml_stays_private_and_its_own_file(
     assert any(str(file) in note for note in progress.notes)
     other = Home(work / "other")
     install_bundle(other, work / "b", progress)
-    carried = work / "b" / ("bundle.000" if split else "llmhost.yaml")
-    assert [f.stat().st_mode & 0o777 for f in (carried, other.config_file)] == [0o600, 0o600]
-    assert not other.config_file.samefile(carried)
+    there = work / "b" / ("bundle.000" if split else "llmhost.yaml")
+    assert [f.stat().st_mode & 0o777 for f in (there, other.config_file)] == [0o600, 0o600]
+    assert not other.config_file.samefile(there)
     if split:
-        bootstrap.unpack(work / "b", bootstrap.read_manifest(work / "b"), work / "u", lambda _: None)
+        carried.unpack(work / "b", carried.read_manifest(work / "b"), work / "u", lambda _: None)
         assert (work / "u/llmhost.yaml").stat().st_mode & 0o777 == 0o600
     else:
-        assert not carried.samefile(file)
+        assert not there.samefile(file)
 
 
 def test_only_files_of_this_user_are_linked(
