@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from llmhost.env.flash_attn.store import SOURCES, file_sha256
 from llmhost.env.pip_config import mask
@@ -98,7 +97,7 @@ def _locate(folder: Path, version: str, python: str | Path, uv: Uv) -> tuple[str
 
 def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
     if urlsplit(url).scheme == "file":
-        shutil.copyfile(url2pathname(urlsplit(url).path), target)
+        shutil.copyfile(unquote(urlsplit(url).path), target)
         return
     import httpx  # noqa: PLC0415
 
