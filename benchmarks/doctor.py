@@ -21,11 +21,12 @@ from llmhost.paths import Home
 ROOT = Path(__file__).parents[1]
 
 
-def once(home: Path, command: str) -> tuple[float, float]:
-    """Seconds, and seconds of processor time, of one run."""
+def once(*words: str) -> tuple[float, float]:
+    """Seconds, and seconds of processor time, of one run of Python with these words."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    argv = [sys.executable, "-m", "llmhost", "--home", str(home), command]
-    subprocess.run(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -36,10 +37,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     given = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
-    for command in ("doctor", "facts", "--help"):
-        runs = [once(given.home, command) for _ in range(given.rounds)]
+    own = ("-m", "llmhost", "--home", str(given.home))
+    commands = {f"llmhost {command}": (*own, command) for command in ("doctor", "facts", "--help")}
+    for name, words in {**commands, "python -c pass": ("-c", "pass")}.items():
+        runs = [once(*words) for _ in range(given.rounds)]
         wall, cpu = (statistics.median(values) for values in zip(*runs, strict=True))
-        print(f"llmhost {command:7} {wall:6.2f} s, {cpu:5.2f} s of processor time, fastest {min(runs)[0]:.2f} s")
+        print(f"{name:15} {wall:6.3f} s, {cpu:5.2f} s of processor time, fastest {min(runs)[0]:.3f} s")
     home = Home.resolve(str(given.home))
     config = configuration.load(home.config_file)
     times = []

@@ -113,7 +113,7 @@ class Program:
 class MachineFacts:
     """Everything that decides which engine runs on a machine and what it lacks; `llmhost facts` prints it.
 
-    Sizes in bytes. Holds no secrets: addresses in ``pip`` and ``proxies`` are without user and password.
+    Sizes in bytes. Holds no secrets: addresses are without user, password and token.
     """
 
     llmhost: str
@@ -150,6 +150,10 @@ class MachineFacts:
     """What lies in models_dir: ``owner/name`` -> bytes."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What is set of CUDA_HOME, CUDA_PATH, CUDA_VISIBLE_DEVICES and CONDA_PREFIX."""
+    conda_channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Where conda, mamba and micromamba are configured to take packages from, by program."""
+    uv_settings: Mapping[str, str] = field(default_factory=dict)
+    """The same of uv: its variables, and the options of its files."""
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,10 @@ class Home:
         """Names the engine that counts when llmhost.yaml names none."""
         return self.engines / "current"
 
-    def lock_of_engine(self, name: str) -> Path:
-        """The packages of an engine; beside llmhost.yaml, for version control."""
-        return self.root / ("engine.lock" if name == "default" else f"engine-{name}.lock")
+    @property
+    def engine_lock(self) -> Path:
+        """The packages of the engine that counts, whatever it is called; beside llmhost.yaml, for version control."""
+        return self.root / "engine.lock"
 
     @property
     def wheels(self) -> Path:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmhost import __version__
-from llmhost.bundle import bootstrap
-from llmhost.bundle.gather import Item, cache_items, config_items, flash_attn_items, model_items
+from llmhost.bundle import carried
+from llmhost.bundle.flash_attn import flash_attn_items
+from llmhost.bundle.gather import Item, cache_items, config_items, model_items
 from llmhost.bundle.links import copy_private, link_or_copy
 from llmhost.bundle.own_wheel import make_own_wheel
 from llmhost.bundle.pack import Pieces, pack_pieces
@@ -101,7 +102,7 @@ def create_bundle(
 
 
 def _require_replaceable(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()) and not (output / bootstrap.MANIFEST).is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / carried.MANIFEST).is_file():
         raise BundleError(f"{output} is not empty and no bundle", "name a new directory with -o")
     if output.exists() and not output.is_dir():
         raise BundleError(f"{output} is a file", "name a new directory with -o")
@@ -134,7 +135,8 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
     if "llmhost" in wish.parts:
         _llmhost(target, pins, uv, content)
     if "flash-attn" in wish.parts and config.engine.flash_attn:
-        content.items += flash_attn_items(home, target, config.engine.flash_attn, uv)
+        engine = {pin.name: pin.version for pin in pins}
+        content.items += flash_attn_items(home, target, config.engine.flash_attn, engine, uv)
     if "models" in wish.parts:
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:
@@ -215,7 +217,7 @@ def _write(content: _Content, target: Target, wish: Wish, work: Path, progress: 
         bundle.mkdir()
         manifest |= _pieces(contents, bundle, files, wish, progress)
     _write_programs(bundle, target)
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     _write_sums(bundle)
     made = manifest["pieces"] or files
     progress.finished(COMPRESS, f"{len(made)} files, {sum(f['size'] for f in made) / 1e6:.0f} MB")
@@ -247,7 +249,7 @@ def _lay(item: Item, contents: Path, wish: Wish, strip: Mapping[str, Mapping[str
     else:
         link_or_copy(item.source, target, link=item.kind == "model")
     path = target.relative_to(contents).as_posix()
-    return {"path": path, "size": target.stat().st_size, "sha256": bootstrap.file_sha256(target), **entry}
+    return {"path": path, "size": target.stat().st_size, "sha256": carried.file_sha256(target), **entry}
 
 
 def _lay_lock(content: _Content, target: Target, files: list[dict[str, Any]], contents: Path) -> dict[str, Any]:
@@ -255,19 +257,19 @@ def _lay_lock(content: _Content, target: Target, files: list[dict[str, Any]], co
     sums = {_normal(f["path"].rpartition("/")[2]): f["sha256"] for f in files if f["path"].endswith(".whl")}
     release = target.release
     text = HEAD.format(
-        name="default", vllm=release.vllm, device=release.device, python=minor(target.engine_python),
+        vllm=release.vllm, device=release.device, python=minor(target.engine_python),
         torch_backend=release.torch_backend,
     )  # fmt: skip
     for pin in sorted(content.locked, key=lambda p: p.name):
         text += f"{pin.name}=={pin.version} \\\n    --hash=sha256:{sums[f'{_normal(pin.name)}-{pin.version}']}\n"
     path = contents / LOCK
     path.write_text(text, encoding="utf-8")
-    return {"path": LOCK, "size": path.stat().st_size, "sha256": bootstrap.file_sha256(path), "kind": "lock"}
+    return {"path": LOCK, "size": path.stat().st_size, "sha256": carried.file_sha256(path), "kind": "lock"}
 
 
 def _manifest(content: _Content, target: Target, files: list[dict[str, Any]]) -> dict[str, Any]:
     manifest = {
-        "format": bootstrap.FORMAT,
+        "format": carried.FORMAT,
         "llmhost": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "for": target.describe(),
@@ -277,7 +279,7 @@ def _manifest(content: _Content, target: Target, files: list[dict[str, Any]]) ->
         "streams": [],
         "pieces": [],
     }
-    return {**manifest, "id": bootstrap.digest_of(manifest)[:12]}
+    return {**manifest, "id": carried.digest_of(manifest)[:12]}
 
 
 def _pieces(
@@ -305,7 +307,8 @@ def _pieces(
 
 
 def _write_programs(bundle: Path, target: Target) -> None:
-    shutil.copyfile(HERE / "bootstrap.py", bundle / "bootstrap.py")
+    for program in ("bootstrap.py", "carried.py"):
+        shutil.copyfile(HERE / program, bundle / program)
     script = (HERE / "install.sh").read_text(encoding="utf-8")
     filled = script.replace("@PYTHON@", minor(target.python)).replace("@INTERPRETER@", target.python.path)
     (bundle / "install.sh").write_text(filled, encoding="utf-8")
@@ -315,7 +318,7 @@ def _write_programs(bundle: Path, target: Target) -> None:
 def _write_sums(bundle: Path) -> None:
     """SHA256SUMS, for `sha256sum -c`."""
     names = sorted(p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file())
-    lines = "".join(f"{bootstrap.file_sha256(bundle / name)}  {name}\n" for name in names)
+    lines = "".join(f"{carried.file_sha256(bundle / name)}  {name}\n" for name in names)
     (bundle / "SHA256SUMS").write_text(lines, encoding="utf-8")
 
 

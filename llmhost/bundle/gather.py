@@ -1,22 +1,16 @@
-"""What is on this machine already and goes into a bundle: models, flash-attention, compile caches, llmhost.yaml."""
+"""What is on this machine already and goes into a bundle: models, compile caches, llmhost.yaml."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmhost import config as configuration
-from llmhost.bundle.target import Target, minor
+from llmhost.bundle.target import Target
 from llmhost.config import Config
-from llmhost.env.flash_attn import wheels_for_bundle
-from llmhost.env.flash_attn.plan import wanted_version
-from llmhost.env.flash_attn.source import fetch_source
-from llmhost.env.flash_attn.store import SOURCES
 from llmhost.env.progress import Progress
-from llmhost.env.uv import Uv
 from llmhost.errors import BundleError
 from llmhost.facts import EngineFacts, MachineFacts
 from llmhost.hub.pull import MANIFEST, read_manifest
@@ -95,16 +89,3 @@ def cache_items(home: Home, target: Target) -> Iterator[Item]:
     for file in sorted(directory.rglob("*")):
         if file.is_file() and not file.is_symlink():
             yield Item(file.relative_to(home.root).as_posix(), file, "cache")
-
-
-def flash_attn_items(home: Home, target: Target, wanted: bool | str, uv: Uv) -> Iterator[Item]:
-    """Kept flash-attention wheels for the target's Python; without one the source, to be compiled there."""
-    version = wanted_version(wanted)
-    kept = wheels_for_bundle(home, f"cp{minor(target.engine_python).replace('.', '')}", version)
-    for wheel in kept:
-        for file in sorted(wheel.folder.iterdir()):
-            yield Item(f"flash-attn/{wheel.folder.name}/{file.name}", file, "flash-attn")
-    if not kept:
-        uv.progress.note(f"no flash-attn {version} for that Python is kept here: its source goes along")
-        source = fetch_source(home.wheels if home.root.is_dir() else uv.cwd / "flash-attn", version, sys.executable, uv)
-        yield Item(f"flash-attn/{SOURCES}/{source.name}", source, "flash-attn")

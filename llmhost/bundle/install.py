@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from llmhost import config as configuration
-from llmhost.bundle import bootstrap
+from llmhost.bundle import carried
 from llmhost.bundle.links import copy_private, link_or_copy, may_link
 from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.env.current import engine_name
-from llmhost.env.lock import read_lock
-from llmhost.env.releases import choose_release
+from llmhost.env.lock import publish_lock, read_lock
+from llmhost.env.releases import Release, choose_release
 from llmhost.errors import BundleError
 from llmhost.facts import EngineFacts
 from llmhost.homedir import claim
@@ -55,10 +56,10 @@ def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed
     """
     manifest = read_bundle(directory)
     with told():
-        bootstrap.require_machine(manifest)
+        carried.require_machine(manifest)
         claim(home)
         progress.started(VERIFY)
-        bootstrap.require_whole(directory, manifest)
+        carried.require_whole(directory, manifest)
         progress.finished(VERIFY, f"{len(manifest['pieces'] or manifest['files'])} files")
         contents = _contents(home, directory, manifest, progress)
         if manifest["engine"]:
@@ -71,10 +72,11 @@ def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed
 
 
 def _contents(home: Home, directory: Path, manifest: dict[str, Any], progress: Progress) -> Path:
-    """The directory with the files; for a bundle in pieces one beside the home."""
-    if not manifest["pieces"]:
+    """The directory with the files; for a bundle in pieces a hidden one in the home."""
+    contents = carried.unpacked_dir(home.root, manifest) if manifest["pieces"] else directory
+    carried.sweep(home.root, contents)
+    if contents == directory:
         return directory
-    contents = bootstrap.unpacked_dir(home.root, manifest)
     total, done = sum(p["size"] for p in manifest["pieces"]), 0
 
     def count(size: int) -> None:
@@ -83,7 +85,7 @@ def _contents(home: Home, directory: Path, manifest: dict[str, Any], progress: P
         progress.advanced(UNPACK, done, total, "bytes")
 
     progress.started(UNPACK)
-    bootstrap.unpack(directory, manifest, contents, count)
+    carried.unpack(directory, manifest, contents, count)
     progress.finished(UNPACK, f"{len(manifest['files'])} files")
     return contents
 
@@ -96,7 +98,7 @@ class _Placing:
         self.kinds: dict[str, list[str]] = defaultdict(list)
         for entry in manifest["files"]:
             self.kinds[entry["kind"]].append(entry["path"])
-        self.sizes = {entry["path"]: entry["size"] for entry in manifest["files"]}
+        self.entries = {entry["path"]: entry for entry in manifest["files"]}
 
     def run(self) -> dict[str, Any]:
         self.progress.started(PLACE)
@@ -108,8 +110,8 @@ class _Placing:
             self._place({p: self.home.root / p for p in self.kinds["cache"]})
             models = self._models()
         except OSError as e:
-            raise bootstrap.disk_problem(e, self.home.root) from e
-        self.progress.finished(PLACE, f"{len(self.sizes)} files")
+            raise carried.disk_problem(e, self.home.root) from e
+        self.progress.finished(PLACE, f"{len(self.entries)} files")
         return {"wheels": len(wheels), "models": models, "caches": len(self.kinds["cache"]), "config": config}
 
     def _config(self) -> bool:
@@ -120,18 +122,27 @@ class _Placing:
         return bool(self.kinds["config"])
 
     def _place(self, targets: Mapping[str, Path], *, link: bool = False) -> None:
-        """Each file, whole or not at all; what is there in this size stays (it was verified then).
+        """Each file, whole or not at all; what is there with this content stays, what was altered is replaced.
 
         ``link`` for what nobody writes to: it may be the same file as in the bundle where that is ours.
         """
-        left = {p: t for p, t in targets.items() if not (t.is_file() and t.stat().st_size == self.sizes[p])}
+        left = {p: t for p, t in targets.items() if not self._is_there(p, t)}
         link = link and _same_disk(self.contents, self.home.root)
         copied = [p for p in left if not (link and may_link(self.contents / p))]
         if copied:
-            bootstrap.require_room(left[copied[0]], sum(self.sizes[p] for p in copied), "copy the bundle's files")
+            carried.require_room(
+                left[copied[0]], sum(self.entries[p]["size"] for p in copied), "copy the bundle's files"
+            )
         for path, target in left.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(self.contents / path, target, link=link)
+
+    def _is_there(self, path: str, target: Path) -> bool:
+        entry = self.entries[path]
+        if not target.is_file() or target.stat().st_size != entry["size"]:
+            return False
+        # The same file under two names was verified a moment ago.
+        return target.samefile(self.contents / path) or carried.file_sha256(target) == entry["sha256"]
 
     def _models(self) -> tuple[str, ...]:
         """Each model below a hidden name first: one that is there is complete."""
@@ -153,31 +164,61 @@ def _same_disk(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
 
 
-def _require_engine(home: Home, contents: Path, carried: Mapping[str, Any]) -> None:
+def _require_engine(home: Home, contents: Path, brought: Mapping[str, Any]) -> None:
     """The engine of the bundle is what will be asked for, and runs here; nothing is placed before that is known."""
     file = next((f for f in (home.config_file, contents / home.config_file.name) if f.exists()), None)
-    engine = configuration.load(file).engine if file else Engine(**carried["config"])
-    if engine.vllm not in (None, carried["vllm"]):
+    engine = configuration.load(file).engine if file else _carried_engine(brought)
+    if engine.kind != "venv":
         raise BundleError(
-            f"{file} asks for vLLM {engine.vllm}, and the bundle has {carried['vllm']}",
+            f"engine.kind in {file} is {engine.kind}, and the bundle holds wheels for an environment of the kind venv",
+            "write kind: venv there, or create a bundle without an engine (--only models …)",
+        )
+    if engine.vllm not in (None, brought["vllm"]):
+        raise BundleError(
+            f"{file} asks for vLLM {engine.vllm}, and the bundle has {brought['vllm']}",
             "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
         )
-    choose_release(read_machine(home), engine, (release_from_json(carried["release"]),))
+    choose_release(read_machine(home), engine, (_carried_release(brought),))
+
+
+def _carried_engine(brought: Mapping[str, Any]) -> Engine:
+    """``engine:`` as the bundle was made for it; raises BundleError for what no llmhost.yaml could say."""
+    try:
+        return Engine.model_validate(brought["config"])
+    except ValidationError as e:
+        raise _damaged("engine.config", e) from e
+
+
+def _carried_release(brought: Mapping[str, Any]) -> Release:
+    try:
+        return release_from_json(brought["release"])
+    except ValidationError as e:
+        raise _damaged("engine.release", e) from e
+
+
+def _damaged(key: str, error: ValidationError) -> BundleError:
+    wrong = error.errors()[0]
+    place = ".".join(map(str, (key, *wrong["loc"])))
+    return BundleError(
+        f"{carried.MANIFEST} is damaged: {place}: {wrong['msg']}",
+        f"copy {carried.MANIFEST} again, or create the bundle again with the llmhost that is to install it",
+    )
 
 
 def _engine(home: Home, contents: Path, manifest: Mapping[str, Any], progress: Progress) -> EngineFacts:
     """The engine that llmhost.yaml asks for, from the wheels in the home alone."""
-    carried = manifest["engine"]
+    brought = manifest["engine"]
     written = home.config_file.exists()
-    engine = configuration.load(home.config_file).engine if written else Engine(**carried["config"])
-    if find_engine(home, engine) is None:
+    engine = configuration.load(home.config_file).engine if written else _carried_engine(brought)
+    lock = read_lock(contents / LOCK)
+    if find_engine(home, engine, lock) is None:
         unpacked = sum(entry.get("unpacked", 0) for entry in manifest["files"] if entry["kind"] == "engine")
         with told():
-            bootstrap.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
-    locked = home.lock_of_engine(engine_name(home, engine))
-    link_or_copy(contents / LOCK, locked, link=False)
+            carried.require_room(home.engines, unpacked * 5 // 4, "build the engine")  # and its bytecode
     with _offline(home.wheels):
-        return ensure_engine(home, engine, progress, lock=read_lock(locked))
+        found = ensure_engine(home, engine, progress, lock=lock)
+    publish_lock(home, found.name)
+    return found
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from llmhost.bundle.slim import Slimming, read_slimming
 from llmhost.config import Engine
 from llmhost.env.releases import Release, choose_release
@@ -170,9 +172,5 @@ def release_to_json(release: Release) -> dict[str, Any]:
 
 
 def release_from_json(data: Mapping[str, Any]) -> Release:
-    """A release as a manifest has it."""
-    return Release(**{k: _tuples(v) for k, v in data.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    """A release as a manifest has it. Raises pydantic's ValidationError for what is none."""
+    return TypeAdapter(Release).validate_python(data)

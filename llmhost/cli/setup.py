@@ -36,7 +36,7 @@ def setup_command(
     flash-attn is a package that some models and programs import; vLLM itself brings what it needs. A build takes many
     minutes and much memory (--dry-run tells how much); its wheel is kept for the next engine.
     """
-    from llmhost import engines
+    from llmhost import engines, switching
     from llmhost.cli.progress import shown_progress
 
     wanted = True if flash_attn == "true" else flash_attn
@@ -46,7 +46,7 @@ def setup_command(
         return
     with shown_progress() as progress:
         engine = engines.setup(session.home, progress, locked=locked, flash_attn=wanted)
-        warmed = engines.warm(session.home, progress) if warm else ()
+        warmed = switching.warm(session.home, progress) if warm else ()
     if as_json:
         console.json_result(
             {

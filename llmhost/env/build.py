@@ -16,8 +16,9 @@ from llmhost.env.flags import read_flags
 from llmhost.env.flash_attn import ensure_flash_attn, require_possible
 from llmhost.env.gate import GateReport, import_gate
 from llmhost.env.journal import ENVIRONMENT, PACKAGES, Journal, Step
-from llmhost.env.lock import Lock, record_lock
+from llmhost.env.lock import OWN, Lock, keep_lock, record_lock
 from llmhost.env.manifest import Manifest, Spec, python_of
+from llmhost.env.pip_config import mask
 from llmhost.env.python import read_python, see_through
 from llmhost.env.releases import Release, dotted
 from llmhost.env.uv import Uv
@@ -55,7 +56,7 @@ class Construction:
     def order(self) -> dict[str, Any]:
         """What decides whether an unfinished build is what is wanted."""
         release = self.release.requirement if self.release else ""
-        channels = list(self.engine.channels)
+        channels = [mask(channel) for channel in self.engine.channels]
         lock = self.lock.digest if self.lock else ""
         spec = {k: v for k, v in asdict(Spec.of(self.engine)).items() if k not in ("vllm", "flash_attn")}
         return {**spec, "requirement": release, "channels": channels, "lock": lock}
@@ -89,6 +90,8 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
     lock = construction.lock
     if lock is None:
         lock = _record(construction, build, release, report, journal)
+    else:
+        keep_lock(build, lock)
     manifest = manifest_of(construction, build, report, journal, lock.digest)
     return with_flash_attn(construction, python_of(build), manifest) if construction.engine.flash_attn else manifest
 
@@ -200,11 +203,10 @@ def verify(python: Path, build: Path, device: Device, uv: Uv, more: Mapping[str,
 
 
 def _record(construction: Construction, build: Path, release: Release, report: GateReport, journal: Journal) -> Lock:
-    uv, name = construction.uv, construction.name
+    uv = construction.uv
     uv.progress.started(LOCK)
     with journal.step(LOCK) as detail:
-        path = construction.home.lock_of_engine(name)
-        lock = record_lock(python_of(build), build, release, report.python, uv, path, name)
+        lock = record_lock(python_of(build), build, release, report.python, uv, build / OWN)
         detail.append(f"{len(lock.packages)} packages{'' if lock.hashed else ', not all with a hash'}")
     uv.progress.finished(LOCK, journal.steps[-1].detail)
     return lock

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from llmhost.config import Engine
 from llmhost.env.log import SetupLog
+from llmhost.env.pip_config import mask
 from llmhost.env.releases import Release, dotted
 from llmhost.errors import CommandError, EngineError
 from llmhost.facts import MachineFacts
-from llmhost.run import capture, follow
+from llmhost.probe.programs import conda_channels
+from llmhost.run import follow
 
 PREFERRED = ("mamba", "conda", "micromamba")
 """They take the same commands; mamba solves faster than an old conda."""
@@ -36,16 +47,17 @@ def create(tool: str, build: Path, engine: Engine, release: Release, log: SetupL
 
     Raises EngineError when it cannot be solved or installed.
     """
-    command = [tool, "create", "--yes", "--prefix", str(build), *_channels(tool, engine), *_wanted(engine, release)]
-    log.write(f"$ {' '.join(command)}")
     lines: list[str] = []
 
     def take(line: str) -> None:
-        log.write(line)
-        lines.append(line)
+        lines.append(mask(line))
+        log.write(lines[-1])
 
     try:
-        status = follow(command, take, env=ENVIRONMENT, cwd=build.parent)
+        with _channels(tool, engine, build.parent) as (channels, env):
+            command = [tool, "create", "--yes", "--prefix", str(build), *channels, *_wanted(engine, release)]
+            log.write(f"$ {mask(' '.join(command))}")
+            status = follow(command, take, env={**ENVIRONMENT, **env}, cwd=build.parent)
     except CommandError as e:
         raise EngineError(f"conda cannot be used: {e.message}", "see engine.kind in llmhost.yaml") from e
     if status != 0:
@@ -68,22 +80,51 @@ def _wanted(engine: Engine, release: Release) -> list[str]:
     return packages
 
 
-def _channels(tool: str, engine: Engine) -> list[str]:
-    """Those of llmhost.yaml and no others, else conda's own, else conda-forge (micromamba has none by itself)."""
-    if engine.channels:
-        return ["--override-channels", *(word for channel in engine.channels for word in ("--channel", channel))]
-    shown = capture(
-        [tool, "config", "list"] if _is_micromamba(tool) else [tool, "config", "--show", "channels"], check=False
-    )
-    has_some = re.search(r"^\s*-\s+\S", shown.stdout.partition("channels:")[2].split("\n\n")[0], re.MULTILINE)
-    return [] if has_some else ["--channel", FALLBACK]
+@contextmanager
+def _channels(tool: str, engine: Engine, place: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Arguments and environment for the channels: those of llmhost.yaml and no others, else the tool's own.
+
+    conda-forge where it has none by itself (micromamba). What holds a password or token gets a name in a
+    configuration that only its user can read: arguments are visible to every user of the machine.
+    """
+    if not engine.channels:
+        yield ([] if conda_channels(tool) else ["--channel", FALLBACK]), {}
+        return
+    secret = {f"llmhost-{i}": channel for i, channel in enumerate(engine.channels) if mask(channel) != channel}
+    names = {channel: name for name, channel in secret.items()}
+    words = [word for channel in engine.channels for word in ("--channel", names.get(channel, channel))]
+    with _condarc(secret, place) as env:
+        yield ["--override-channels", *words], env
 
 
-def _is_micromamba(tool: str) -> bool:
-    return Path(tool).name.startswith("micromamba")
+@contextmanager
+def _condarc(named: Mapping[str, str], place: Path) -> Iterator[dict[str, str]]:
+    """A configuration for one call with channels by name, on top of what CONDARC names already."""
+    if not named:
+        yield {}
+        return
+    folder = Path(tempfile.mkdtemp(prefix=".conda.", dir=place))
+    try:
+        own = _own_condarc()
+        multi = {**(own.get("custom_multichannels") or {}), **{name: [channel] for name, channel in named.items()}}
+        file = folder / ".condarc"  # conda takes no other names
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            YAML(typ="safe", pure=True).dump({**own, "custom_multichannels": multi}, out)
+        yield {"CONDARC": str(file)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refusal(command: list[str], lines: list[str], status: int, log: SetupLog) -> EngineError:
+def _own_condarc() -> dict[str, Any]:
+    """What the user's CONDARC says: it would not be read beside ours."""
+    try:
+        data = YAML(typ="safe", pure=True).load(Path(os.environ["CONDARC"]).read_text(encoding="utf-8"))
+    except (KeyError, OSError, UnicodeDecodeError, YAMLError):
+        return {}
+    return dict(data) if isinstance(data, Mapping) else {}
+
+
+def _refusal(command: Sequence[str], lines: Sequence[str], status: int, log: SetupLog) -> EngineError:
     text = "\n".join(lines)
     for pattern, words, remedy in REMEDIES:
         if found := re.search(pattern, text, re.IGNORECASE | re.DOTALL):

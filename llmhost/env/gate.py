@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhost.env.log import SetupLog
+from llmhost.env.python import script_command
 from llmhost.errors import CommandError, EngineError
 from llmhost.facts import Device
 from llmhost.run import Completed, capture
@@ -42,10 +43,8 @@ def import_gate(python: Path, cwd: Path, log: SetupLog, more: Mapping[str, str] 
     """
     log.write("importing torch, transformers and vllm")
     try:
-        # Not by its path, which would put its directory, no part of the engine, on sys.path.
-        run = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
         environment = {**ENVIRONMENT, **(more or {})}
-        done = capture([python, "-c", run], env=environment, timeout=TIMEOUT, check=False, cwd=cwd)
+        done = capture(script_command(python, SCRIPT), env=environment, timeout=TIMEOUT, check=False, cwd=cwd)
     except CommandError as e:
         raise EngineError(f"the new engine's interpreter cannot be used: {e.message}", e.hint) from e
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):

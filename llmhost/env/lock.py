@@ -1,7 +1,8 @@
 """The set of packages of an engine, recorded so that the very same can be installed again.
 
 A requirements file for pip and uv: names, versions, and the hashes of their files where the index gives them. It lies
-beside llmhost.yaml and is made for version control: sorted, without dates, addresses or paths.
+beside llmhost.yaml and is made for version control: sorted, without dates, addresses or paths. That one file is always
+of the engine that counts; each build keeps its own, which is copied there when its engine is made the one that counts.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import os
 import re
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmhost.config import Engine
+from llmhost.env.manifest import read_manifest
 from llmhost.env.python import normalized, read_python
 from llmhost.env.releases import Release
 from llmhost.env.torch_index import run_with_torch
 from llmhost.env.uv import Uv
 from llmhost.errors import EngineError
 from llmhost.facts import Device
+from llmhost.paths import Home
 
+OWN = "engine.lock"
+"""In a build: its packages."""
 HEAD = """\
-# The packages of the engine {name}, for `llmhost setup --locked`. Written by llmhost; keep it beside llmhost.yaml.
+# The packages of the engine, for `llmhost setup --locked`. Written by llmhost; keep it beside llmhost.yaml.
 # vllm: {vllm}
 # device: {device}
 # python: {python}
@@ -48,6 +54,8 @@ class Lock:
     """Every package has a hash."""
     digest: str
     """Of the whole set; equal sets have equal ones."""
+    text: str = field(repr=False)
+    """All of the file."""
 
     @property
     def python_minor(self) -> tuple[int, ...]:
@@ -75,7 +83,7 @@ def read_lock(path: Path) -> Lock:
     device: Device = "cuda" if head["device"] == "cuda" else "cpu"
     return Lock(
         path, head["vllm"], device, head["python"], head.get("torch-backend", ""), tuple(entries),
-        all(entries.values()), _digest(tuple(entries)),
+        all(entries.values()), _digest(tuple(entries)), text,
     )  # fmt: skip
 
 
@@ -96,7 +104,50 @@ def _digest(packages: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(sorted(packages)).encode()).hexdigest()[:16]
 
 
-def record_lock(python: Path, scratch: Path, release: Release, version: str, uv: Uv, path: Path, name: str) -> Lock:
+def require_agreement(lock: Lock, engine: Engine, device: Device) -> None:
+    """Raise EngineError when llmhost.yaml asks for something else; ``device`` is what its engine.device means here."""
+    if engine.vllm not in (None, lock.vllm):
+        raise EngineError(
+            f"engine.vllm is {engine.vllm}, but {lock.path} has vLLM {lock.vllm}",
+            "make them agree, or leave --locked out, and the file is written anew",
+        )
+    if device != lock.device:
+        meant = "" if engine.device == device else f", which is {device} on this machine"
+        raise EngineError(
+            f"engine.device is {engine.device}{meant}, but {lock.path} is of an engine for {lock.device}",
+            f"write engine.device: {lock.device} in llmhost.yaml, or leave --locked out, and the file is written anew",
+        )
+
+
+def keep_lock(build: Path, lock: Lock) -> None:
+    """What a build was installed from stays with it. Raises EngineError."""
+    _replace(build / OWN, lock.text)
+
+
+def publish_lock(home: Home, name: str) -> bool:
+    """Make engine.lock that of this engine, which counts now; False when its packages were never recorded.
+
+    Raises EngineError when it cannot be written.
+    """
+    directory = home.engine_dir(name)
+    manifest = read_manifest(directory)
+    try:
+        text = (directory / manifest.build / OWN).read_text(encoding="utf-8") if manifest else ""
+    except (OSError, UnicodeDecodeError):
+        return False
+    if text and not _holds(home.engine_lock, text):
+        _replace(home.engine_lock, text)
+    return bool(text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def record_lock(python: Path, scratch: Path, release: Release, version: str, uv: Uv, path: Path) -> Lock:
     """Write down what is installed in an environment, with hashes where the indexes give them. Raises EngineError.
 
     An index that cannot be asked any more costs the hashes, not the file. ``version`` is that of the interpreter.
@@ -108,9 +159,7 @@ def record_lock(python: Path, scratch: Path, release: Release, version: str, uv:
     hashes = _hashes(pinned, python, scratch, release, uv)
     body = "".join(_entry(package, hashes.get(package.partition("==")[0], [])) for package in pinned)
     minor = ".".join(version.split(".")[:2])
-    head = HEAD.format(
-        name=name, vllm=release.vllm, device=release.device, python=minor, torch_backend=release.torch_backend
-    )
+    head = HEAD.format(vllm=release.vllm, device=release.device, python=minor, torch_backend=release.torch_backend)
     _replace(path, head + body)
     return read_lock(path)
 

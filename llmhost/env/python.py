@@ -23,6 +23,12 @@ for d in importlib.metadata.distributions():
 headers = os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h"))
 print(json.dumps({"version": list(sys.version_info[:3]), "headers": headers, "packages": found}))
 """
+RUN = """
+import runpy, sys
+sys.path[:] = [folder for folder in sys.path if folder]
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 SECONDS = 60.0
 
 
@@ -53,6 +59,14 @@ class Python:
     headers: bool
     packages: Mapping[str, Package]
     """By normalized name."""
+
+
+def script_command(python: str | Path, script: Path, *arguments: str) -> list[str]:
+    """Run a script of ours in an engine without its directory, or the present one, on sys.path.
+
+    The option for that (-P) came with Python 3.11, and engines may be older.
+    """
+    return [str(python), "-c", RUN, str(script), *arguments]
 
 
 def read_python(path: Path) -> Python:

@@ -14,7 +14,7 @@ from llmhost.env.builds import clean_up, new_build, remove_unused, setup_lock
 from llmhost.env.current import engine_name
 from llmhost.env.existing import adopt
 from llmhost.env.journal import Journal
-from llmhost.env.lock import Lock
+from llmhost.env.lock import Lock, publish_lock
 from llmhost.env.log import SetupLog
 from llmhost.env.manifest import Manifest, Spec, read_manifest, write_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
@@ -29,9 +29,12 @@ from llmhost.probe.machine import read_machine
 PLACEHOLDER = "existing"
 
 
-def find_engine(home: Home, engine: config.Engine) -> EngineFacts | None:
-    """The engine that llmhost.yaml asks for when it is built and verified, else None. Reads one small file."""
-    return _find(home, engine, engine_name(home, engine), None)
+def find_engine(home: Home, engine: config.Engine, lock: Lock | None = None) -> EngineFacts | None:
+    """The engine that llmhost.yaml asks for when it is built and verified, else None. Reads one small file.
+
+    With ``lock`` only one of exactly these packages.
+    """
+    return _find(home, engine, engine_name(home, engine), lock)
 
 
 def _find(home: Home, engine: config.Engine, name: str, lock: Lock | None) -> EngineFacts | None:
@@ -68,6 +71,8 @@ def ensure_engine(
     directory = home.engine_dir(own)
     if found := _find(home, engine, own, lock):
         clean_up(directory, home.plan_file)
+        if not home.engine_lock.exists():
+            _publish(home, engine, own)
         return found
     if engine.kind != "existing" and release is None:
         release = _choose(home, _as_locked(engine, lock), progress, releases, facts)
@@ -155,10 +160,17 @@ def _adopt(construction: Construction, began: float) -> EngineFacts:
 
 def _finish(construction: Construction, manifest: Manifest) -> EngineFacts:
     write_manifest(construction.directory, manifest)
+    _publish(construction.home, construction.engine, construction.name)
     # From here on the manifest has it; a build that no manifest names later is not to be gone on with.
     Journal(construction.directory / manifest.build, {}).forget()
     construction.uv.log.write(f"{manifest.build} is the engine now")
     return manifest.facts(construction.directory)
+
+
+def _publish(home: Home, engine: config.Engine, name: str) -> None:
+    """engine.lock is of the engine that counts, and of no other."""
+    if name == engine_name(home, engine):
+        publish_lock(home, name)
 
 
 def _unfinished(construction: Construction) -> tuple[Path | None, Journal | None]:

@@ -78,7 +78,9 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
     drafts = [draft for draft in drafts if draft.keys]
     if not drafts:
         names = ", ".join(map(str, texts))
-        raise ConfigError(f"{names} runs neither vLLM nor text-embeddings-inference", "other servers cannot be moved")
+        unset = ", ".join(line.source for line in project.lines if line.source.startswith("${"))
+        hint = f"these variables have no value: {unset}" if unset else "other servers cannot be moved"
+        raise ConfigError(f"{names} runs neither vLLM nor text-embeddings-inference", hint)
     return Imported(finish(drafts, lines), tuple(lines))
 
 

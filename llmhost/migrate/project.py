@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,23 @@ from ruamel.yaml.error import YAMLError
 
 from llmhost.errors import ConfigError
 from llmhost.migrate.report import Line, Outcome
+from llmhost.migrate.variables import env_file, interpolated
 
-VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-?+])([^}]*))?\}|(\w+))")
 ADDED = ("ports", "volumes", "expose", "devices", "env_file", "security_opt", "cap_add", "dns", "configs", "secrets")
 """Lists that a later file adds to; everything else that is no mapping it replaces (compose's merge rules)."""
 NAMES = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
 """Files beside which an override is looked for."""
 _DEEP = 16
 """Levels of include and extends before it is taken for a circle."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file, the directory that its relative paths count from, and the variables that fill it."""
+
+    source: Path
+    base: Path
+    environ: Mapping[str, str]
 
 
 @dataclass
@@ -38,7 +46,7 @@ class Project:
         if line not in self.lines:
             self.lines.append(line)
 
-    def add(self, text: str, source: Path, depth: int = _DEEP, *, over: bool = False) -> None:
+    def add(self, text: str, source: Path, *, over: bool = False) -> None:
         """Read a file into the project; what it has of a service that is there goes on top of it.
 
         With ``over`` in any case, as an override file: otherwise two services of one name and different images stay
@@ -46,19 +54,38 @@ class Project:
 
         Raises ConfigError when it, or one that it names, is no compose file.
         """
-        data = self._load(text, source)
+        self._add(text, _Place(source, source.parent, self.environ), _DEEP, over)
+
+    def _add(self, text: str, place: _Place, depth: int, over: bool) -> None:
+        source, data = place.source, self._load(text, place)
         services = data.get("services")
         if not isinstance(services, Mapping) and (services is not None or "include" not in data):
             raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
         for key in data:
             if key not in ("services", "version", "name", "include") and not str(key).startswith("x-"):
                 self.note(str(key), "left out", "not a service")
-        for path in _included(data.get("include")):
+        for item in _items(data.get("include") or []):
             self._require_depth(depth, source)
-            self.add(self._read(source.parent / path), source.parent / path, depth - 1)
+            for included, above in self._included(item, place):
+                self._add(self._read(included.source), included, depth - 1, above)
         for name, entry in (services or {}).items():
-            whole = self._extended(entry if isinstance(entry, Mapping) else {}, services or {}, source, depth)
-            self._take(str(name), whole, source, over)
+            whole = self._extended(entry if isinstance(entry, Mapping) else {}, services or {}, place, depth)
+            self._take(str(name), _filled(whole, place.environ), source, over)
+
+    def _included(self, item: object, place: _Place) -> Iterator[tuple[_Place, bool]]:
+        """The files of an entry of ``include:``, each with whether it goes on top of those before it."""
+        entry = item if isinstance(item, Mapping) else {"path": item}
+        for key in (k for k in entry if k not in ("path", "project_directory", "env_file")):
+            self.note(f"include: {key}", "by hand", "a key of compose that is not known here")
+        paths = [place.base / str(path) for path in _items(entry.get("path"))]
+        base = place.base / str(entry["project_directory"]) if entry.get("project_directory") else paths[0].parent
+        named = [place.base / str(file) for file in _items(entry.get("env_file") or [])]
+        beside = [base / ".env"] if not named and (base / ".env").is_file() else []
+        own: dict[str, str] = {}
+        for file in (*named, *beside):
+            own |= env_file(self._read(file))
+        for index, path in enumerate(paths):  # what is set outside counts before what these files set
+            yield _Place(path, base, {**own, **place.environ}), index > 0
 
     def _take(self, name: str, entry: Mapping[str, Any], source: Path, over: bool) -> None:
         there = self.services.get(name)
@@ -72,10 +99,10 @@ class Project:
             self.services[other] = entry
 
     def _extended(
-        self, entry: Mapping[str, Any], siblings: Mapping[str, Any], source: Path, depth: int
+        self, entry: Mapping[str, Any], siblings: Mapping[str, Any], place: _Place, depth: int
     ) -> Mapping[str, Any]:
         """A service with what it extends below it, and its paths made absolute."""
-        entry = _absolute(entry, source.parent)
+        source, entry = place.source, _absolute(entry, place.base)
         extends = entry.get("extends")
         if extends is None:
             return entry
@@ -87,15 +114,19 @@ class Project:
             raise ConfigError(
                 f"{source}: extends: {extends!r} cannot be read", "write `extends: {file: …, service: …}`"
             )
-        file = source.parent / str(extends["file"]) if extends.get("file") else source
-        others = siblings if file == source else self._load(self._read(file), file).get("services")
+        other = place
+        if extends.get("file"):
+            file = place.base / str(extends["file"])
+            other = _Place(file, file.parent, place.environ)
+        file = other.source
+        others = siblings if file == source else self._load(self._read(file), other).get("services")
         base = others.get(str(extends.get("service"))) if isinstance(others, Mapping) else None
         if not isinstance(others, Mapping) or not isinstance(base, Mapping):
             raise ConfigError(
                 f"{source}: it extends the service {extends.get('service')}, which {file} does not have",
                 "check it with `docker compose config`",
             )
-        return merged(self._extended(base, others, file, depth - 1), own)
+        return merged(self._extended(base, others, place if file == source else other, depth - 1), own)
 
     def _require_depth(self, depth: int, source: Path) -> None:
         if not depth:
@@ -107,18 +138,18 @@ class Project:
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"cannot read {path}: {e}", "include, extends and env_file name files that exist") from e
 
-    def _load(self, text: str, source: Path) -> Mapping[str, Any]:
-        missing: list[str] = []
+    def _load(self, text: str, place: _Place) -> Mapping[str, Any]:
+        source, missing = place.source, dict[str, str]()
         try:
-            data = YAML(typ="safe", pure=True).load(interpolated(text, self.environ, missing))
+            data = YAML(typ="safe", pure=True).load(interpolated(text, place.environ, missing))
         except (YAMLError, ValueError, RecursionError) as e:  # a date that does not exist is a ValueError
             raise ConfigError(
                 f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
             ) from e
         if not isinstance(data, Mapping):
             raise ConfigError(f"{source} is no compose file", "name a docker-compose.yaml")
-        for name in missing:
-            self.note(f"${{{name}}}", "by hand", "the variable is not set: it was taken as empty")
+        for name, what in missing.items():
+            self.note(f"${{{name}}}", "by hand", what)
         return data
 
     def environment(self, name: str, entry: Mapping[str, Any]) -> dict[str, str]:
@@ -167,13 +198,13 @@ def _pairs(environment: object) -> dict[str, Any]:
     return {key: value if equals else None for key, equals, value in split}
 
 
-def _included(value: object) -> list[str]:
-    """Paths under ``include:``, which may be texts or mappings with ``path``."""
-    paths: list[str] = []
-    for item in _items(value) if value else ():
-        found = item.get("path") if isinstance(item, Mapping) else item
-        paths += [str(path) for path in _items(found)]
-    return paths
+def _filled(entry: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """A service whose variables without a value have the one that is set where its file counts."""
+    written = entry.get("environment")
+    if written is None:
+        return dict(entry)
+    pairs = {name: environ.get(name) if value is None else value for name, value in _pairs(written).items()}
+    return {**entry, "environment": pairs}
 
 
 def _env_files(value: object) -> list[tuple[Path, bool]]:
@@ -210,33 +241,6 @@ def _absolute_volume(volume: object, base: Path) -> object:
 
 def _absolute_source(source: str, base: Path) -> str:
     return str((base / os.path.expanduser(source)).resolve()) if source.startswith(("/", ".", "~")) else source
-
-
-def interpolated(text: str, environ: Mapping[str, str], missing: list[str]) -> str:
-    """``${NAME}``, ``${NAME:-default}``, ``$$``, as compose does it; names without a value are added to ``missing``."""
-
-    def value(match: re.Match[str]) -> str:
-        dollar, braced, operator, rest, plain = match.groups()
-        if dollar:
-            return "$"
-        name = braced or plain
-        found = environ.get(name)
-        empty = found is None or (found == "" and (operator or "").startswith(":"))
-        if operator and operator.endswith("+"):
-            return "" if empty else str(rest)
-        if empty and operator and operator.endswith("-"):
-            return str(rest)
-        if found is None and name not in missing:
-            missing.append(name)
-        return found or ""
-
-    return VARIABLE.sub(value, text)
-
-
-def env_file(text: str) -> dict[str, str]:
-    """The variables of a ``.env`` file."""
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
-    return {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
 
 
 def overrides(path: Path, given: Sequence[Path]) -> list[Path]:

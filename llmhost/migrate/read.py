@@ -11,9 +11,10 @@ from ruamel.yaml import YAML
 from llmhost import config
 from llmhost.errors import ConfigError
 from llmhost.migrate.compose import import_compose
-from llmhost.migrate.project import env_file, overrides
+from llmhost.migrate.project import overrides
 from llmhost.migrate.report import Imported
 from llmhost.migrate.supervisord import import_supervisord
+from llmhost.migrate.variables import env_file
 
 
 def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:

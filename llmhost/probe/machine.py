@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmhost import __version__
-from llmhost.facts import MachineFacts
+from llmhost.facts import MachineFacts, Program
 from llmhost.paths import Home
 from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.gpus import read_gpus
@@ -22,7 +22,14 @@ from llmhost.probe.host import free_bytes, read_host
 from llmhost.probe.interpreters import Found, find_interpreters
 from llmhost.probe.nvidia import Accelerators
 from llmhost.probe.pip_options import mask, read_pip_options
-from llmhost.probe.programs import conda_environments, find_compilers, find_conda, find_uv_program
+from llmhost.probe.programs import (
+    conda_channels,
+    conda_environments,
+    find_compilers,
+    find_conda,
+    find_uv_program,
+)
+from llmhost.probe.uv_options import read_uv_settings
 
 SOURCES = (
     "index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "cert", "client-cert", "proxy",
@@ -52,7 +59,7 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
     with ThreadPoolExecutor(max_workers=8) as pool:
         essentials = pool.submit(read_essentials, home, models, root)
         pythons = pool.submit(find_interpreters, environ, [prefix / "bin/python3" for prefix in environments])
-        conda = pool.submit(find_conda, environ, root)
+        conda = pool.submit(_conda, environ, root)
         compilers = pool.submit(find_compilers, environ)
         pip = pool.submit(read_pip_options)
         stored = pool.submit(lambda: dict(_models(models)))
@@ -62,11 +69,13 @@ def read_machine(home: Home, models_dir: Path | None = None, root: Path = Path("
         essentials.result(),
         toolkits=toolkits.result(),
         interpreters=tuple(f.interpreter for f in found),
-        conda=conda.result(),
+        conda=conda.result()[0],
+        conda_channels=conda.result()[1],
         compilers=compilers.result(),
         uv=find_uv_program(),
         pip={name: without_credentials(value) for name, value in pip.result().items() if name in SOURCES},
         models=stored.result(),
+        uv_settings=read_uv_settings(environ, home.engines, root),
     )
 
 
@@ -96,6 +105,14 @@ def read_essentials(
         proxies=_proxies(environ),
         environment={name: environ[name] for name in VARIABLES if name in environ},
     )
+
+
+def _conda(environ: Mapping[str, str], root: Path) -> tuple[tuple[Program, ...], dict[str, tuple[str, ...]]]:
+    programs = find_conda(environ, root)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        channels = list(pool.map(conda_channels, [program.path for program in programs]))
+    shown = (tuple(map(mask, found)) for found in channels)
+    return programs, {program.name: found for program, found in zip(programs, shown, strict=True) if found}
 
 
 def _site_packages(found: tuple[Found, ...]) -> list[Path]:

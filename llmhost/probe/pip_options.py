@@ -14,11 +14,13 @@ from llmhost.run import capture
 SECTIONS = ("global", "install", ":env:")
 """Sections that `pip install` reads, later ones win (pip's ``_get_ordered_configuration_items``)."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
+TOKEN = re.compile(r"(://[^/\s'\"]+/t/)[^/\s'\"]+")
+"""``https://host/t/TOKEN/channel``, as Anaconda's repositories write it (for conda, and for pip)."""
 
 
 def mask(text: str) -> str:
-    """The text with ``user:password`` in URLs replaced."""
-    return CREDENTIALS.sub("****", text)
+    """The text with ``user:password`` and tokens in URLs replaced."""
+    return TOKEN.sub(r"\1****", CREDENTIALS.sub("****", text))
 
 
 def read_pip_options() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Programs that an installation may need: conda and its like, compilers, uv."""
+"""Programs that an installation may need, and their channels: conda and its like, compilers, uv."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from llmhost.errors import CommandError
 from llmhost.facts import Program
@@ -59,6 +62,28 @@ def conda_environments(environ: Mapping[str, str] = os.environ, root: Path = Pat
     active = [Path(environ["CONDA_PREFIX"])] if environ.get("CONDA_PREFIX") else []
     below = [p for prefix in conda_roots(environ, root) for p in (prefix, *sorted(prefix.glob("envs/*")))]
     return tuple(dict.fromkeys(p for p in (*active, *remembered, *below) if (p / "conda-meta").is_dir()))
+
+
+def conda_channels(tool: str) -> tuple[str, ...]:
+    """The channels that conda, mamba or micromamba is configured with (.condarc, .mambarc …), as it says itself.
+
+    They may hold passwords and tokens. Empty where none are configured, or where it does not say.
+    """
+    python = ["config", "--show", "channels"]  # conda, and the mamba that was written in Python (before 2.0)
+    for question in [python] if os.path.basename(tool) == "conda" else [["config", "list"], python]:
+        try:
+            done = capture([tool, *question], timeout=SECONDS)
+            told = YAML(typ="safe", pure=True).load(done.stdout)
+        except (CommandError, YAMLError, ValueError):
+            continue
+        channels = told.get("channels") if isinstance(told, Mapping) else None
+        return tuple(_channel(c) for c in channels) if isinstance(channels, list) else ()
+    return ()
+
+
+def _channel(entry: object) -> str:
+    """A name or an address; newer versions of conda take settings below it."""
+    return str(next(iter(entry))) if isinstance(entry, Mapping) and entry else str(entry)
 
 
 def find_compilers(environ: Mapping[str, str] = os.environ) -> tuple[Program, ...]:

@@ -18,6 +18,9 @@ WAIT_ENV = "LLMHOST_LOCK_TIMEOUT"
 WAIT_SECONDS = 60.0
 """Seconds that a command waits for its turn unless the environment says otherwise."""
 
+TRIAL = "trial."
+"""Begins the names of files in run/ that belong to the command that holds the home (`llmhost.supervise.trial`)."""
+
 on_wait: ContextVar[Callable[[str], None]] = ContextVar("on_wait", default=lambda _: None)
 """Told, in words, who is at work when a command has to wait for its turn."""
 
@@ -37,6 +40,8 @@ def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[N
             os.ftruncate(fd, 0)
             with contextlib.suppress(OSError):  # a full disk: then the others are not told by name
                 os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
+            for left in home.run.glob(f"{TRIAL}*.json"):  # whoever was killed over it; it may hold secrets
+                left.unlink(missing_ok=True)
             yield
             os.ftruncate(fd, 0)
     finally:

@@ -15,6 +15,7 @@ from llmhost.files import RenderedFile
 from llmhost.paths import Home
 from llmhost.plan import Plan, ProgramPlan
 from llmhost.run import while_running
+from llmhost.supervise.lock import TRIAL
 
 POLL_SECONDS = 0.5
 ENDED = ("backoff", "failed", "stopped")
@@ -26,7 +27,7 @@ def try_program(
     """Start an engine, wait until it has answered a real request of its guard, stop it; the seconds that it took.
 
     ``spec`` is what `llmhost.render` has for its guard. supervisord knows nothing of it. Raises NotReadyError with the
-    cause when it does not become ready within ``timeout`` seconds.
+    cause when it does not become ready within ``timeout`` seconds. Call it with the lock of the home held.
     """
     began = time.monotonic()
     state = home.state_file(program.name)
@@ -43,7 +44,7 @@ def try_program(
 
 
 def _private_file(directory: Path, text: str) -> Path:
-    handle, name = tempfile.mkstemp(dir=directory, prefix="trial.", suffix=".json")
+    handle, name = tempfile.mkstemp(dir=directory, prefix=TRIAL, suffix=".json")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     return Path(name)

@@ -97,4 +97,4 @@ def test_from_a_bundle_to_a_chat_without_a_network(place: Path) -> None:
     logs = "".join(f.read_text() for f in (place / "install.log", place / "up.log") if f.exists())
     assert done.returncode == 0, done.stderr + logs
     assert json.loads(done.stdout.splitlines()[-1])["choices"][0]["message"]["content"].strip()
-    assert not list(place.glob("h.bundle-*"))
+    assert not [*place.glob("h.*"), *place.glob("h/.bundle-*")]

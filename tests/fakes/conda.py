@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import rattler
+from ruamel.yaml import YAML
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +30,17 @@ def main(argv: list[str]) -> int:
             channels.append(next(words))
         elif not word.startswith("--"):
             specs.append(word)
+    channels = [address for channel in channels for address in named(channel)]
     return asyncio.run(create(prefix, channels or os.environ.get("FAKE_CONDA_CHANNELS", "").split(), specs))
+
+
+def named(channel: str) -> list[str]:
+    """A channel, or those that the configuration in CONDARC calls so (custom_multichannels)."""
+    if "CONDARC" not in os.environ:
+        return [channel]
+    with open(os.environ["CONDARC"], encoding="utf-8") as file:
+        multi = YAML(typ="safe").load(file).get("custom_multichannels", {})
+    return list(multi.get(channel, [channel]))
 
 
 async def create(prefix: str, channels: list[str], specs: list[str]) -> int:

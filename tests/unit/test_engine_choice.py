@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from llmhost import engines
+from llmhost import engines, switching
 from llmhost.config import Config, parse
 from llmhost.env.current import choose_engine, engine_names
 from llmhost.env.manifest import Manifest, Spec, write_manifest
@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Home:
 def test_a_version_that_is_none(home: Home, to: str) -> None:
     (home.root / ".llmhost").touch()
     with pytest.raises(EngineError, match="is no version of vLLM"):
-        engines.upgrade(home, to, Silent(), lambda _: None)
+        switching.upgrade(home, to, Silent(), lambda _: None)
     with pytest.raises(ConfigError, match=r"engine\.vllm"):
         parse(f"engine: {{vllm: {to!r}}}")
 
@@ -47,10 +47,10 @@ def test_a_version_that_is_none(home: Home, to: str) -> None:
 def test_an_engine_is_called_so_that_it_is_found_again(
     home: Home, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "read_machine", lambda _: CPU_BOX)
-    release = engines._target(home, parse(f"engine: {{vllm: {version}}}").engine, version)
+    monkeypatch.setattr(switching, "read_machine", lambda _: CPU_BOX)
+    release = switching._target(home, parse(f"engine: {{vllm: {version}}}").engine, version)
     assert release.vllm == version
-    name = engines._name_for(home, release)
+    name = switching._name_for(home, release)
     choose_engine(home, name)
     shutil.copytree(home.engine_dir("old"), home.engine_dir(name))
     assert name in engine_names(home)
@@ -99,9 +99,9 @@ def test_a_trial_takes_its_turn_before_it_looks_what_runs(home: Home, monkeypatc
             pass
         raise Looked
 
-    monkeypatch.setattr(engines, "read_plan", look)
+    monkeypatch.setattr(switching, "read_plan", look)
     with pytest.raises(Looked):
-        engines.try_service(home, cast("Any", None), cast("Any", None), Silent())
+        switching.try_service(home, cast("Any", None), cast("Any", None), Silent())
 
 
 def test_the_first_error_is_told_when_going_back_fails_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +115,9 @@ def test_the_first_error_is_told_when_going_back_fails_too(home: Home, monkeypat
     def wait(_: Any) -> None:
         raise NotReadyError("the new one does not start", "")
 
-    monkeypatch.setattr(engines.daemon, "is_running", lambda _: True)
-    monkeypatch.setattr(engines.workflow, "reload", reload)
+    monkeypatch.setattr(switching.daemon, "is_running", lambda _: True)
+    monkeypatch.setattr(switching.workflow, "reload", reload)
     with pytest.raises(NotReadyError, match="the new one does not start"):
-        engines._switch(home, "default", "old", Silent(), wait)
+        switching._switch(home, "default", "old", Silent(), wait)
     assert asked == [True, False]
-    assert engines.engine_name(home, Config().engine) == "default"
+    assert switching.engine_name(home, Config().engine) == "default"

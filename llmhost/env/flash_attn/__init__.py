@@ -5,7 +5,6 @@ from llmhost.env.flash_attn.ensure import (
     ensure_flash_attn,
     explain_flash_attn,
     require_possible,
-    wheels_for_bundle,
 )
 
-__all__ = ["FlashAttnReport", "ensure_flash_attn", "explain_flash_attn", "require_possible", "wheels_for_bundle"]
+__all__ = ["FlashAttnReport", "ensure_flash_attn", "explain_flash_attn", "require_possible"]

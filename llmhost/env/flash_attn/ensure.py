@@ -22,7 +22,7 @@ from llmhost.env.flash_attn.plan import (
     wanted_version,
 )
 from llmhost.env.flash_attn.source import fetch_source
-from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel, kept_wheels
+from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel
 from llmhost.env.flash_attn.target import read_target
 from llmhost.env.flash_attn.verify import Verified, verify
 from llmhost.env.uv import Uv
@@ -77,7 +77,7 @@ def ensure_flash_attn(
     if kept is None:
         kept, found = _build(home, python, spec, machine, uv), False
     elif RUNTIME not in target.packages:
-        _ensure_packages([RUNTIME], python, uv)
+        _ensure_packages([RUNTIME], python, home, uv)
     checked = _install(home, python, kept, machine, uv, devices)
     return FlashAttnReport(
         version=spec.version,
@@ -134,12 +134,6 @@ def _has_library_headers(root: Path) -> bool:
     return any(next(root.glob(f"{folder}/cusparse.h"), None) for folder in ("include", "targets/*/include"))
 
 
-def wheels_for_bundle(home: Home, python_tag: str, version: str | None = None) -> tuple[KeptWheel, ...]:
-    """Kept wheels for a Python (``cp312``): their whole folders may travel to another home's ``wheels/``."""
-    kept = (w for w in kept_wheels(home.wheels) if w.python_tag == python_tag)
-    return tuple(w for w in kept if version in (None, w.version))
-
-
 def _build(home: Home, python: Path, spec: WheelSpec, machine: MachineFacts, uv: Uv) -> KeptWheel:
     plan = plan_build(spec, machine_of(home, machine))
     for line in plan.lines():
@@ -151,7 +145,7 @@ def _build(home: Home, python: Path, spec: WheelSpec, machine: MachineFacts, uv:
             if kept := find_wheel(home.wheels, spec):  # somebody was faster
                 return kept
             began = time.monotonic()
-            _ensure_packages(plan.missing_tools, python, uv)
+            _ensure_packages(plan.missing_tools, python, home, uv)
             archive = fetch_source(home.wheels, spec.version, python, uv)
             wheel = compile_wheel(plan, python, archive, folder, uv)
             kept = keep_wheel(home.wheels, wheel, spec, time.monotonic() - began)
@@ -165,10 +159,16 @@ def _build(home: Home, python: Path, spec: WheelSpec, machine: MachineFacts, uv:
     return kept
 
 
-def _ensure_packages(names: Sequence[str], python: Path, uv: Uv) -> None:
+def _ensure_packages(names: Sequence[str], python: Path, home: Home, uv: Uv) -> None:
+    """Of the wheels that a bundle brought where they are enough: there may be no network."""
     if not names:
         return
-    if failure := uv.run(["pip", "install", "--python", str(python), *names]):
+    command = ["pip", "install", "--python", str(python), *names]
+    brought = next(home.wheels.glob("*.whl"), None) is not None
+    alone = [] if uv.settings.no_index else ["--no-index"]  # uv takes it once only
+    if brought and uv.run([*command, *alone, "--find-links", str(home.wheels)]) is None:
+        return
+    if failure := uv.run(command):
         raise failure.as_error(f"install what flash-attn needs ({', '.join(names)})", uv.log)
 
 

@@ -9,10 +9,10 @@ import tarfile
 import tomllib
 import zlib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from llmhost.env.flash_attn.store import SOURCES, file_sha256
 from llmhost.env.pip_config import mask
@@ -97,14 +97,24 @@ def _locate(folder: Path, version: str, python: str | Path, uv: Uv) -> tuple[str
 
 def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
     if urlsplit(url).scheme == "file":
-        shutil.copyfile(url2pathname(urlsplit(url).path), target)
+        shutil.copyfile(unquote(urlsplit(url).path), target)
         return
     import httpx  # noqa: PLC0415
 
-    proxy = next((env[n] for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if env.get(n)), None)
+    trust = _trust(url, env)
+    routes = {
+        pattern: httpx.HTTPTransport(verify=trust, proxy=proxy) if proxy else None
+        for pattern, proxy in proxies_of(env).items()
+    }
     with (
         httpx.Client(
-            verify=_trust(url, env), proxy=proxy, auth=_login(url, env), follow_redirects=True, timeout=SECONDS
+            # pip's proxy stands in ``env`` only, so httpx cannot read it by itself.
+            verify=trust,
+            mounts=routes,
+            auth=_login(url, env),
+            follow_redirects=True,
+            timeout=SECONDS,
+            trust_env=False,
         ) as client,
         client.stream("GET", url) as answer,
         target.open("wb") as file,
@@ -112,6 +122,29 @@ def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
         answer.raise_for_status()
         for chunk in answer.iter_bytes():
             file.write(chunk)
+
+
+def proxies_of(env: Mapping[str, str]) -> dict[str, str]:
+    """Patterns of addresses as httpx takes them, and the proxy for each, "" for none; small names win, as in uv."""
+
+    def value(name: str) -> str:
+        return env.get(name.lower()) or env.get(name) or ""
+
+    exempt = [name.strip() for name in value("NO_PROXY").split(",") if name.strip()]
+    if "*" in exempt:
+        return {}
+    found = {f"{scheme.lower()}://": value(f"{scheme}_PROXY") or value("ALL_PROXY") for scheme in ("HTTP", "HTTPS")}
+    usable = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in found.items() if proxy}
+    return {**usable, **{_pattern(name): "" for name in exempt}}
+
+
+def _pattern(name: str) -> str:
+    """An address as it is; a name with all that is below it."""
+    try:
+        address = ip_address(name.strip("[]"))
+    except ValueError:
+        return f"all://{name}" if name == "localhost" else f"all://*{name}"
+    return f"all://[{address}]" if address.version == 6 else f"all://{address}"
 
 
 def _trust(url: str, env: Mapping[str, str]) -> ssl.SSLContext | bool:

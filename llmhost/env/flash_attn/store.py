@@ -44,6 +44,11 @@ class KeptWheel:
     def path(self) -> Path:
         return self.folder / self.file
 
+    @property
+    def record(self) -> Path:
+        """What says of it what stands here; the two belong together."""
+        return self.folder / RECORD
+
     def fits(self, wanted: WheelSpec) -> bool:
         """Same version, Python, torch, CUDA, ABI and machine; it may know more GPUs than are wanted."""
         target = wanted.target

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmhost.env.python import script_command
 from llmhost.errors import CommandError, EngineError
 from llmhost.run import capture
 
@@ -45,7 +46,7 @@ class Target:
 def read_target(python: str | Path) -> Target:
     """Ask the interpreter of an engine. Raises EngineError when its torch cannot be imported."""
     try:
-        done = capture([python, "-P", SCRIPT], timeout=SECONDS, check=False)
+        done = capture(script_command(python, SCRIPT), timeout=SECONDS, check=False)
         data: dict[str, Any] = json.loads((done.stdout.strip().splitlines() or [""])[-1])
     except CommandError as e:
         raise EngineError(f"cannot ask the engine for its torch: {e.message}", e.hint) from e

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost.env.flash_attn.causes import find_cause
+from llmhost.env.python import script_command
 from llmhost.env.uv import Uv
 from llmhost.errors import CommandError, EngineError
 from llmhost.facts import Gpu
@@ -45,7 +46,7 @@ def verify(python: Path, folder: Path | None, gpus: Sequence[Gpu], uv: Uv, devic
     if not devices and gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid or str(gpu.index) for gpu in _one_of_each(gpus))
     try:
-        done = capture([python, "-P", SCRIPT, *devices], env=env, timeout=SECONDS, check=False, cwd=Path("/"))
+        done = capture(script_command(python, SCRIPT, *devices), env=env, timeout=SECONDS, check=False, cwd=Path("/"))
     except CommandError as e:
         raise EngineError(f"flash-attn cannot be checked: {e.message}", e.hint) from e
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):

@@ -16,14 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.bundle import Wish, bare_facts, bootstrap, check_bundle, create_bundle, install_bundle, read_bundle
+from llmhost.bundle import Wish, bare_facts, carried, check_bundle, create_bundle, install_bundle, read_bundle
 from llmhost.bundle import create as creating
 from llmhost.bundle import target as targets
+from llmhost.bundle.flash_attn import wheel_for
 from llmhost.bundle.gather import Item
 from llmhost.bundle.links import link_or_copy
+from llmhost.bundle.target import make_target
 from llmhost.config import Config, Engine, load
 from llmhost.env import find_engine
+from llmhost.env.flash_attn import ensure
+from llmhost.env.flash_attn.plan import TOOLS
+from llmhost.env.flash_attn.store import keep_wheel
+from llmhost.env.log import SetupLog
+from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.releases import read_releases
+from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import BundleError, EngineError, LlmhostError
 from llmhost.facts import Gpu, Interpreter, MachineFacts
 from llmhost.hub.store import verify
@@ -31,6 +39,7 @@ from llmhost.paths import Home
 from llmhost.probe.facts_file import facts_from_json
 from llmhost.probe.machine import read_machine
 from tests.integration.env.conftest import home, own_configuration, progress, wheels, work
+from tests.integration.env.flash_attn_like import VERSION, make_source
 from tests.integration.env.recorder import Recorder
 from tests.integration.env.wheels import make_wheel
 from tests.machines import CPU_BOX
@@ -47,7 +56,7 @@ SMALL = tuple(replace(r, disk_bytes=1_000_000) for r in read_releases() if r.dev
 def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The releases need next to no disk, and no margin is kept free."""
     monkeypatch.setattr(targets, "choose_release", lambda *_: SMALL[0])
-    monkeypatch.setattr(bootstrap, "MARGIN", 0)
+    monkeypatch.setattr(carried, "MARGIN", 0)
 
 
 def create(
@@ -79,7 +88,7 @@ def test_create_and_install(home: Home, work: Path, progress: Recorder, wheels: 
     found = find_engine(Home(work / "other"), Engine())
     assert found == done.engine
     assert subprocess.run([found.python, "-c", "import torch"], check=False).returncode == 0
-    assert not list(work.glob("other.bundle-*"))
+    assert not [*work.glob("other.*"), *work.glob("other/.bundle-*")]
     assert install_bundle(Home(work / "other"), bundle, progress).engine == done.engine
 
 
@@ -124,9 +133,9 @@ def test_a_missing_piece_is_named_and_comes_later(home: Home, work: Path, progre
 
 def test_a_bundle_for_another_machine(home: Home, work: Path, progress: Recorder) -> None:
     bundle = create(home, work / "b", progress, split=1_000_000)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["for"]["machine"] = "aarch64"
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(BundleError, match="is for aarch64 machines with Debian"):
         install_bundle(Home(work / "other"), bundle, progress)
     assert not (work / "other").exists()
@@ -219,6 +228,91 @@ def test_something_that_has_no_wheel(home: Home, work: Path, progress: Recorder,
     assert not (work / "b").exists()
 
 
+def test_what_fails_leaves_the_lock_of_the_engine_that_is_there(
+    home: Home, work: Path, progress: Recorder, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Home(work / "other")
+    first = install_bundle(other, create(home, work / "b", progress), progress).engine
+    lock = other.engine_lock.read_text()
+    make_wheel(wheels, "transformers", "5.20.0", {"transformers/__init__.py": "raise ImportError('broken')"})
+    with pytest.raises(EngineError, match="broken"):
+        install_bundle(other, create(home, work / "newer", progress), progress)
+    assert other.engine_lock.read_text() == lock
+    assert find_engine(other, Engine()) == first
+    (wheels / "transformers-5.20.0-py3-none-any.whl").unlink()
+    make_wheel(wheels, "transformers", "5.21.0", {"transformers/__init__.py": "__version__ = '5.21.0'"})
+    newer = install_bundle(other, create(home, work / "newest", progress), progress).engine
+    assert newer is not None
+    assert newer != first
+    assert "transformers==5.21.0" in other.engine_lock.read_text()
+    # What is there and right is not built again, and its lock comes back.
+    other.engine_lock.unlink()
+    assert install_bundle(other, work / "newest", progress).engine == newer
+    assert "transformers==5.21.0" in other.engine_lock.read_text()
+
+
+def test_an_altered_file_of_the_same_size_is_replaced(home: Home, work: Path, progress: Recorder) -> None:
+    bundle, other = create(home, work / "b", progress, split=1_000_000), Home(work / "other")
+    install_bundle(other, bundle, progress)
+    (wheel,) = other.wheels.glob("torch-*")
+    right, kept = wheel.read_bytes(), next(other.wheels.glob("transformers-*")).stat().st_ino
+    wheel.write_bytes(right[:-1] + b"!")
+    install_bundle(other, bundle, progress)
+    assert wheel.read_bytes() == right
+    assert next(other.wheels.glob("transformers-*")).stat().st_ino == kept
+
+
+def test_it_is_unpacked_in_the_home_and_what_was_left_goes(home: Home, work: Path, progress: Recorder) -> None:
+    """The directory that the home is in may be somebody else's."""
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    other = Home(work / "theirs/home")
+    stale = other.root / ".bundle-0123456789ab/wheels"
+    stale.mkdir(parents=True)
+    other.marker.touch()
+    beside = set((work / "theirs").iterdir())
+    seen: list[Path] = []
+
+    class Watching(Recorder):
+        def advanced(self, step: str, done: int, total: int, unit: str) -> None:
+            seen.extend(other.root.glob(".bundle-*"))
+            assert set((work / "theirs").iterdir()) == beside
+
+    assert install_bundle(other, bundle, Watching()).engine is not None
+    assert {p.name for p in seen} == {f".bundle-{read_bundle(bundle)['id']}"}
+    assert not list(other.root.glob(".bundle-*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config", {"device": "tpu"}, r"bundle\.json is damaged: engine\.config\.device: "),
+        ("config", {"colour": "red"}, r"bundle\.json is damaged: engine\.config\.colour: "),
+        ("config", 7, r"bundle\.json is damaged: engine\.config: "),
+        ("release", {"vllm": "0.32.0"}, r"bundle\.json is damaged: engine\.release\.device: "),
+    ],
+)
+def test_an_engine_that_no_llmhost_yaml_could_ask_for(
+    home: Home, work: Path, progress: Recorder, key: str, value: object, message: str
+) -> None:
+    bundle = create(home, work / "b", progress)
+    manifest = carried.read_manifest(bundle)
+    manifest["engine"][key] = value
+    carried.write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match=message) as raised:
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert "copy bundle.json again" in raised.value.hint
+    assert not (work / "other/wheels").exists()
+
+
+def test_an_engine_of_another_kind_is_asked_for(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress)
+    (work / "other").mkdir()
+    (work / "other/llmhost.yaml").write_text("engine: {kind: existing, python: /usr/bin/python3}\n")
+    with pytest.raises(BundleError, match="is existing, and the bundle holds wheels"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert not (work / "other/wheels").exists()
+
+
 class _Html(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = b"<!DOCTYPE html><html><body>Please log in to the company network</body></html>"
@@ -275,18 +369,18 @@ def test_a_disk_that_fills_up(
 ) -> None:
     monkeypatch.setattr(creating, "STREAMS", {"bundle": "none", "models": "none"})
     bundle = create(home, work / "b", progress, split=1_000_000)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     (full_disk / "filler").write_bytes(os.urandom(60_000))
-    with pytest.raises(bootstrap.BundleProblem, match="not enough disk space to unpack"):
-        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
-    monkeypatch.setattr(bootstrap, "require_room", lambda *_: None)  # as if it had been free a moment ago
-    with pytest.raises(bootstrap.BundleProblem, match=r"the disk of .* is full") as raised:
-        bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    with pytest.raises(carried.BundleProblem, match="not enough disk space to unpack"):
+        carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    monkeypatch.setattr(carried, "require_room", lambda *_: None)  # as if it had been free a moment ago
+    with pytest.raises(carried.BundleProblem, match=r"the disk of .* is full") as raised:
+        carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
     assert "goes on" in raised.value.hint
     assert not (full_disk / "out/bundle.json").exists()
     (full_disk / "filler").unlink()
-    bootstrap.unpack(bundle, manifest, full_disk / "out", lambda _: None)
-    assert not list(bootstrap.problems(full_disk / "out", bootstrap.read_manifest(full_disk / "out")))
+    carried.unpack(bundle, manifest, full_disk / "out", lambda _: None)
+    assert not list(carried.problems(full_disk / "out", carried.read_manifest(full_disk / "out")))
 
 
 def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, progress: Recorder) -> None:
@@ -312,6 +406,20 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert "bundle.001 is cut short: 0 of " in installed.stderr
     assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
     assert not (work / "p").exists()
+    (bundle / "carried.py").unlink()
+    bare = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stderr.splitlines()[-1]) == (1, "hint: copy it again")
+
+
+def test_the_bootstrap_takes_no_directory_of_somebody_else(home: Home, work: Path, progress: Recorder) -> None:
+    bundle = create(home, work / "b", progress, split=1_000_000)
+    (work / "theirs").mkdir()
+    (work / "theirs/diary.txt").touch()
+    run = [sys.executable, str(bundle / "bootstrap.py"), "--home", str(work / "theirs"), "--prefix", str(work / "p")]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"error: {work / 'theirs'} is not a home of llmhost and not empty" in done.stderr
+    assert [f.name for f in (work / "theirs").iterdir()] == ["diary.txt"]
 
 
 def test_the_probe_says_what_llmhost_facts_says(home: Home) -> None:
@@ -334,13 +442,13 @@ def test_a_kept_flash_attn_wheel_stays_here_and_travels_as_it_is(
     kept.mkdir(parents=True)
     make_wheel(kept, "flash-attn", "2.8.3", {"flash_attn/__init__.py": ""})
     (wheel,) = kept.iterdir()
-    was = bootstrap.file_sha256(wheel)
+    was = carried.file_sha256(wheel)
     item = Item(f"flash-attn/key/{wheel.name}", wheel, "flash-attn")
     monkeypatch.setattr(creating, "flash_attn_items", lambda *_: [item])
     config = Config(engine=Engine(device="cpu", flash_attn=True))
     bundle = create(home, work / "b", progress, config=config, parts=("flash-attn",), split=split)
     (entry,) = read_bundle(bundle)["files"]
-    assert (bootstrap.file_sha256(wheel), entry["sha256"]) == (was, was)
+    assert (carried.file_sha256(wheel), entry["sha256"]) == (was, was)
     if split is None:
         assert not (bundle / item.path).samefile(wheel)
 
@@ -349,12 +457,43 @@ def test_an_engine_for_the_other_device_is_refused_before_anything_is_placed(
     home: Home, work: Path, progress: Recorder
 ) -> None:
     bundle = create(home, work / "b", progress)
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["engine"]["release"]["device"] = "cuda"
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(EngineError, match="computes on cpu, and there is only an engine for cuda"):
         install_bundle(Home(work / "other"), bundle, progress)
     assert not (work / "other/wheels").exists()
+
+
+def test_the_source_of_flash_attn_travels_with_what_builds_it(
+    home: Home, work: Path, progress: Recorder, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel for another torch is kept here; without a network the tools are found there."""
+    release = replace(SMALL[0], device="cuda", cuda=(13, 0), torch="2.13.0")
+    monkeypatch.setattr(targets, "choose_release", lambda *_: release)
+    make_source(wheels)
+    for name in TOOLS:
+        make_wheel(wheels, name, "1.0", {f"{name}.py": ""})
+    facts = replace(BOX, gpus=(Gpu(0, "NVIDIA H200", 1, 1, (9, 0)),))
+    config = Config(engine=Engine(flash_attn=VERSION))
+    spec = wheel_for(make_target(facts, config.engine), VERSION, {})
+    assert spec is not None
+    other_torch = replace(spec, target=replace(spec.target, torch="2.11.0"))
+    keep_wheel(home.wheels, wheels / "wheel-1.0-py3-none-any.whl", other_torch, 1.0)
+    bundle = create(home, work / "b", progress, facts, config, parts=("flash-attn",))
+    archive = f"flash_attn-{VERSION}.tar.gz"
+    assert sorted(names(bundle)) == sorted([archive, *(f"{name}-1.0-py3-none-any.whl" for name in TOOLS)])
+    other = Home(work / "other")
+    install_bundle(other, bundle, progress)
+    assert (other.wheels / "sources" / archive).is_file()
+    shutil.rmtree(wheels)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody answers there
+    subprocess.run([find_uv(), "venv", "--quiet", work / "engine", "--python", sys.executable], check=True)
+    with SetupLog(other.log_file("setup")) as log:
+        uv = Uv(find_uv(), uv_settings(read_pip_options(), os.environ), work, log, progress, {})
+        ensure._ensure_packages(TOOLS, work / "engine/bin/python", other, uv)
+    assert {f.name for f in work.glob("engine/lib/python3*/site-packages/*.py")} >= {f"{name}.py" for name in TOOLS}
 
 
 @pytest.mark.parametrize("split", [None, 1_000_000])
@@ -368,14 +507,14 @@ def test_llmhost_yaml_stays_private_and_its_own_file(
     assert any(str(file) in note for note in progress.notes)
     other = Home(work / "other")
     install_bundle(other, work / "b", progress)
-    carried = work / "b" / ("bundle.000" if split else "llmhost.yaml")
-    assert [f.stat().st_mode & 0o777 for f in (carried, other.config_file)] == [0o600, 0o600]
-    assert not other.config_file.samefile(carried)
+    there = work / "b" / ("bundle.000" if split else "llmhost.yaml")
+    assert [f.stat().st_mode & 0o777 for f in (there, other.config_file)] == [0o600, 0o600]
+    assert not other.config_file.samefile(there)
     if split:
-        bootstrap.unpack(work / "b", bootstrap.read_manifest(work / "b"), work / "u", lambda _: None)
+        carried.unpack(work / "b", carried.read_manifest(work / "b"), work / "u", lambda _: None)
         assert (work / "u/llmhost.yaml").stat().st_mode & 0o777 == 0o600
     else:
-        assert not carried.samefile(file)
+        assert not there.samefile(file)
 
 
 def test_only_files_of_this_user_are_linked(

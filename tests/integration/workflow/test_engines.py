@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from llmhost.env.lock import read_lock
+from llmhost.env.manifest import read_manifest
 from tests.integration.env.wheels import make_set, make_wheel, vllm_modules
 from tests.integration.workflow.conftest import TESTS, Installed
 
@@ -49,6 +51,22 @@ def current(installed: Installed) -> str:
     return next(name for name, engine in engines(installed).items() if engine["current"])
 
 
+def record_packages(installed: Installed) -> None:
+    """The engine of these tests was not built by a setup: this is what one would have left in it."""
+    text = "# vllm: 0.32.0\n# device: cpu\n# python: 3.12\nvllm-cpu==0.32.0\n"
+    directory = installed.home.engine_dir("default")
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    build = directory / manifest.build
+    build.mkdir(exist_ok=True)
+    (build / "engine.lock").write_text(text)
+
+
+def locked_vllm(installed: Installed) -> str:
+    """What `setup --locked` would install."""
+    return read_lock(installed.home.engine_lock).vllm
+
+
 def answers(installed: Installed) -> bool:
     body = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
     answer = httpx.post(f"http://127.0.0.1:{installed.port}/v1/chat/completions", json=body, timeout=30)
@@ -57,6 +75,7 @@ def answers(installed: Installed) -> bool:
 
 def test_upgrade_and_back(installed: Installed, wheels: Path) -> None:
     installed.write(CHAT.format(model=installed.model(), args="enforce_eager: true"))
+    record_packages(installed)
     installed.run("up")
     make_version(wheels, "0.28.0")
     said = installed.run("engine", "upgrade", "--to", "0.28.0").stderr
@@ -67,6 +86,9 @@ def test_upgrade_and_back(installed: Installed, wheels: Path) -> None:
     ]  # fmt: skip
     assert [s["name"] for s in found["0.28.0-cpu"]["steps"]][:2] == ["environment", "packages"]
     assert answers(installed)
+    # engine.lock follows: exactly the engine that counts is there.
+    assert locked_vllm(installed) == "0.28.0"
+    assert json.loads(installed.run("setup", "--locked", "--json").stdout)["name"] == "0.28.0-cpu"
     # What counts is not removed; what is not there is not used.
     assert "is the one in use" in installed.refused("engine", "remove", "0.28.0-cpu")[0]
     assert "there is no engine 0.1" in installed.refused("engine", "use", "0.1")[0]
@@ -76,9 +98,9 @@ def test_upgrade_and_back(installed: Installed, wheels: Path) -> None:
 
     installed.run("engine", "use", "default")
     assert (current(installed), answers(installed)) == ("default", True)
+    assert locked_vllm(installed) == "0.32.0"
     installed.run("engine", "remove", "0.28.0-cpu")
     assert list(engines(installed)) == ["default"]
-    assert not installed.home.lock_of_engine("0.28.0-cpu").exists()
 
 
 def test_an_upgrade_that_does_not_start_leaves_the_old_one_serving(installed: Installed, wheels: Path) -> None:
@@ -176,9 +198,14 @@ def test_warming_up_and_clearing(installed: Installed) -> None:
 
 def test_locked_needs_its_file(installed: Installed) -> None:
     error, hint = installed.refused("setup", "--locked")
-    assert f"there is no lock file {installed.home.lock_of_engine('default')}" in error
+    assert f"there is no lock file {installed.home.engine_lock}" in error
     assert "`llmhost setup` writes it" in hint
-    file = installed.home.lock_of_engine("default")
+    file = installed.home.engine_lock
     file.write_text("# vllm: 0.28.0\n# device: cpu\n# python: 3.12\ntorch==2.13.0\n")
     installed.home.config_file.write_text("engine: {vllm: 0.32.0}\n")
     assert "engine.vllm is 0.32.0, but" in installed.refused("setup", "--locked")[0]
+    file.write_text("# vllm: 0.32.0\n# device: cuda\n# python: 3.12\ntorch==2.13.0\n")
+    installed.home.config_file.write_text("engine: {device: cpu}\n")
+    error, hint = installed.refused("setup", "--locked")
+    assert error == f"error: engine.device is cpu, but {file} is of an engine for cuda"
+    assert "write engine.device: cuda" in hint

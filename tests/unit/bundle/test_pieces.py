@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmhost.bundle import bootstrap, pack
+from llmhost.bundle import carried, pack
 from llmhost.bundle.pack import Pieces, pack_pieces
 from llmhost.bundle.show import check_bundle, read_bundle
 from llmhost.errors import BundleError
@@ -22,7 +22,7 @@ def make_files(root: Path, sizes: dict[str, int]) -> list[dict[str, Any]]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(random.Random(name).randbytes(size))
         kind = "model" if name.startswith("models/") else "engine"
-        entries.append({"path": name, "size": size, "sha256": bootstrap.file_sha256(root / name), "kind": kind})
+        entries.append({"path": name, "size": size, "sha256": carried.file_sha256(root / name), "kind": kind})
     return entries
 
 
@@ -44,16 +44,16 @@ def bundle(tmp_path: Path) -> Path:
         "streams": streams, "engine": None,
         "for": {"machine": "x86_64", "python": "3.12", "glibc": [2, 28], "system": "Debian"},
     }  # fmt: skip
-    bootstrap.write_manifest(directory, manifest)
+    carried.write_manifest(directory, manifest)
     return directory
 
 
 def problems(directory: Path) -> dict[str, str]:
-    return dict(bootstrap.problems(directory, bootstrap.read_manifest(directory)))
+    return dict(carried.problems(directory, carried.read_manifest(directory)))
 
 
 def unpack(bundle: Path, target: Path) -> None:
-    bootstrap.unpack(bundle, bootstrap.read_manifest(bundle), target, lambda _: None)
+    carried.unpack(bundle, carried.read_manifest(bundle), target, lambda _: None)
 
 
 def test_pieces_are_no_larger_than_the_limit_and_join_to_what_went_in(bundle: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_pieces_are_no_larger_than_the_limit_and_join_to_what_went_in(bundle: Pa
     assert all(p["size"] <= LIMIT and p["size"] == (bundle / p["name"]).stat().st_size for p in manifest["pieces"])
     unpack(bundle, tmp_path / "out")
     assert problems(tmp_path / "out") == {}
-    assert not bootstrap.read_manifest(tmp_path / "out")["pieces"]
+    assert not carried.read_manifest(tmp_path / "out")["pieces"]
 
 
 def test_a_stream_of_several_compressed_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_a_stream_of_several_compressed_blocks(tmp_path: Path, monkeypatch: pyte
     manifest = {
         "format": 1, "files": files, "pieces": pieces, "streams": [{"name": "bundle", "compression": "xz"}],
     }  # fmt: skip
-    bootstrap.unpack(tmp_path, manifest, tmp_path / "out", lambda _: None)
+    carried.unpack(tmp_path, manifest, tmp_path / "out", lambda _: None)
     assert (tmp_path / "out/x").read_bytes() == (tmp_path / "root/x").read_bytes()
 
 
@@ -109,8 +109,8 @@ def test_what_is_wrong_is_named(bundle: Path) -> None:
     assert found["bundle.000"] == "missing"
     assert found["bundle.002"].startswith("cut short: ")
     assert found["models.001"].startswith("altered")
-    with pytest.raises(bootstrap.BundleProblem, match=r"bundle.000 is missing; bundle.002 is cut short") as raised:
-        bootstrap.require_whole(bundle, bootstrap.read_manifest(bundle))
+    with pytest.raises(carried.BundleProblem, match=r"bundle.000 is missing; bundle.002 is cut short") as raised:
+        carried.require_whole(bundle, carried.read_manifest(bundle))
     assert raised.value.hint == "copy again: bundle.000 bundle.002 models.001"
     assert [c.name for c in check_bundle(bundle) if not c.problem] == ["bundle.001", "models.000"]
 
@@ -133,10 +133,10 @@ def test_a_damaged_manifest(bundle: Path, damage: Any, message: str) -> None:
 
 
 def test_a_manifest_that_would_write_elsewhere(bundle: Path, tmp_path: Path) -> None:
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["files"][0]["path"] = "../outside"
-    with pytest.raises(bootstrap.BundleProblem, match=r"\.\./outside would be written outside"):
-        bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
+    with pytest.raises(carried.BundleProblem, match=r"\.\./outside would be written outside"):
+        carried.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
 
 
 @pytest.mark.parametrize("pieces", [True, False])
@@ -165,54 +165,54 @@ def test_a_manifest_that_leads_elsewhere_or_lacks_something(
     bundle: Path, change: Any, message: str, pieces: bool
 ) -> None:
     """Its digest is right: whoever altered it could calculate that as well."""
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     if not pieces:
         manifest |= {"pieces": [], "streams": []}
     change(manifest)
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(BundleError, match="is damaged") as raised:
         read_bundle(bundle)
     assert message in raised.value.message
 
 
 def test_a_piece_that_lies_elsewhere(bundle: Path) -> None:
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["pieces"][0]["name"] = "../bundle.000"
-    bootstrap.write_manifest(bundle, manifest)
+    carried.write_manifest(bundle, manifest)
     with pytest.raises(BundleError, match=r"'\.\./bundle\.000' cannot be in it"):
         read_bundle(bundle)
 
 
 def test_content_that_is_not_what_the_manifest_says(bundle: Path, tmp_path: Path) -> None:
-    manifest = bootstrap.read_manifest(bundle)
+    manifest = carried.read_manifest(bundle)
     manifest["files"][0]["sha256"] = "0" * 64
-    with pytest.raises(bootstrap.BundleProblem, match="is not what its SHA-256 says"):
-        bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
+    with pytest.raises(carried.BundleProblem, match="is not what its SHA-256 says"):
+        carried.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
     manifest["files"].append({"path": "wheels/lost.whl", "size": 1, "sha256": "0"})
-    manifest["files"][0] = dict(bootstrap.read_manifest(bundle)["files"][0])
-    with pytest.raises(bootstrap.BundleProblem, match=r"do not hold wheels/lost\.whl"):
-        bootstrap.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
+    manifest["files"][0] = dict(carried.read_manifest(bundle)["files"][0])
+    with pytest.raises(carried.BundleProblem, match=r"do not hold wheels/lost\.whl"):
+        carried.unpack(bundle, manifest, tmp_path / "out", lambda _: None)
 
 
 def test_another_machine_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = bootstrap.read_manifest(bundle)
-    monkeypatch.setattr(bootstrap.platform, "machine", lambda: "aarch64")
-    with pytest.raises(bootstrap.BundleProblem, match="is for x86_64 machines with Debian, and this one is aarch64"):
-        bootstrap.require_machine(manifest)
-    monkeypatch.setattr(bootstrap.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(bootstrap.platform, "libc_ver", lambda: ("glibc", "2.17"))
-    with pytest.raises(bootstrap.BundleProblem, match=r"\(glibc 2\.28\), and this one has glibc 2\.17"):
-        bootstrap.require_machine(manifest)
+    manifest = carried.read_manifest(bundle)
+    monkeypatch.setattr(carried.platform, "machine", lambda: "aarch64")
+    with pytest.raises(carried.BundleProblem, match="is for x86_64 machines with Debian, and this one is aarch64"):
+        carried.require_machine(manifest)
+    monkeypatch.setattr(carried.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(carried.platform, "libc_ver", lambda: ("glibc", "2.17"))
+    with pytest.raises(carried.BundleProblem, match=r"\(glibc 2\.28\), and this one has glibc 2\.17"):
+        carried.require_machine(manifest)
 
 
 def test_another_python_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = bootstrap.read_manifest(bundle)
-    monkeypatch.setattr(bootstrap.sys, "version_info", (3, 13, 1))
-    with pytest.raises(bootstrap.BundleProblem, match=r"is for Python 3\.12, and .* is Python 3\.13\.1"):
-        bootstrap.require_python(manifest)
-    monkeypatch.setattr(bootstrap.sys, "version_info", (3, 10, 2))
-    with pytest.raises(bootstrap.BundleProblem, match=r"is Python 3\.10\.2, and llmhost needs 3\.11") as raised:
-        bootstrap.require_python(manifest)
+    manifest = carried.read_manifest(bundle)
+    monkeypatch.setattr(carried.sys, "version_info", (3, 13, 1))
+    with pytest.raises(carried.BundleProblem, match=r"is for Python 3\.12, and .* is Python 3\.13\.1"):
+        carried.require_python(manifest)
+    monkeypatch.setattr(carried.sys, "version_info", (3, 10, 2))
+    with pytest.raises(carried.BundleProblem, match=r"is Python 3\.10\.2, and llmhost needs 3\.11") as raised:
+        carried.require_python(manifest)
     assert raised.value.hint == "run this with python3.12"
 
 
@@ -220,7 +220,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(bootstrap.BundleProblem, match="not enough disk space to unpack the bundle"):
+    monkeypatch.setattr(carried.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(carried.BundleProblem, match="not enough disk space to unpack the bundle"):
         unpack(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -123,6 +123,8 @@ def test_passwords_are_not_shown() -> None:
         ("https://h/s?a=b@c", "https://h/s?a=b@c"),
         ("https://u:p@ss@h/s", "https://****@h/s"),
         ("no url user:pw@host", "no url user:pw@host"),
+        ("'https://h/t/ab-12/main' https://u:p@h:1/t/ab", "'https://h/t/****/main' https://****@h:1/t/****"),
+        ("/t/x https://h/t https://h/at/x/", "/t/x https://h/t https://h/at/x/"),
     ],
 )
 def test_mask(text: str, masked: str) -> None:

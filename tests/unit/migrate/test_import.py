@@ -15,6 +15,7 @@ from llmhost.migrate.compose import import_compose
 from llmhost.migrate.read import import_files, to_yaml
 from llmhost.migrate.report import Imported
 from llmhost.migrate.supervisord import import_supervisord
+from llmhost.migrate.variables import interpolated
 from llmhost.plan.removed import REMOVED
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/migrate"
@@ -143,6 +144,37 @@ def test_variables() -> None:
     assert ("${NAME}", "by hand", "the variable is not set: it was taken as empty") in compose(text)[1]
 
 
+@pytest.mark.parametrize(
+    ("text", "filled", "missing"),
+    [
+        ("${A:-${B}}", "b", []),
+        ("${A:-${C:-${D-x}y}z}!", "xyz!", []),
+        ("${A:-x}}", "x}", []),
+        ('${A:-{"a": {}}} $B', '{"a": {}} b', []),
+        ("${B:+<${B}>}${A:+${C}}", "<b>", []),
+        ("${A:-${C}}", "", ["C"]),
+        ("${A?} ${A} ${B:?unused ${C}}", "  b", ["A"]),
+        ("${A:? set ${B} first}", "", ["A"]),
+        ("${B:-unused ${C}} ${not closed $5 ${} ${B!} $$B", "b ${not closed  ${} ${B!} $B", ["5"]),
+    ],
+)
+def test_variables_in_defaults(text: str, filled: str, missing: list[str]) -> None:
+    found: dict[str, str] = {}
+    assert interpolated(text, {"A": "", "B": "b"} if "A?" not in text else {"B": "b"}, found) == filled
+    assert list(found) == missing
+
+
+def test_a_variable_that_compose_insists_on_is_named_with_its_message() -> None:
+    _, lines = compose("    command: --model hf/${MODEL:?name a model} --seed ${SEED:?}\n")
+    told = {source: detail for source, outcome, detail in lines if outcome == "by hand"}
+    assert told["${MODEL}"] == "compose ends here without it (name a model): it was taken as empty"
+    assert "it is required" in told["${SEED}"]
+    with pytest.raises(ConfigError) as raised:
+        compose("    command: --model ${MODEL:?name a model}\n")
+    assert raised.value.hint == "these variables have no value: ${MODEL}"
+    assert compose("    command: --model ${MODEL:?x}\n", MODEL="o/n")[0]["model"] == "hf:o/n"
+
+
 @pytest.mark.parametrize("text", ["", "- a", "services: 3", "services: {a: {image: nginx}}", "a: ["])
 def test_what_is_no_compose_file(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -246,6 +278,43 @@ services:
     todo = {line.source for line in imported.lines if line.outcome == "by hand"}
     assert f"env_file {tmp_path}/common/gone.env" in todo
     assert not any("none.env" in source for source in todo)
+
+
+def test_include_in_its_long_form(tmp_path: Path) -> None:
+    """Variables of its env_file (what is set outside counts before), paths from its project_directory."""
+    main = """
+include:
+  - path: [llm/compose.yaml, llm/more.yaml]
+    project_directory: shared
+    env_file: [envs/one.env, envs/two.env]
+    colour: red
+  - own/compose.yaml
+"""
+    llm = """
+services:
+  chat:
+    image: vllm/vllm-openai
+    volumes: ["./models:/m"]
+    command: --model /m/${NAME} --seed ${SEED} --max-model-len ${LENGTH}
+    environment: [TZ, UNSET=]
+"""
+    own = "services: {own: {image: vllm/vllm-openai, command: '--model hf/own --seed ${SEED:-0}'}}"
+    more = "services: {chat: {image: vllm/vllm-openai:v2, environment: {B: '1'}}}"
+    (file, *_) = project(tmp_path, compose=main, llm__compose=llm, llm__more=more, own__compose=own)
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs/one.env").write_text("NAME=first\nSEED=1\nTZ=UTC\n")
+    (tmp_path / "envs/two.env").write_text("NAME=second\nLENGTH=5\n")
+    (tmp_path / "own/.env").write_text("SEED=7\n")
+    imported = import_files([file], {"LENGTH": "4096"})
+    chat = imported.config["services"]["chat"]
+    assert chat["model"] == str(tmp_path / "shared/models/second")
+    assert chat["args"] == {"seed": 1, "max_model_len": 4096}
+    assert chat["env"] == {"TZ": "UTC", "B": "1"}
+    assert imported.config["services"]["own"]["args"] == {"seed": 7}
+    assert [line.source for line in imported.lines if line.outcome == "by hand"] == ["include: colour"]
+    (tmp_path / "envs/two.env").unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*two\.env"):
+        import_files([file], {})
 
 
 @pytest.mark.parametrize(

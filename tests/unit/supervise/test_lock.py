@@ -33,6 +33,18 @@ def test_one_after_the_other(tmp_path: Path) -> None:
     assert list((home.run / "turns").iterdir()) == []
 
 
+def test_what_a_killed_trial_left_goes_with_the_next_command(tmp_path: Path) -> None:
+    """Its file may hold secrets of a service; while the trial holds the home, nobody takes it away."""
+    home = Home(tmp_path)
+    home.run.mkdir()
+    (home.run / "trial.ab12.json").touch()
+    (home.run / "chat-0.state.json").touch()
+    with home_lock(home, "engine"):
+        assert [f.name for f in home.run.glob("*.json")] == ["chat-0.state.json"]
+        (home.run / "trial.cd34.json").touch()
+    assert (home.run / "trial.cd34.json").exists()
+
+
 def test_they_take_turns_in_the_order_in_which_they_came(tmp_path: Path) -> None:
     home = Home(tmp_path)
     done: list[str] = []
