@@ -219,10 +219,7 @@ def down(home: Home, progress: stopping.Told) -> bool:
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        plan = read_plan(home)
-        if plan is not None and daemon.is_running(home):
-            stopping.stop_engines(home, plan, [p.name for p in plan.programs], progress)
-        found = daemon.shutdown(home, stopping.waiting(progress))
+        found = stopping.stop_everything(home, progress)
     daemon.settle_unit(home)
     return found
 
