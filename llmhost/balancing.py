@@ -89,6 +89,15 @@ def put_back(home: Home, services: Iterable[ServicePlan], back: Collection[str])
         _write(home, service.name, lambda there: there - gone)
 
 
+def restore(home: Home) -> None:
+    """Let all members get requests again: what is out of balancing was left so by a command that was killed.
+
+    Only with the lock of the home held: whoever takes a member out holds it until the member is back.
+    """
+    for file in home.gateway_conf.glob(f"{members_file('*')}.json"):
+        _write(home, file.stem.removeprefix(members_file("")), lambda _: ())
+
+
 def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collection[str]]) -> None:
     file = home.gateway_conf / f"{members_file(service)}.json"
     try:

@@ -6,7 +6,8 @@ Effects happen here only through the modules at the edges; what is decided is de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from llmhost import balancing, deploy, keys, ports, readiness, rollout, stopping
@@ -88,7 +89,7 @@ def up(
     config = _take(home, services, insecure)
     pull_missing(home, config, services, progress)
     _build(home, config, progress)
-    with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
+    with _turn(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
         _require_in_file(services, ask.config)
         plan = ask.plan(NOTHING if rebalance else there)
@@ -104,7 +105,7 @@ def up(
 def reload(home: Home, progress: Progress, *, surge: bool = False) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped. ``surge`` as there."""
     _build(home, _take(home, (), insecure=False), progress)
-    with home_lock(home, "reload"):
+    with _turn(home, "reload"):
         ask, there = _read_inputs(home, insecure=False), _running(home)
         plan = ask.plan(there)
         if surge:
@@ -150,6 +151,14 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
     fits = _fits(plan, ask.machine, there)
     rollout.apply(home, read_plan(home), plan, (*wanted, METRICS_PROGRAM), progress, fits)
     balancing.rebind(home)
+
+
+@contextmanager
+def _turn(home: Home, command: str) -> Iterator[None]:
+    """The home's lock for a command that starts something; what a killed one left out of balancing is back then."""
+    with home_lock(home, command):
+        balancing.restore(home)
+        yield
 
 
 def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
@@ -228,7 +237,7 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     """Start services, and the gateway, as the last `up` left them."""
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-    with home_lock(home, "start"):
+    with _turn(home, "start"):
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
@@ -254,7 +263,7 @@ def restart(home: Home, services: tuple[str, ...], progress: stopping.Told) -> S
     """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
     plan = load_plan(home)
     names = _programs(plan, services)
-    with home_lock(home, "restart"):
+    with _turn(home, "restart"):
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
@@ -278,7 +287,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: stopping.To
             f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",
             f"use `llmhost restart --surge {alone[0]}`, or write replicas: 2 and run `llmhost up`",
         )
-    with home_lock(home, "restart --rolling"):
+    with _turn(home, "restart --rolling"):
         _require_live(home)
         _remember_start(home, plan, services)
         rollout.roll(home, plan, chosen, progress)
@@ -291,7 +300,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
     Raises PlanError when there is no room for both, and NotReadyError when a new one does not become ready; the present
     ones go on then.
     """
-    with home_lock(home, "restart --surge"):
+    with _turn(home, "restart --surge"):
         plan = deploy.with_secrets(home, load_plan(home))
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))

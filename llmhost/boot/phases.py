@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
-from llmhost import deploy, stopping, workflow, writer
+from llmhost import balancing, deploy, stopping, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
-from llmhost.errors import BusyError, LlmhostError, SupervisorError
+from llmhost.errors import BusyError, HomeError, LlmhostError, SupervisorError
 from llmhost.paths import Home
 from llmhost.stopped import not_stopped
 from llmhost.supervise import daemon, lifecycle
@@ -69,6 +70,8 @@ def started(home: Home) -> tuple[str, ...]:
 def _start(home: Home) -> tuple[str, ...]:
     every = [p.name for p in Supervisor(home.supervisor_socket).programs()]
     wanted = not_stopped(home, every)
+    with contextlib.suppress(HomeError):  # a full disk
+        balancing.restore(home)
     lifecycle.start(home, wanted)
     return wanted
 
