@@ -214,9 +214,7 @@ class Rollout:
 
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads."""
-        with deploy.present_changes(self.home, self.plan) as changes:
-            rest = [c for c in changes if c.new is not None and c.path.startswith(deploy.FOLDER)]
-            writer.apply(self.home, [c for c in rest if not deploy.is_of_clusters(c)])
+        deploy.write_routes(self.home, self.plan)
         if GATEWAY_PROGRAM in self.actions.restart:  # what it was just given may need it, as another address does
             self.told.note("the gateway itself has to restart: connections are cut")
             lifecycle.renew(self.home, (GATEWAY_PROGRAM,))
