@@ -32,6 +32,7 @@ from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
+from llmhost.plan.starting import start_seconds
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
@@ -186,11 +187,12 @@ def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
     """Wait until every program that was asked for is ready, and gets requests, or has failed.
 
-    ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
-    are not ready, with their causes; GatewayError when Envoy does not take up what it is to serve. It checks engines by
-    itself, so it can be a moment behind their guards; a client would get 503 in between.
+    ``timeout`` in seconds; by default as long as the slowest service may take, after others that share its GPU. Raises
+    NotReadyError naming those that are not ready, with their causes; GatewayError when Envoy does not take up what it
+    is to serve. It checks engines by itself, so it can be a moment behind their guards; a client would get 503 in
+    between.
     """
-    longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
+    longest = rollout.START_MARGIN + start_seconds(started.plan, {p.name for p in started.plan.programs})
     deadline = time.monotonic() + (longest if timeout is None else timeout)
     while True:
         _await_states(home, started, deadline, on_change, timeout)
