@@ -1,4 +1,4 @@
-"""The start locks of an engine's GPUs: two engines that measure one's free memory at once break each other (vllm#55827).
+"""The start locks of an engine's GPUs: two that measure the free memory at once break each other (vllm#55827).
 
 Files are locked for the engines of one home. For those of all homes of the machine an abstract unix socket is bound:
 it needs no directory that every user may write to, and the kernel frees it when its owner dies. Such names belong to a
@@ -53,9 +53,7 @@ class StartLocks:
                     on_wait(f"waits for an engine of another home that starts on GPU {index}")
                 told = True
                 if time.monotonic() > deadline:
-                    say(
-                        f"{self.spec.program}: GPU {index} is still taken by another start, and is not waited for longer"
-                    )
+                    say(f"{self.spec.program}: GPU {index} is still taken by another start: waited long enough")
                     break
                 pause(INTERVAL)
 
