@@ -16,7 +16,7 @@ from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.current import engine_name
-from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
+from llmhost.errors import ConfigError, EngineError, GatewayError, HomeError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
@@ -168,6 +168,13 @@ def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
     write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
+def _remember_stop(home: Home, plan: Plan, services: tuple[str, ...], told: stopping.Told) -> None:
+    try:
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
+    except HomeError as e:
+        told.note(f"{e.message}: what is stopped now starts again with the machine")
+
+
 def _running(home: Home) -> Running:
     return running(read_plan(home), lifecycle.running(home))
 
@@ -250,11 +257,14 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
 
 
 def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tuple[str, ...]:
-    """Stop services (all of them, and then the gateway, when none is named); the programs that ran."""
+    """Stop services (all of them, and then the gateway, when none is named); the programs that ran.
+
+    A full disk does not keep anything from stopping: ``progress`` is told what could not be written.
+    """
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
-        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
+        _remember_stop(home, plan, services, progress)
         if not daemon.is_running(home):
             return ()
         stopped = stopping.stop_engines(home, plan, names, progress)

@@ -156,6 +156,14 @@ def test_a_full_disk(small_disk: Path) -> None:
             assert town.home.plan_file.read_bytes() == config
             assert town.installed.pids() == before
             town.installed.run("up")
+        with town.client() as beside:
+            with full(small_disk):
+                said = town.installed.run("stop", "harmed").stderr
+                assert "stopped.json: No space left on device: what is stopped now starts again" in said
+                assert {s["name"]: s["state"] for s in town.installed.status()["services"]}["harmed"] == "stopped"
+            town.installed.run("start", "harmed")
+            assert town.answers()
+        record("disk full during `stop`", f"it stops, and says what it cannot remember; {beside.told()}")
         with full(small_disk):
             town.installed.run("down")
             assert leftovers(town.home) == []
