@@ -12,6 +12,7 @@ from llmhost import balancing, writer
 from llmhost.errors import GatewayError, HomeError, LlmhostError
 from llmhost.paths import Home
 from llmhost.plan import Plan
+from llmhost.stopped import after_stop, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.planfile import read_plan
 
@@ -61,6 +62,14 @@ def stop_everything(home: Home, told: Told) -> bool:
         except LlmhostError as e:  # a supervisord that ends or hangs; what follows asks nobody
             told.note(e.message)
     return daemon.shutdown(home, waiting(told), told.note)
+
+
+def remember(home: Home, plan: Plan, services: Collection[str], told: Told) -> None:
+    """What is stopped now, on purpose, stays so when the machine starts; unless the disk is full, which is told."""
+    try:
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
+    except HomeError as e:
+        told.note(f"{e.message}: what is stopped now starts again with the machine")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.current import engine_name
-from llmhost.errors import ConfigError, EngineError, GatewayError, HomeError, NotReadyError, SupervisorError
+from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
@@ -37,7 +37,7 @@ from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
 from llmhost.probe.tools import find_tools
-from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
+from llmhost.stopped import after_start, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -168,13 +168,6 @@ def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
     write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
-def _remember_stop(home: Home, plan: Plan, services: tuple[str, ...], told: stopping.Told) -> None:
-    try:
-        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
-    except HomeError as e:
-        told.note(f"{e.message}: what is stopped now starts again with the machine")
-
-
 def _running(home: Home) -> Running:
     return running(read_plan(home), lifecycle.running(home))
 
@@ -252,19 +245,15 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
         daemon.ensure_running(home)
         begun = lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.rebind(home)
-        balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted, tuple(name for name in wanted if name in begun))
 
 
 def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tuple[str, ...]:
-    """Stop services (all of them, and then the gateway, when none is named); the programs that ran.
-
-    A full disk does not keep anything from stopping: ``progress`` is told what could not be written.
-    """
+    """Stop services (all of them, and then the gateway, when none is named), also on a full disk; those that ran."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
-        _remember_stop(home, plan, services, progress)
+        stopping.remember(home, plan, services, progress)
         if not daemon.is_running(home):
             return ()
         stopped = stopping.stop_engines(home, plan, names, progress)
