@@ -40,6 +40,9 @@ JOB_SECONDS = 5.0
 UNIT_SECONDS = 420.0
 """Seconds for a unit to start supervisord: it may wait for GPUs first (`llmhost.boot.phases`)."""
 
+WITHHELD = {"LLMHOST_API_KEY": ""}
+"""What the operator's shell has for `llmhost check` is nothing for engines, which would inherit it."""
+
 Progress = Callable[[tuple[str, ...]], None]
 """Told the names of the programs that are still there, whenever they change."""
 Note = Callable[[str], None]
@@ -133,7 +136,7 @@ def _refuse_second(home: Home) -> None:
 def _launch(home: Home) -> None:
     command = [sys.executable, "-P", str(supervisord_script()), "-c", str(home.supervisord_conf)]
     before = _log_size(home)
-    done = run.capture(command, cwd=home.root, timeout=START_SECONDS, check=False)
+    done = run.capture(command, env=WITHHELD, cwd=home.root, timeout=START_SECONDS, check=False)
     deadline = time.monotonic() + (START_SECONDS if done.returncode == 0 else 0)
     while time.monotonic() < deadline:
         if is_running(home):
