@@ -175,7 +175,7 @@ class Town:
         return [engine, *descendants(engine)]
 
     @contextmanager
-    def fault(self, name: str, held: str, *, client: bool = True) -> Iterator[Fault]:
+    def fault(self, name: str, held: str) -> Iterator[Fault]:
         """Do the harm inside; the client of the other service must see no error, and nothing may be left of before."""
         wait_for(self.answers)
         before = self.tree()
@@ -183,8 +183,7 @@ class Town:
         with self.client() as beside:
             fault.now()
             yield fault
-        if client:
-            held = f"{held}; {beside.told()}"
+        held = f"{held}; {beside.told()}"
         assert not [pid for pid in before if Path(f"/proc/{pid}").exists() and pid in self.tree_of_home()]
         record(name, held, **fault.seconds)
 

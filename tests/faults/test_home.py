@@ -40,6 +40,23 @@ def test_kill_of_supervisord(fresh: Town) -> None:
            noticed=gone, recovered=time.monotonic() - begin)  # fmt: skip
 
 
+def test_supervisord_is_stopped_by_a_signal(fresh: Town) -> None:
+    """What runs goes on, and `down` still leaves nothing."""
+    fresh.up()
+    pid = fresh.installed.pids()["supervisor"]
+    with fresh.client() as beside:
+        os.kill(pid, signal.SIGSTOP)
+        engine = fresh.says()["engine_pid"]
+        os.kill(engine, signal.SIGKILL)  # its guard sees to it, whoever is stopped
+        wait_for(lambda: fresh.says()["engine_pid"] not in (None, engine) and fresh.says()["state"] == "ready")
+    begin = time.monotonic()
+    said = fresh.installed.run("down").stderr
+    held = f"services go on, a killed engine is restarted; `down` wakes it and leaves nothing; {beside.told()}"
+    record("SIGSTOP of supervisord", held, recovered=time.monotonic() - begin)
+    assert f"({pid}) was stopped (SIGSTOP)" in said
+    assert leftovers(fresh.home) == []
+
+
 def test_two_homes_on_one_machine(fresh: Town) -> None:
     directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
     other = make_town(directory)
@@ -47,14 +64,17 @@ def test_two_homes_on_one_machine(fresh: Town) -> None:
         fresh.up()
         other.up()
         before = other.installed.pids()
-        with fresh.fault("two homes: everything of one is killed", "the other one does not notice", client=False):
+        with other.client() as beside:
+            os.kill(fresh.installed.pids()["gateway"], signal.SIGKILL)
             for program in ("harmed-0", "beside-0"):
                 os.kill(fresh.says(program)["guard_pid"], signal.SIGKILL)
-            wait_for(lambda: fresh.says()["restarts"] == 1 and fresh.says()["state"] == "ready")
-        fresh.installed.run("down")
-        fresh.installed.run("doctor", "--sweep")
+            wait_for(lambda: fresh.says().get("restarts") == 1 and fresh.says()["state"] == "ready")
+            os.kill(fresh.installed.pids()["supervisor"], signal.SIGKILL)
+            fresh.installed.run("down")
+            fresh.installed.run("doctor", "--sweep")
         assert other.installed.pids() == before
-        assert other.answers()
+        held = beside.told().replace("beside it", "in the other one")
+        record("two homes: everything of one is killed", f"the other one does not notice; {held}")
     finally:
         tear_down(other)
         shutil.rmtree(directory)
