@@ -195,7 +195,10 @@ def shutdown(home: Home, on_progress: Progress = lambda _: None, note: Note = la
             note(e.message)
     found = bool(owned.guards(home)) or found
     _end_guards(home, on_progress)
-    found = _await_end(home, END_SECONDS if state else 0.0, note) or found
+    pid = owned.supervisord_pid(home)
+    if pid is not None and state != "RUNNING":  # it may hear a signal, with its socket deleted, say
+        processes.kill(pid, signal.SIGTERM)
+    found = _await_end(home, END_SECONDS, note) or found
     deadline = time.monotonic() + FOLLOW_SECONDS
     while owned.everything(home) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llmhost.errors import SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM, local_url
 from llmhost.paths import Home
-from llmhost.supervise.guarding.processes import pids, read
+from llmhost.supervise.guarding.processes import pids, read, state
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
 from llmhost.supervise.units import Unit, find_unit
@@ -166,6 +166,7 @@ def _snapshot(home: Home) -> Snapshot:
     """`stopped` without supervisord; while it shuts down it tells no more than that."""
     if not os.path.exists(home.supervisor_socket):
         return Snapshot(0, "stopped", ())
+    _require_awake(home)
     supervisor = Supervisor(home.supervisor_socket)
     try:
         seen = supervisor.snapshot()
@@ -176,6 +177,19 @@ def _snapshot(home: Home) -> Snapshot:
             raise
         return Snapshot(0, "stopping", ())
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
+
+
+def _require_awake(home: Home) -> None:
+    """One that was stopped by SIGSTOP would not answer for as long as we wait."""
+    try:
+        pid = int(read(os.fspath(home.supervisord_pid_file)))
+    except ValueError:
+        return
+    if state(pid) == "T":
+        raise SupervisorError(
+            f"supervisord (pid {pid}) is stopped by a signal, so nobody knows what runs",
+            f"`kill -CONT {pid}` lets it go on; `llmhost down` does that, and ends everything",
+        )
 
 
 def _served(home: Home) -> frozenset[str] | None:
@@ -199,7 +213,7 @@ def _out(home: Home, service: str) -> "_Out | None":
     from llmhost.supervise.lock import at_work  # noqa: PLC0415
 
     lost = f"gets no requests: the command that let it finish was killed; `llmhost start {service}` brings it back"
-    return _Out(members_out(text.decode()), None if at_work(home) else lost)
+    return _Out(members_out(text.decode("utf-8", "replace")), None if at_work(home) else lost)
 
 
 class _Out(NamedTuple):

@@ -64,7 +64,8 @@ def test_everything_is_stopped(installed: Installed) -> None:
 def test_supervisord_hangs_for_good(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A debugger or a broken disk holds it, say: SIGCONT does not help. Guards are told by ourselves then."""
     pid = bring_up(installed)["supervisord"]
-    monkeypatch.setattr(daemon, "ANSWER_SECONDS", 0.5)
+    for name in ("ANSWER_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(daemon, name, 0.5)
     stop(pid)
     said: list[str] = []
     assert daemon.shutdown(installed.home, note=said.append)
@@ -112,6 +113,18 @@ def test_shutting_down_and_stopped(installed: Installed) -> None:
 def test_the_socket_of_supervisord_was_deleted(installed: Installed) -> None:
     bring_up(installed)
     installed.home.supervisor_socket.unlink()
+    said = down(installed)
+    assert "killed" not in said
+    assert "had to end" not in said
+
+
+def test_status_of_a_supervisord_that_is_stopped(installed: Installed) -> None:
+    """It is told at once, with what helps."""
+    pid = bring_up(installed)["supervisord"]
+    stop(pid)
+    error, hint = installed.refused("status")
+    assert error == f"error: supervisord (pid {pid}) is stopped by a signal, so nobody knows what runs"
+    assert f"`kill -CONT {pid}`" in hint
     down(installed)
 
 
