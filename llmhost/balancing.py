@@ -89,6 +89,15 @@ def put_back(home: Home, services: Iterable[ServicePlan], back: Collection[str])
         _write(home, service.name, lambda there: there - gone)
 
 
+def restore(home: Home) -> None:
+    """Let all members get requests again: what is out of balancing was left so by a command that was killed.
+
+    Only with the lock of the home held: whoever takes a member out holds it until the member is back.
+    """
+    for file in home.gateway_conf.glob(f"{members_file('*')}.json"):
+        _write(home, file.stem.removeprefix(members_file("")), lambda _: ())
+
+
 def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collection[str]]) -> None:
     file = home.gateway_conf / f"{members_file(service)}.json"
     try:
@@ -102,24 +111,42 @@ def _write(home: Home, service: str, change: Callable[[frozenset[str]], Collecti
 
 def await_files(home: Home, seconds: float = SECONDS) -> None:
     """Wait until the gateway serves what its files say; raises GatewayError with Envoy's words when it does not."""
-    _await_versions(home, _versions(home.gateway_conf), _ports(home.gateway_conf), seconds)
+
+    def serves(state: GatewayState, versions: Mapping[str, str]) -> bool:
+        return state.serves(versions, _ports(home.gateway_conf))
+
+    _await_versions(home, lambda: _versions(home.gateway_conf), serves, seconds)
 
 
 def await_clusters(home: Home, seconds: float = SECONDS) -> None:
     """`await_files` for clusters and their members only, whatever is wrong with a listener."""
-    versions = _versions(home.gateway_conf)
-    _await_versions(home, {n: v for n, v in versions.items() if n == "cds" or n.startswith("eds-")}, None, seconds)
+
+    def versions() -> dict[str, str]:
+        there = _versions(home.gateway_conf).items()
+        return {name: version for name, version in there if name == "cds" or name.startswith("eds-")}
+
+    _await_versions(home, versions, lambda state, wanted: state.knows(wanted), seconds)
 
 
-def _await_versions(home: Home, versions: Mapping[str, str], ports: Mapping[str, int] | None, seconds: float) -> None:
-    """``ports`` are those of listeners by name; None: whatever is wrong with them."""
+def _await_versions(
+    home: Home,
+    read: Callable[[], Mapping[str, str]],
+    serves: Callable[[GatewayState, Mapping[str, str]], bool],
+    seconds: float,
+) -> None:
+    """The files are read again while they are not in force: keys may change in them meanwhile."""
+    wanted = read()
 
-    def serves(state: GatewayState) -> bool:
-        return state.knows(versions) if ports is None else state.serves(versions, ports)
+    def holds(state: GatewayState) -> bool:
+        nonlocal wanted
+        if serves(state, wanted):
+            return True
+        wanted = read()
+        return serves(state, wanted)
 
-    state = _await(home, serves, seconds)
-    if not serves(state):
-        differing = sorted(name for name in versions if state.versions.get(name) != versions[name])
+    state = _await(home, holds, seconds)
+    if not serves(state, wanted):
+        differing = sorted(name for name in wanted if state.versions.get(name) != wanted[name])
         late = f"{', '.join(f'{name}.json' for name in differing)} was not taken up" if differing else ""
         told = "; ".join(state.errors) or late or "it still asks members whether they are healthy, or binds its ports"
         raise GatewayError(f"the gateway does not serve its new configuration: {told}", "see `llmhost logs gateway`")

@@ -29,8 +29,8 @@ from llmhost.plan.build import is_loopback, with_keys
 from llmhost.plan.types import EndpointPlan
 from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import read_gateway
-from llmhost.render import EVENTS, guard_spec_path, plan_file, render
-from llmhost.supervise.planfile import read_plan
+from llmhost.render import EVENTS, NEXT_PLAN, PLAN, guard_spec_path, plan_file, render
+from llmhost.supervise.planfile import read_next_plan, read_plan
 from llmhost.writer import FileChange
 
 LOCK_SECONDS = 10.0
@@ -99,6 +99,15 @@ def _united(change: FileChange, out: Collection[str]) -> FileChange:
     return FileChange(change.path, old, text, change.mode)
 
 
+def write_routes(home: Home, plan: Plan) -> None:
+    """What the gateway reads but clusters, and whose plan that is: keys that change from now on go into its routes."""
+    with present_changes(home, plan) as changes:
+        text = writer.read(home, NEXT_PLAN)
+        whose = FileChange(NEXT_PLAN, text, plan_file(plan).text)
+        rest = [c for c in changes if c.new is not None and c.path.startswith(FOLDER)]
+        writer.apply(home, [whose, *(c for c in rest if not is_of_clusters(c))])
+
+
 def validate(home: Home, plan: Plan) -> None:
     """Let Envoy itself read the whole configuration; raises GatewayError with its words when it does not like it."""
     file = home.run / f"gateway-check-{os.getpid()}.json"
@@ -155,22 +164,30 @@ def change_keys(home: Home, edit: Callable[[Keys], tuple[Keys, T]]) -> T:
     """
     with _keys_lock(home):
         keys, result = edit(keyring.load(home.keys_file))
-        plan = read_plan(home)
-        if plan is not None and not keys and not (plan.gateway.insecure or is_loopback(plan.gateway.host)):
-            raise GatewayError(
-                f"without keys everybody who can reach {plan.gateway.host} could use the services",
-                "set gateway.host to 127.0.0.1 and run `llmhost up` first",
-            )
+        plans = {path: plan for path, plan in ((PLAN, read_plan(home)), (NEXT_PLAN, read_next_plan(home))) if plan}
+        for plan in plans.values() if not keys else ():
+            _require_safe_without_keys(plan)
         writer.replace_file(home.keys_file, keyring.dump(keys))
-        if plan is not None:
-            _replace_routes(home, plan, keys)
+        _replace_routes(home, plans, keys)
     return result
 
 
-def _replace_routes(home: Home, plan: Plan, keys: Keys) -> None:
-    """Write the route files of the plan in force with these keys, nothing else: no listener changes with keys."""
-    current = replace(plan, gateway=with_keys(plan.gateway, keys))
-    for file in (*render_routes(current), plan_file(current)):
+def _require_safe_without_keys(plan: Plan) -> None:
+    if not (plan.gateway.insecure or is_loopback(plan.gateway.host)):
+        raise GatewayError(
+            f"without keys everybody who can reach {plan.gateway.host} could use the services",
+            "set gateway.host to 127.0.0.1 and run `llmhost up` first",
+        )
+
+
+def _replace_routes(home: Home, plans: Mapping[str, Plan], keys: Keys) -> None:
+    """Write the route files with these keys, nothing else: no listener changes with keys.
+
+    They are of the plan in force, or of the one that a change which is under way has switched to: the last of these.
+    """
+    current = {path: replace(plan, gateway=with_keys(plan.gateway, keys)) for path, plan in plans.items()}
+    routes = render_routes(list(current.values())[-1]) if current else ()
+    for file in (*routes, *(plan_file(plan, path) for path, plan in current.items())):
         writer.replace_file(home.root / file.path, file.text, file.mode)
 
 

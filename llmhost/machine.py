@@ -19,7 +19,7 @@ from llmhost.probe.host import read_host
 from llmhost.probe.machine import read_machine
 from llmhost.probe.model import models_directory
 from llmhost.probe.nvidia import Accelerators
-from llmhost.supervise import daemon, leftovers, lifecycle
+from llmhost.supervise import lifecycle, owned
 from llmhost.supervise.planfile import read_plan
 
 
@@ -47,7 +47,7 @@ def gpus_for(
     whole = [gpu for gpu in found.gpus if not gpu.mig]
     if not whole:
         raise _unusable(engine, found)
-    ours = daemon.descendants(home) | {p.pid for p in found.processes if leftovers.is_of(home, p.pid)}
+    ours = owned.descendants(home) | {p.pid for p in found.processes if owned.is_of(home, p.pid)}
     return shareable(whole, found.processes, ours, _planned(home))
 
 

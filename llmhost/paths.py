@@ -93,6 +93,11 @@ class Home:
         return self.conf / "plan.json"
 
     @property
+    def next_plan_file(self) -> Path:
+        """The plan that the gateway's routes are of, where that is not the one in force yet."""
+        return self.conf / "next.json"
+
+    @property
     def supervisord_conf(self) -> Path:
         return self.conf / "supervisord.conf"
 

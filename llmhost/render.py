@@ -19,6 +19,9 @@ from llmhost.templates import template_environment
 
 GATEWAY_BOOTSTRAP = "conf/gateway/envoy.yaml"
 METRICS_SPEC = "conf/metrics.json"
+PLAN = "conf/plan.json"
+NEXT_PLAN = "conf/next.json"
+"""While a change is under way, and from the moment at which the routes are switched: the plan that they are of."""
 EVENTS = "conf/events.json"
 
 SWEEP_SECONDS = 45
@@ -60,13 +63,13 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     return (*gateway, *own, *specs, _supervisord_conf(home, programs), plan_file(plan))
 
 
-def plan_file(plan: Plan) -> RenderedFile:
+def plan_file(plan: Plan, path: str = PLAN) -> RenderedFile:
     """What `status` and `check` read; without the environments, which may hold secrets and are in the guard's files."""
     data = plan.to_dict()
     for service in data["services"]:
         for replica in service["replicas"]:
             replica["env"] = {}
-    return RenderedFile("conf/plan.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    return RenderedFile(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
 def _events(plan: Plan) -> RenderedFile:

@@ -17,13 +17,18 @@ from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
+from llmhost.plan.starting import start_seconds
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
 from llmhost.writer import FileChange
 
 START_MARGIN = 60.0
-"""Seconds beyond ``start_timeout``: a program may wait for the start lock of another."""
+"""Seconds beyond what starts may take: guards back off, and other homes start engines on the same GPUs."""
+
+
+STARTING = ("queued", "loading", "backoff")
+"""States of programs that hold the start lock of their GPUs, or will want it."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,7 @@ class Rollout:
 
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads."""
-        with deploy.present_changes(self.home, self.plan) as changes:
-            rest = [c for c in changes if c.new is not None and c.path.startswith(deploy.FOLDER)]
-            writer.apply(self.home, [c for c in rest if not deploy.is_of_clusters(c)])
+        deploy.write_routes(self.home, self.plan)
         if GATEWAY_PROGRAM in self.actions.restart:  # what it was just given may need it, as another address does
             self.told.note("the gateway itself has to restart: connections are cut")
             lifecycle.renew(self.home, (GATEWAY_PROGRAM,))
@@ -291,25 +294,32 @@ def replace_engine(
     one goes on), or when this one does not become ready again.
     """
     service = next(s for s in plan.services if any(p.name == program for p in s.replicas))
-    _await_other(home, service, program)
+    _await_other(home, plan, service, program)
     own = balancing.sockets(plan, {program})
     step = f"replace {program}"
     told.started(step)
     try:
         drain(home, plan, {program}, told)
         again(home, (program,))
-        _await_ready(home, service, program)
+        _await_ready(home, plan, program)
     finally:
         balancing.put_back(home, [service], own)
     balancing.await_served(home, plan, {program})
     told.finished(step, "ready")
 
 
-def _await_other(home: Home, service: ServicePlan, program: str) -> None:
+def start_limit(home: Home, plan: Plan, programs: Collection[str]) -> float:
+    """Seconds in which these programs should be ready, after what else is just starting on their GPUs."""
+    there = lifecycle.states(home, [p.name for p in plan.programs]).values()
+    starting = {s.name for s in there if s.state in STARTING}
+    return start_seconds(plan, starting | set(programs)) + START_MARGIN
+
+
+def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> None:
     """Somebody else must serve; engines that are just starting are waited for, failed ones are not."""
     own = {p.socket for p in service.replicas if p.name == program}
     others = [p.name for p in service.replicas if p.name != program]
-    deadline = time.monotonic() + service.start_timeout + START_MARGIN
+    deadline = time.monotonic() + start_limit(home, plan, others)
     while not balancing.served_of(home, service.name) - own:
         hopeless = all(s.state in ("failed", "stopped") for s in lifecycle.states(home, others).values())
         if hopeless or time.monotonic() > deadline:
@@ -320,19 +330,17 @@ def _await_other(home: Home, service: ServicePlan, program: str) -> None:
         time.sleep(balancing.POLL_SECONDS)
 
 
-def _await_ready(home: Home, service: ServicePlan, program: str) -> None:
-    states = lifecycle.wait_ready(home, (program,), service.start_timeout + START_MARGIN)
+def _await_ready(home: Home, plan: Plan, program: str) -> None:
+    states = lifecycle.wait_ready(home, (program,), start_limit(home, plan, (program,)))
     if states[program].state != "ready":
         raise readiness.not_ready(home, states.values(), "the others of its service go on")
 
 
 def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -> None:
     """Wait until new engines are ready and get requests; raises NotReadyError when one does not."""
-    own = [s for s in plan.services if any(p.name in programs for p in s.replicas)]
     step = f"start {', '.join(programs)} beside what runs"
     told.started(step)
-    limit = max(s.start_timeout for s in own) + START_MARGIN
-    states = lifecycle.wait_ready(home, programs, limit)
+    states = lifecycle.wait_ready(home, programs, start_limit(home, plan, programs))
     if any(s.state != "ready" for s in states.values()):
         raise readiness.not_ready(home, states.values(), "what ran before goes on")
     balancing.await_served(home, plan, programs)

@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from llmhost import balancing, writer
-from llmhost.errors import GatewayError, HomeError
+from llmhost.errors import GatewayError, HomeError, LlmhostError
 from llmhost.paths import Home
 from llmhost.plan import Plan
-from llmhost.supervise import lifecycle
+from llmhost.stopped import after_stop, read_stopped, write_stopped
+from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.planfile import read_plan
 
 
 class Told(Protocol):
@@ -45,6 +47,29 @@ def stop_engines(home: Home, plan: Plan, programs: Sequence[str], told: Told) ->
     finally:  # also of what goes on after Ctrl-C; what has stopped is not healthy
         with noting(told):
             balancing.put_back(home, services, balancing.sockets(plan, programs))
+
+
+def stop_everything(home: Home, told: Told) -> bool:
+    """Stop engines when they have finished, then the gateway and supervisord; False when nothing was running.
+
+    Nothing is left then, whatever happened before: see `llmhost.supervise.daemon.shutdown`.
+    """
+    daemon.wake(home, told.note)
+    plan = read_plan(home)
+    if plan is not None and daemon.is_running(home):
+        try:
+            stop_engines(home, plan, [p.name for p in plan.programs], told)
+        except LlmhostError as e:  # a supervisord that ends or hangs; what follows asks nobody
+            told.note(e.message)
+    return daemon.shutdown(home, waiting(told), told.note)
+
+
+def remember(home: Home, plan: Plan, services: Collection[str], told: Told) -> None:
+    """What is stopped now, on purpose, stays so when the machine starts; unless the disk is full, which is told."""
+    try:
+        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
+    except HomeError as e:
+        told.note(f"{e.message}: what is stopped now starts again with the machine")
 
 
 @contextlib.contextmanager

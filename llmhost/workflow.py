@@ -6,7 +6,8 @@ Effects happen here only through the modules at the edges; what is decided is de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from llmhost import balancing, deploy, keys, ports, readiness, rollout, stopping
@@ -31,11 +32,12 @@ from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
+from llmhost.plan.starting import start_seconds
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
 from llmhost.probe.tools import find_tools
-from llmhost.stopped import after_start, after_stop, not_stopped, read_stopped, write_stopped
+from llmhost.stopped import after_start, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
@@ -88,7 +90,7 @@ def up(
     config = _take(home, services, insecure)
     pull_missing(home, config, services, progress)
     _build(home, config, progress)
-    with home_lock(home, "up"):  # from the beginning: what is asked for while we plan comes after us
+    with _turn(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
         _require_in_file(services, ask.config)
         plan = ask.plan(NOTHING if rebalance else there)
@@ -104,7 +106,7 @@ def up(
 def reload(home: Home, progress: Progress, *, surge: bool = False) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped. ``surge`` as there."""
     _build(home, _take(home, (), insecure=False), progress)
-    with home_lock(home, "reload"):
+    with _turn(home, "reload"):
         ask, there = _read_inputs(home, insecure=False), _running(home)
         plan = ask.plan(there)
         if surge:
@@ -152,6 +154,14 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
     balancing.rebind(home)
 
 
+@contextmanager
+def _turn(home: Home, command: str) -> Iterator[None]:
+    """The home's lock for a command that starts something; what a killed one left out of balancing is back then."""
+    with home_lock(home, command):
+        balancing.restore(home)
+        yield
+
+
 def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
     every = (s.name for s in plan.services)
     alone = not daemon.is_running(home)
@@ -177,11 +187,12 @@ def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
     """Wait until every program that was asked for is ready, and gets requests, or has failed.
 
-    ``timeout`` in seconds; by default as long as the slowest service may take. Raises NotReadyError naming those that
-    are not ready, with their causes; GatewayError when Envoy does not take up what it is to serve. It checks engines by
-    itself, so it can be a moment behind their guards; a client would get 503 in between.
+    ``timeout`` in seconds; by default as long as the slowest service may take, after others that share its GPU. Raises
+    NotReadyError naming those that are not ready, with their causes; GatewayError when Envoy does not take up what it
+    is to serve. It checks engines by itself, so it can be a moment behind their guards; a client would get 503 in
+    between.
     """
-    longest = max((s.start_timeout for s in started.plan.services), default=0) + rollout.START_MARGIN
+    longest = rollout.START_MARGIN + start_seconds(started.plan, {p.name for p in started.plan.programs})
     deadline = time.monotonic() + (longest if timeout is None else timeout)
     while True:
         _await_states(home, started, deadline, on_change, timeout)
@@ -219,10 +230,7 @@ def down(home: Home, progress: stopping.Told) -> bool:
     if not is_ours(home):
         return False
     with home_lock(home, "down"):
-        plan = read_plan(home)
-        if plan is not None and daemon.is_running(home):
-            stopping.stop_engines(home, plan, [p.name for p in plan.programs], progress)
-        found = daemon.shutdown(home, stopping.waiting(progress))
+        found = stopping.stop_everything(home, progress)
     daemon.settle_unit(home)
     return found
 
@@ -231,22 +239,21 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     """Start services, and the gateway, as the last `up` left them."""
     plan = load_plan(home)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
-    with home_lock(home, "start"):
+    with _turn(home, "start"):
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
         begun = lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.rebind(home)
-        balancing.put_back(home, plan.services, balancing.sockets(plan, wanted))
     return Started(plan, wanted, tuple(name for name in wanted if name in begun))
 
 
 def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tuple[str, ...]:
-    """Stop services (all of them, and then the gateway, when none is named); the programs that ran."""
+    """Stop services (all of them, and then the gateway, when none is named), also on a full disk; those that ran."""
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
-        write_stopped(home, after_stop(read_stopped(home), services, (s.name for s in plan.services)))
+        stopping.remember(home, plan, services, progress)
         if not daemon.is_running(home):
             return ()
         stopped = stopping.stop_engines(home, plan, names, progress)
@@ -257,7 +264,7 @@ def restart(home: Home, services: tuple[str, ...], progress: stopping.Told) -> S
     """Stop services and start them again; the gateway goes on, it has nothing to restart for."""
     plan = load_plan(home)
     names = _programs(plan, services)
-    with home_lock(home, "restart"):
+    with _turn(home, "restart"):
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
         daemon.ensure_running(home)
@@ -281,7 +288,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: stopping.To
             f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",
             f"use `llmhost restart --surge {alone[0]}`, or write replicas: 2 and run `llmhost up`",
         )
-    with home_lock(home, "restart --rolling"):
+    with _turn(home, "restart --rolling"):
         _require_live(home)
         _remember_start(home, plan, services)
         rollout.roll(home, plan, chosen, progress)
@@ -294,7 +301,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
     Raises PlanError when there is no room for both, and NotReadyError when a new one does not become ready; the present
     ones go on then.
     """
-    with home_lock(home, "restart --surge"):
+    with _turn(home, "restart --surge"):
         plan = deploy.with_secrets(home, load_plan(home))
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
-from llmhost import deploy, stopping, workflow, writer
+from llmhost import balancing, deploy, stopping, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
-from llmhost.errors import BusyError, LlmhostError, SupervisorError
+from llmhost.errors import BusyError, HomeError, LlmhostError, SupervisorError
 from llmhost.paths import Home
 from llmhost.stopped import not_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
-from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.systemd import notify
 
@@ -70,6 +70,8 @@ def started(home: Home) -> tuple[str, ...]:
 def _start(home: Home) -> tuple[str, ...]:
     every = [p.name for p in Supervisor(home.supervisor_socket).programs()]
     wanted = not_stopped(home, every)
+    with contextlib.suppress(HomeError):  # a full disk
+        balancing.restore(home)
     lifecycle.start(home, wanted)
     return wanted
 
@@ -91,16 +93,6 @@ def stop(home: Home, told: stopping.Told) -> bool:
     notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", "STATUS=stopping: running requests may finish")
     try:
         with home_lock(home, "stop", STOP_LOCK_SECONDS):
-            return _stop(home, told)
+            return stopping.stop_everything(home, told)
     except BusyError:
-        return _stop(home, told)
-
-
-def _stop(home: Home, told: stopping.Told) -> bool:
-    plan = read_plan(home)
-    if plan is not None and daemon.is_running(home):
-        try:
-            stopping.stop_engines(home, plan, [p.name for p in plan.programs], told)
-        except LlmhostError as e:  # what follows asks nobody
-            told.note(e.message)
-    return daemon.shutdown(home, stopping.waiting(told))
+        return stopping.stop_everything(home, told)

@@ -15,6 +15,7 @@ STATE_COLOURS = {
     "loading": "yellow",
     "queued": "yellow",
     "backoff": "yellow",
+    "draining": "yellow",
     "unhealthy": "red",
     "failed": "red",
     "stopped": "bright_black",

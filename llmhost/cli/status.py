@@ -20,8 +20,8 @@ MIB = 2**20
 def status_command(session: Session, as_json: bool) -> int:
     """Show the state of every service; exit status 0 when all is ready, 3 when not.
 
-    States: stopped, queued (waits for its turn to start), loading, ready, unhealthy, backoff (will be restarted),
-    failed (will not: see the error).
+    States: stopped, queued (waits for its turn to start), loading, ready, draining (finishes its requests and gets no
+    new ones), unhealthy, backoff (will be restarted), failed (will not: see the error).
     """
     require_access(session.home)
     status = read_status(session.home)

@@ -16,7 +16,7 @@ from llmhost.errors import LlmhostError, SupervisorError
 from llmhost.facts import GpuProcess
 from llmhost.homedir import is_ours, require_claimable
 from llmhost.paths import Home
-from llmhost.supervise import daemon
+from llmhost.supervise import daemon, owned
 from llmhost.supervise.leftovers import Leftovers
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.units import owner
@@ -119,7 +119,7 @@ def holders(home: Home, processes: tuple[GpuProcess, ...], found: Leftovers) -> 
 
     In a container the driver may tell process ids that mean nothing in it: while engines run, those are taken for them.
     """
-    ours = daemon.descendants(home)
+    ours = owned.descendants(home)
     ours |= {p.pid for p in processes if ours and not psutil.pid_exists(p.pid)}
     return [
         Holder(p.pid, p.gpu, p.used, _name(p.pid), since(p.pid), p.pid in found.processes)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import signal
 import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from llmhost import run
 from llmhost.errors import HomeError, SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home, supervisord_script
-from llmhost.supervise import lifecycle, systemd
-from llmhost.supervise.guarding import processes, shm
-from llmhost.supervise.guarding.spec import MARK
-from llmhost.supervise.rpc import Supervisor
+from llmhost.supervise import lifecycle, owned, systemd
+from llmhost.supervise.guarding import processes
+from llmhost.supervise.rpc import TIMEOUT, Supervisor
 from llmhost.supervise.units import Unit, managed
 
 START_SECONDS = 30.0
@@ -27,6 +25,12 @@ END_SECONDS = 20.0
 """Seconds for supervisord to end once nothing of it runs any more, or for guards to follow a killed one."""
 SHUTDOWN_SECONDS = 300.0
 """Seconds for a shutdown that somebody else asked for: supervisord then stops one program after the other."""
+ANSWER_SECONDS = 20.0
+"""Seconds after which a supervisord that says nothing is taken for one that hangs."""
+GUARD_SECONDS = 60.0
+"""Seconds that a guard may take beyond ``stop_timeout`` to kill and sweep, and for supervisord to see to it."""
+FOLLOW_SECONDS = 3.0
+"""Seconds for gateway and exporter to follow a supervisord that was killed."""
 POLL_SECONDS = 0.05
 STOP_EXTRA = 2 * lifecycle.STOP_MARGIN + 3 * END_SECONDS
 """Seconds that a shutdown may take beyond the longest stop of an engine and the gateway's."""
@@ -36,11 +40,13 @@ JOB_SECONDS = 5.0
 UNIT_SECONDS = 420.0
 """Seconds for a unit to start supervisord: it may wait for GPUs first (`llmhost.boot.phases`)."""
 
-SCRIPT = b"/".join(os.fsencode(part) for part in supervisord_script().parts[-2:])
-"""``supervise/supervisord.py``"""
+WITHHELD = {"LLMHOST_API_KEY": ""}
+"""What the operator's shell has for `llmhost check` is nothing for engines, which would inherit it."""
 
 Progress = Callable[[tuple[str, ...]], None]
 """Told the names of the programs that are still there, whenever they change."""
+Note = Callable[[str], None]
+"""Told in words what had to be done beyond the order of things."""
 
 
 def is_running(home: Home) -> bool:
@@ -80,7 +86,7 @@ def clear(home: Home) -> None:
     """
     _refuse_second(home)
     _await_guards(home)
-    sweep(home)
+    owned.sweep(home)
 
 
 def _start_unit(home: Home, unit: Unit) -> None:
@@ -119,7 +125,7 @@ def secure(home: Home) -> None:
 
 def _refuse_second(home: Home) -> None:
     """A supervisord whose socket file was deleted still runs its programs; a second one would run them twice."""
-    pid = _supervisord_pid(home)
+    pid = owned.supervisord_pid(home)
     if pid is not None:
         raise SupervisorError(
             f"supervisord (pid {pid}) of this home runs, but does not answer on {home.supervisor_socket}",
@@ -130,7 +136,7 @@ def _refuse_second(home: Home) -> None:
 def _launch(home: Home) -> None:
     command = [sys.executable, "-P", str(supervisord_script()), "-c", str(home.supervisord_conf)]
     before = _log_size(home)
-    done = run.capture(command, cwd=home.root, timeout=START_SECONDS, check=False)
+    done = run.capture(command, env=WITHHELD, cwd=home.root, timeout=START_SECONDS, check=False)
     deadline = time.monotonic() + (START_SECONDS if done.returncode == 0 else 0)
     while time.monotonic() < deadline:
         if is_running(home):
@@ -162,23 +168,75 @@ def _log_since(home: Home, position: int) -> str:
         return ""
 
 
-def shutdown(home: Home, on_progress: Progress = lambda _: None) -> bool:
+def wake(home: Home, note: Note) -> None:
+    """Let processes of this home that were stopped by SIGSTOP go on: they can end in order then."""
+    supervisord = owned.supervisord_pid(home)
+    for pid in (*owned.everything(home), *([supervisord] if supervisord else ())):
+        if processes.state(pid) == "T":
+            note(f"{processes.describe(pid)} was stopped (SIGSTOP), and is told to go on")
+            processes.kill(pid, signal.SIGCONT)
+
+
+def shutdown(home: Home, on_progress: Progress = lambda _: None, note: Note = lambda _: None) -> bool:
     """Stop all engines at the same time, then the gateway and supervisord; False when nothing was running.
 
-    Returns when all of it is gone, leftovers of killed guards included. A supervisord that does not end is killed,
-    and its guards end their engines. Raises SupervisorError when a process cannot be ended.
+    Returns when all of it is gone, whatever happened before: guards are told by ourselves when supervisord is ending
+    already or does not answer, and what does not end is killed, which ``note`` is told. Raises SupervisorError when a
+    process cannot be killed.
     """
     found = is_running(home)
-    if found:
+    state = _state(home) if found else None
+    if state == "RUNNING":
         supervisor = Supervisor(home.supervisor_socket)
-        if supervisor.state() == "RUNNING":
-            names = [p.name for p in supervisor.programs()]
-            lifecycle.stop(home, names, on_progress)
+        try:
+            lifecycle.stop(home, [p.name for p in supervisor.programs()], on_progress)
             supervisor.shutdown()
-    found = _await_end(home, END_SECONDS) or found
-    found = bool(sweep(home)) or found
+        except SupervisorError as e:
+            note(e.message)
+    found = bool(owned.guards(home)) or found
+    _end_guards(home, on_progress)
+    pid = owned.supervisord_pid(home)
+    if pid is not None and state != "RUNNING":  # it may hear a signal, with its socket deleted, say
+        processes.kill(pid, signal.SIGTERM)
+    found = _await_end(home, END_SECONDS, note) or found
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while owned.everything(home) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    left = owned.sweep(home)
+    if left:
+        note(f"had to end {', '.join(left.values())}")
     _remove_sockets(home)
-    return found
+    return found or bool(left)
+
+
+def _state(home: Home) -> str | None:
+    """What supervisord says of itself; None when it says nothing."""
+    try:
+        return Supervisor(home.supervisor_socket, ANSWER_SECONDS).state()
+    except SupervisorError:
+        return None
+
+
+def _end_guards(home: Home, on_progress: Progress) -> None:
+    """Tell guards to stop, all at the same time; supervisord tells one after the other, or nobody any more."""
+    told: dict[int, str] = {}
+    deadline = time.monotonic() + _longest_stop(home)
+    while (left := owned.guards(home)) and time.monotonic() < deadline:
+        if left.keys() != told.keys():
+            on_progress(tuple(sorted(left.values())))
+        for pid in left.keys() - told.keys():
+            processes.kill(pid, signal.SIGTERM)
+        told = left
+        time.sleep(POLL_SECONDS)
+
+
+def _longest_stop(home: Home) -> float:
+    """Seconds until the slowest guard has ended its engine."""
+    seconds = [0.0]
+    for spec in home.conf.glob("guard/*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            seconds.append(float(json.loads(spec.read_bytes())["stop_timeout"]))
+    return max(seconds) + GUARD_SECONDS
 
 
 def settle_unit(home: Home) -> None:
@@ -199,27 +257,30 @@ def settle_unit(home: Home) -> None:
 
 def stop_limit(home: Home) -> float:
     """Seconds after which `shutdown` has ended everything or given up; 0 when nothing runs."""
-    if not is_running(home):
+    if not is_running(home) and not owned.descendants(home):
         return 0.0
-    seconds = Supervisor(home.supervisor_socket).stop_seconds()
+    try:
+        seconds = Supervisor(home.supervisor_socket, ANSWER_SECONDS).stop_seconds()
+    except SupervisorError:  # it is ending, or hangs
+        return _longest_stop(home) + TIMEOUT + ANSWER_SECONDS + STOP_EXTRA
     gateway = seconds.pop(GATEWAY_PROGRAM, 0)
     return max(seconds.values(), default=0) + gateway + STOP_EXTRA
 
 
-def _await_end(home: Home, seconds: float) -> bool:
-    """Wait for supervisord and its guards to end, kill it after `seconds`; True when there was one."""
-    pid = _supervisord_pid(home)
+def _await_end(home: Home, seconds: float, note: Note = lambda _: None) -> bool:
+    """Wait for supervisord to end, kill it after `seconds`; True when there was one."""
+    pid = owned.supervisord_pid(home)
     if pid is not None and not _gone(pid, seconds):
+        note(f"supervisord (pid {pid}) does not end by itself, and is killed")
         processes.kill(pid, signal.SIGKILL)
         if not _gone(pid, END_SECONDS):
             raise SupervisorError(f"supervisord (pid {pid}) does not end, not even killed", "see `dmesg` and `ps`")
-    _await_guards(home)
     return pid is not None
 
 
 def _gone(pid: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while _alive(pid):
+    while processes.running(pid):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
@@ -228,69 +289,11 @@ def _gone(pid: int, seconds: float) -> bool:
 
 def _await_guards(home: Home) -> None:
     """Guards whose supervisord was killed are just ending their engines, and would take new ones for theirs."""
-    specs = os.fsencode(home.conf) + b"/guard/"
     deadline = time.monotonic() + END_SECONDS
-    while any(_is_guard(pid, specs) for pid in processes.pids()):
+    while owned.guards(home):
         if time.monotonic() > deadline:
-            raise SupervisorError("guards of a killed supervisord do not end", f"see `ps`: they name {home.conf}/guard")
+            raise SupervisorError("guards of a killed supervisord do not end", "run `llmhost down`, which kills them")
         time.sleep(POLL_SECONDS)
-
-
-def sweep(home: Home) -> tuple[int, ...]:
-    """Kill processes of engines whose guards are dead, found by their mark; returns their pids.
-
-    Only for a home whose supervisord does not run. Raises SupervisorError when one cannot be killed.
-    """
-    found = kill_all(lambda: _marked(home), END_SECONDS)
-    memory = recorded_memory(home) | found.memory
-    shm.remove(memory)
-    for record in home.run.glob("*.shm.json"):
-        record.unlink(missing_ok=True)
-    return tuple(sorted(found.pids))
-
-
-class Killed(NamedTuple):
-    """Processes that were ended, and the shared memory that they had mapped."""
-
-    pids: frozenset[int]
-    memory: frozenset[shm.Segment]
-
-
-def kill_all(left: Callable[[], list[int]], seconds: float) -> Killed:
-    """Kill until there is nobody left, resource trackers last: they remove the shared memory of the others.
-
-    Raises SupervisorError when one does not end within so many seconds.
-    """
-    found: set[int] = set()
-    memory: set[shm.Segment] = set()
-    begin = time.monotonic()
-    while pids := left():
-        waited = time.monotonic() - begin
-        if waited > seconds:
-            names = ", ".join(map(processes.describe, pids))
-            raise SupervisorError(f"processes of stopped engines cannot be killed: {names}", "see `dmesg` and `ps`")
-        memory |= shm.segments(set(pids) - found)
-        found.update(pids)
-        for pid in shm.killable(pids, all_of_them=waited > shm.TRACKER_SECONDS):
-            processes.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
-    return Killed(frozenset(found), frozenset(memory))
-
-
-def recorded_memory(home: Home) -> set[shm.Segment]:
-    """Shared memory that engines of this home have, or had when all their processes were killed."""
-    records = map(os.fsencode, home.run.glob("*.shm.json"))
-    return {segment for record in records for segment in shm.read_record(record)}
-
-
-def _marked(home: Home) -> list[int]:
-    start = MARK.encode() + b"=" + os.fsencode(home.root) + b":"
-    ours = os.getpid()
-    return [
-        pid
-        for pid in processes.pids()
-        if pid != ours and any(v.startswith(start) for v in processes.read(f"/proc/{pid}/environ").split(b"\0"))
-    ]
 
 
 def _remove_sockets(home: Home) -> None:
@@ -300,39 +303,3 @@ def _remove_sockets(home: Home) -> None:
             if path.is_socket():
                 path.unlink(missing_ok=True)
     home.supervisord_pid_file.unlink(missing_ok=True)
-
-
-def descendants(home: Home) -> frozenset[int]:
-    """supervisord of this home and every process below it; empty when it does not run."""
-    pid = _supervisord_pid(home)
-    return frozenset((pid, *processes.descendants(pid))) if pid is not None else frozenset()
-
-
-def _supervisord_pid(home: Home) -> int | None:
-    """Found by its command line: a pid file may be stale, or gone while supervisord still runs."""
-    ours = [b"-c", os.fsencode(home.supervisord_conf)]
-    for pid in processes.pids():
-        words = _command_line(pid)[:-1]
-        if words[-2:] == ours and any(map(_is_supervisord, words[1:-2])) and _alive(pid):
-            return pid
-    return None
-
-
-def _is_supervisord(word: bytes) -> bool:
-    """That of any installed llmhost; an editor or `tail` of its files has other words."""
-    return word.endswith(b"/" + SCRIPT) or word == b"supervisor.supervisord"
-
-
-def _is_guard(pid: int, specs: bytes) -> bool:
-    words = _command_line(pid)
-    return any(w.endswith(b"/guard.py") for w in words) and any(w.startswith(specs) for w in words) and _alive(pid)
-
-
-def _command_line(pid: int) -> list[bytes]:
-    return processes.read(f"/proc/{pid}/cmdline").split(b"\0")
-
-
-def _alive(pid: int) -> bool:
-    """Not gone and not a zombie."""
-    stat_line = processes.read(f"/proc/{pid}/stat")
-    return bool(stat_line) and stat_line.rpartition(b")")[2].split()[0] not in (b"Z", b"X")

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost.paths import Home
-from llmhost.supervise import daemon
+from llmhost.supervise import owned
 from llmhost.supervise.guarding import processes, shm
-from llmhost.supervise.guarding.spec import MARK
 
 END_SECONDS = 10.0
 """Seconds for a killed process to go away."""
@@ -36,29 +35,18 @@ def find(home: Home) -> Leftovers:
 
     Call it with the lock of the home held: a command that is at work makes files, too.
     """
-    ours = daemon.descendants(home)
-    lost = [pid for pid in processes.pids() if pid not in ours and pid != os.getpid() and is_of(home, pid)]
-    memory = shm.left(daemon.recorded_memory(home) | shm.segments(lost), without=lost)
+    ours = owned.descendants(home)
+    lost = [pid for pid in owned.everything(home) if pid not in ours]
+    memory = shm.left(owned.recorded_memory(home) | shm.segments(lost), without=lost)
     files = (*_files(home), *(Path(shm.FOLDER, name) for name, _ in memory))
     return Leftovers({pid: _words(pid) for pid in lost}, files)
 
 
 def remove(leftovers: Leftovers) -> None:
     """Kill the processes and delete the files; raises SupervisorError for a process that does not end."""
-    daemon.kill_all(lambda: [pid for pid in leftovers.processes if processes.running(pid)], END_SECONDS)
+    owned.kill_all(lambda: [pid for pid in leftovers.processes if processes.running(pid)], END_SECONDS)
     for path in leftovers.files:
         path.unlink(missing_ok=True)
-
-
-def is_of(home: Home, pid: int) -> bool:
-    """An engine's process by its mark; a guard and the gateway by the file of this home that they were given."""
-    mark = MARK.encode() + b"=" + os.fsencode(home.root) + b":"
-    if any(v.startswith(mark) for v in processes.read(f"/proc/{pid}/environ").split(b"\0")):
-        return processes.running(pid)
-    conf = os.fsencode(home.conf)
-    words = processes.read(f"/proc/{pid}/cmdline").split(b"\0")[1:]
-    given = any(word.startswith((conf + b"/guard/", conf + b"/gateway/")) for word in words)
-    return given and processes.running(pid)
 
 
 def _words(pid: int) -> str:
@@ -69,7 +57,7 @@ def _words(pid: int) -> str:
 def _files(home: Home) -> list[Path]:
     """Sockets that nobody listens on, a pid file without its process, drafts that were never finished."""
     found = [p for p in _entries(home.run) if p.is_socket() and not _answers(p)]
-    if home.supervisord_pid_file.exists() and not daemon.descendants(home):
+    if home.supervisord_pid_file.exists() and not owned.descendants(home):
         found.append(home.supervisord_pid_file)
     drafts = (p for directory in (home.run, home.conf) for p in _entries(directory) if _DRAFT.search(p.name))
     return sorted({*found, *drafts})

@@ -48,6 +48,11 @@ def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[N
         os.close(fd)
 
 
+def at_work(home: Home) -> bool:
+    """Whether a command is changing the home at this moment; nothing is changed by asking."""
+    return turns.anybody(home.run / "turns")
+
+
 @contextmanager
 def _turn(home: Home, fd: int, seconds: float) -> Iterator[None]:
     directory = home.run / "turns"

@@ -162,7 +162,7 @@ def _our_errors(path: str, method: str, *params: Any) -> Iterator[None]:
     except (OSError, ProtocolError) as e:
         raise SupervisorError(
             f"supervisord does not answer on {path}: {str(e) or type(e).__name__}",
-            "see logs/supervisord.log in the home",
+            "see logs/supervisord.log in the home; `llmhost down` ends everything even so",
         ) from None
 
 

@@ -10,7 +10,7 @@ from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.supervise.rpc import ProgramInfo
 
-State = Literal["stopped", "queued", "loading", "ready", "unhealthy", "backoff", "failed"]
+State = Literal["stopped", "queued", "loading", "ready", "draining", "unhealthy", "backoff", "failed"]
 
 _GUARD_STATES = frozenset({"queued", "loading", "ready", "unhealthy", "backoff"})
 _EXIT_FAILED = 78

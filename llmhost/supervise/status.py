@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from llmhost.errors import SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM, local_url
 from llmhost.paths import Home
-from llmhost.supervise.guarding.processes import pids, read
+from llmhost.supervise.guarding.processes import pids, read, state
 from llmhost.supervise.rpc import Snapshot, Supervisor
 from llmhost.supervise.states import ProgramState, State, read_states
 from llmhost.supervise.units import Unit, find_unit
 
-_SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "stopped", "ready")
+_SEVERITY: tuple[State, ...] = ("failed", "unhealthy", "backoff", "loading", "queued", "draining", "stopped", "ready")
 """A service is in the worst state of its replicas."""
 LOW_DISK = 512 * 2**20
 """Bytes; each program keeps up to 80 MB of logs."""
@@ -44,6 +44,8 @@ class GatewayStatus(NamedTuple):
 class ReplicaStatus(NamedTuple):
     """One engine with its guard: ``pid`` is the guard's, ``rss_bytes`` counts the whole tree below it.
 
+    ``state`` is ``draining`` for one that is ready and gets no new requests, because a command takes it out of
+    balancing; ``error`` tells when that command does not run any more.
     ``uptime_s`` is the engine's; ``retry_at``, unix time, is when an engine in state backoff is started again.
     """
 
@@ -131,7 +133,7 @@ def read_status(home: Home) -> Status:
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid, gateway.error),
-        tuple(_service(service, states, trees, served) for service in planned),
+        tuple(_service(service, states, trees, served, _out(home, service["name"])) for service in planned),
         _disk(home),
         find_unit(home),
     )
@@ -164,6 +166,7 @@ def _snapshot(home: Home) -> Snapshot:
     """`stopped` without supervisord; while it shuts down it tells no more than that."""
     if not os.path.exists(home.supervisor_socket):
         return Snapshot(0, "stopped", ())
+    _require_awake(home)
     supervisor = Supervisor(home.supervisor_socket)
     try:
         seen = supervisor.snapshot()
@@ -176,6 +179,19 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
+def _require_awake(home: Home) -> None:
+    """One that was stopped by SIGSTOP would not answer for as long as we wait."""
+    try:
+        pid = int(read(os.fspath(home.supervisord_pid_file)))
+    except ValueError:
+        return
+    if state(pid) == "T":
+        raise SupervisorError(
+            f"supervisord (pid {pid}) is stopped by a signal, so nobody knows what runs",
+            f"`kill -CONT {pid}` lets it go on; `llmhost down` does that, and ends everything",
+        )
+
+
 def _served(home: Home) -> frozenset[str] | None:
     """The members that get requests; None when no gateway tells."""
     from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (most homes have no endpoints)
@@ -184,18 +200,46 @@ def _served(home: Home) -> frozenset[str] | None:
     return frozenset[str]().union(*seen.healthy.values()) if seen.live else None
 
 
+def _out(home: Home, service: str) -> "_Out | None":
+    """The members of a service that get no new requests, whatever their state."""
+    try:
+        with open(home.gateway_conf / f"eds-{service}.json", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    if b'"DRAINING"' not in text:
+        return None
+    from llmhost.gateway.clusters import members_out  # noqa: PLC0415 (only while a command takes something out)
+    from llmhost.supervise.lock import at_work  # noqa: PLC0415
+
+    lost = f"gets no requests: the command that let it finish was killed; `llmhost start {service}` brings it back"
+    return _Out(members_out(text.decode("utf-8", "replace")), None if at_work(home) else lost)
+
+
+class _Out(NamedTuple):
+    members: frozenset[str]
+    error: str | None
+
+
 def _service(
     service: dict[str, Any],
     states: dict[str, ProgramState],
     trees: "_Processes | None",
     served: frozenset[str] | None,
+    out: _Out | None,
 ) -> ServiceStatus:
-    replicas = tuple(_replica(states[p["name"]], tuple(p["gpus"]), trees) for p in service["replicas"])
+    programs = service["replicas"]
+    told = (_drained(states[p["name"]], out if out and p["socket"] in out.members else None) for p in programs)
+    replicas = tuple(_replica(state, tuple(p["gpus"]), trees) for state, p in zip(told, programs, strict=True))
     endpoints = tuple(EndpointStatus(e["url"], _endpoint(e, served)) for e in service["endpoints"])
     there = {r.state for r in replicas} | {e.state for e in endpoints}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
     served_as = tuple(service["served_as"])
     return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas, endpoints)
+
+
+def _drained(state: ProgramState, out: _Out | None) -> ProgramState:
+    return state._replace(state="draining", error=out.error) if out and state.state == "ready" else state
 
 
 def _endpoint(endpoint: dict[str, Any], served: frozenset[str] | None) -> State:

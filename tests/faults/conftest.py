@@ -75,6 +75,12 @@ class Client:
             except OpenAIError as e:
                 self.errors.append(f"{type(e).__name__}: {e}")
 
+    def told(self) -> str:
+        """For the table; raises AssertionError when it saw an error, or nothing."""
+        assert self.errors == []
+        assert self.answers
+        return f"beside it {self.answers} requests, no error"
+
     def __enter__(self) -> Client:
         self._thread.start()
         wait_for(lambda: self.answers)
@@ -151,6 +157,10 @@ class Town:
         except httpx.HTTPError:
             return False
 
+    def client(self) -> Client:
+        """One that uses the other service all the time."""
+        return Client(self.installed.port)
+
     def process(self, name: str) -> int:
         """A process of the harmed service: ``guard``, ``API server``, ``EngineCore`` or ``worker``."""
         said = self.says()
@@ -165,17 +175,15 @@ class Town:
         return [engine, *descendants(engine)]
 
     @contextmanager
-    def fault(self, name: str, held: str, *, client: bool = True) -> Iterator[Fault]:
+    def fault(self, name: str, held: str) -> Iterator[Fault]:
         """Do the harm inside; the client of the other service must see no error, and nothing may be left of before."""
         wait_for(self.answers)
         before = self.tree()
         fault = Fault(self, name)
-        with Client(self.installed.port) as beside:
+        with self.client() as beside:
             fault.now()
             yield fault
-        if client:
-            assert beside.errors == []
-            held = f"{held}; beside it {beside.answers} requests, no error"
+        held = f"{held}; {beside.told()}"
         assert not [pid for pid in before if Path(f"/proc/{pid}").exists() and pid in self.tree_of_home()]
         record(name, held, **fault.seconds)
 

@@ -86,10 +86,12 @@ def test_setsid_children_and_an_ignored_sigterm(town: Town) -> None:
         os.kill(town.process("API server"), signal.SIGKILL)
         fault.noticed(state="backoff")
         assert len(fault.recovered()["killed"]) >= 3
-    begin = time.monotonic()
-    said = town.installed.run("stop", "harmed").stderr
-    record("stop of an engine that ignores SIGTERM", "killed after stop_timeout (3 s); `stop` says what it had to end",
-           recovered=time.monotonic() - begin)  # fmt: skip
+    with town.client() as beside:
+        begin = time.monotonic()
+        said = town.installed.run("stop", "harmed").stderr
+        seconds = time.monotonic() - begin
+    held = f"killed after stop_timeout (3 s); `stop` says what it had to end; {beside.told()}"
+    record("stop of an engine that ignores SIGTERM", held, recovered=seconds)
     assert "harmed-0: had to end " in said
     town.up()
 
@@ -121,10 +123,12 @@ def test_a_socket_that_was_left_over(town: Town) -> None:
     town.installed.run("stop", "harmed")
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(town.home.engine_socket("harmed-0")))
-    begin = time.monotonic()
-    town.installed.run("start", "harmed")
-    assert town.answers()
-    record("socket file of a former engine", "removed before the start", recovered=time.monotonic() - begin)
+    with town.client() as beside:
+        begin = time.monotonic()
+        town.installed.run("start", "harmed")
+        assert town.answers()
+        seconds = time.monotonic() - begin
+    record("socket file of a former engine", f"removed before the start; {beside.told()}", recovered=seconds)
 
 
 def test_a_stop_lets_running_requests_finish(town: Town) -> None:

@@ -40,6 +40,23 @@ def test_kill_of_supervisord(fresh: Town) -> None:
            noticed=gone, recovered=time.monotonic() - begin)  # fmt: skip
 
 
+def test_supervisord_is_stopped_by_a_signal(fresh: Town) -> None:
+    """What runs goes on, and `down` still leaves nothing."""
+    fresh.up()
+    pid = fresh.installed.pids()["supervisor"]
+    with fresh.client() as beside:
+        os.kill(pid, signal.SIGSTOP)
+        engine = fresh.says()["engine_pid"]
+        os.kill(engine, signal.SIGKILL)  # its guard sees to it, whoever is stopped
+        wait_for(lambda: fresh.says()["engine_pid"] not in (None, engine) and fresh.says()["state"] == "ready")
+    begin = time.monotonic()
+    said = fresh.installed.run("down").stderr
+    held = f"services go on, a killed engine is restarted; `down` wakes it and leaves nothing; {beside.told()}"
+    record("SIGSTOP of supervisord", held, recovered=time.monotonic() - begin)
+    assert f"({pid}) was stopped (SIGSTOP)" in said
+    assert leftovers(fresh.home) == []
+
+
 def test_two_homes_on_one_machine(fresh: Town) -> None:
     directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
     other = make_town(directory)
@@ -47,14 +64,17 @@ def test_two_homes_on_one_machine(fresh: Town) -> None:
         fresh.up()
         other.up()
         before = other.installed.pids()
-        with fresh.fault("two homes: everything of one is killed", "the other one does not notice", client=False):
+        with other.client() as beside:
+            os.kill(fresh.installed.pids()["gateway"], signal.SIGKILL)
             for program in ("harmed-0", "beside-0"):
                 os.kill(fresh.says(program)["guard_pid"], signal.SIGKILL)
-            wait_for(lambda: fresh.says()["restarts"] == 1 and fresh.says()["state"] == "ready")
-        fresh.installed.run("down")
-        fresh.installed.run("doctor", "--sweep")
+            wait_for(lambda: fresh.says().get("restarts") == 1 and fresh.says()["state"] == "ready")
+            os.kill(fresh.installed.pids()["supervisor"], signal.SIGKILL)
+            fresh.installed.run("down")
+            fresh.installed.run("doctor", "--sweep")
         assert other.installed.pids() == before
-        assert other.answers()
+        held = beside.told().replace("beside it", "in the other one")
+        record("two homes: everything of one is killed", f"the other one does not notice; {held}")
     finally:
         tear_down(other)
         shutil.rmtree(directory)
@@ -75,27 +95,36 @@ def test_the_port_is_taken_while_down(fresh: Town) -> None:
            recovered=time.monotonic() - begin)  # fmt: skip
 
 
+HARMLESS = (("up",), ("up",), ("stop", "harmed"), ("restart", "harmed"), ("start",))
+"""Commands that concern one service, so that nobody who uses the other one may notice."""
+
+
 def test_commands_that_are_killed_at_any_moment(fresh: Town) -> None:
     """Whatever they leave, the next command understands it; the seed is fixed, so that a failure can be seen again."""
     chance = random.Random(6)
     fresh.up()
     rounds = 12
-    for n in range(rounds):
-        fresh.write("--core" if n % 2 else "--core --children 1")  # so that there is something to change
-        command = chance.choice([("up",), ("up",), ("stop", "harmed"), ("restart",), ("down",)])
-        with fresh.installed.popen(*command) as killed:
-            time.sleep(chance.uniform(0.2, 2.5))
-            killed.kill()
-            killed.communicate()
-        state = fresh.installed.status()["supervisor"]["state"]
-        assert state in ("running", "stopping", "stopped")
+    with fresh.client() as beside:
+        for n in range(rounds - 4):
+            _kill_on_its_way(fresh, n, chance.choice(HARMLESS), chance)
+    for n in range(4):
+        _kill_on_its_way(fresh, n, chance.choice([("down",), ("restart",), ("up",)]), chance)
     begin = time.monotonic()
     fresh.installed.run("up")
     fresh.installed.run("status")
     assert fresh.answers()
     assert json.loads(fresh.installed.run("doctor", "--json").stdout)["ok"] is True
-    record(f"kill -9 of {rounds} commands at random moments", "the next `up` has everything ready",
-           recovered=time.monotonic() - begin)  # fmt: skip
+    held = f"the next `up` has everything ready; {beside.told()} until all was restarted, too"
+    record(f"kill -9 of {rounds} commands at random moments", held, recovered=time.monotonic() - begin)
+
+
+def _kill_on_its_way(town: Town, n: int, command: tuple[str, ...], chance: random.Random) -> None:
+    town.write("--core" if n % 2 else "--core --children 1")  # so that there is something to change
+    with town.installed.popen(*command) as killed:
+        time.sleep(chance.uniform(0.2, 2.5))
+        killed.kill()
+        killed.communicate()
+    assert town.installed.status()["supervisor"]["state"] in ("running", "stopping", "stopped")
 
 
 @pytest.fixture
@@ -156,6 +185,14 @@ def test_a_full_disk(small_disk: Path) -> None:
             assert town.home.plan_file.read_bytes() == config
             assert town.installed.pids() == before
             town.installed.run("up")
+        with town.client() as beside:
+            with full(small_disk):
+                said = town.installed.run("stop", "harmed").stderr
+                assert "stopped.json: No space left on device: what is stopped now starts again" in said
+                assert {s["name"]: s["state"] for s in town.installed.status()["services"]}["harmed"] == "stopped"
+            town.installed.run("start", "harmed")
+            assert town.answers()
+        record("disk full during `stop`", f"it stops, and says what it cannot remember; {beside.told()}")
         with full(small_disk):
             town.installed.run("down")
             assert leftovers(town.home) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 
@@ -13,6 +12,7 @@ from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.dump import dump_stacks
 from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, HUNG, STOPPED, Ending
 from llmhost.supervise.guarding.launch import launch
+from llmhost.supervise.guarding.locks import StartLocks
 from llmhost.supervise.guarding.log import LogFile
 from llmhost.supervise.guarding.probe import Engine
 from llmhost.supervise.guarding.processes import descendants, say
@@ -25,7 +25,6 @@ from llmhost.supervise.guarding.words import outcome, signal_name
 
 OK, DOOMED = 0, 78  # EX_CONFIG of sysexits.h
 
-LOCK_INTERVAL = 0.2
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
@@ -51,7 +50,7 @@ class Guard:
         """In any life."""
         self.crash: Ending | None = None
         """What the next life has to wait for."""
-        self.locks: list[int] = []
+        self.locks = StartLocks(spec)
 
     def run(self) -> int:
         """Life after life, until a wanted stop or an end that no restart mends."""
@@ -71,7 +70,7 @@ class Guard:
         self._take_locks()
         self._start_engine()
         self._wait_until_ready()
-        self._release_locks()
+        self.locks.release()
         self.since_ready, self.was_ready = time.monotonic(), True
         self._enter("ready")
         self.alerts.recovered()
@@ -120,18 +119,8 @@ class Guard:
 
     def _take_locks(self) -> None:
         self._enter("queued")
-        for path in self.spec.locks:
-            try:
-                self.locks.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-                while not _try_lock(self.locks[-1]):
-                    self._pause(LOCK_INTERVAL)
-            except OSError as e:
-                raise Ending(FAILED, f"cannot take the start lock {os.fsdecode(path)}: {e.strerror}") from e
+        self.locks.take(self._pause, lambda text: self._enter("queued", text))
         self._pause(0)
-
-    def _release_locks(self) -> None:
-        while self.locks:
-            os.close(self.locks.pop())
 
     def _start_engine(self) -> None:
         self.log.start_life()
@@ -209,7 +198,7 @@ class Guard:
         if self.children.stop_wanted:
             ending = Ending(STOPPED)
         self._stop_engine(ending)
-        self._release_locks()
+        self.locks.release()
         if self.children.stop_wanted:
             return self._stopped()
         self.file.exit = self._exit_record(ending)
@@ -266,14 +255,6 @@ class Guard:
             self.file.write(state, self.children.engine if self.children.engine_runs else None, error, retry_at)
         except OSError as e:
             say(f"{self.spec.program}: cannot write {os.fsdecode(self.spec.state_file)}: {e.strerror}")
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def main(argv: list[str]) -> int:

@@ -39,8 +39,12 @@ def title(pid: int) -> str:
 
 def running(pid: int) -> bool:
     """Not gone and not a zombie."""
-    stat = read(f"/proc/{pid}/stat")
-    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    return state(pid) not in ("", "Z", "X")
+
+
+def state(pid: int) -> str:
+    """The letter of proc_pid_stat(5): ``T`` for one that is stopped; '' when it is gone."""
+    return (read(f"/proc/{pid}/stat").rpartition(b")")[2].split() or [b""])[0].decode()
 
 
 def describe(pid: int) -> str:

@@ -18,8 +18,10 @@ ORPHAN_STOP_SECONDS = 2.0
 """Seconds that the engine gets to stop when supervisord is dead: nobody waits for it any more."""
 BROKEN_STOP_SECONDS = 1.0
 """Seconds that an engine gets to stop that has lost a process which it cannot work without."""
-IDLE_STOP_SECONDS = 5.0
-"""Seconds that an engine gets to stop that works on nothing any more, although `stop_timeout` is nearly over."""
+GRACE_SECONDS = 5.0
+"""Seconds that an engine gets for SIGTERM although `stop_timeout` is (nearly) over: it may be idle since a moment ago.
+
+The gateway keeps a connection for some seconds after its last request (`llmhost.gateway.clusters.UPSTREAM_IDLE`)."""
 DRAINED_SECONDS = 10.0
 """Seconds in which the word of who drained an engine before its stop is about this stop."""
 SETTLE_SECONDS = 0.3
@@ -76,7 +78,7 @@ class Stop:
 
         Without its socket file the gateway cannot connect any more, and sends new requests elsewhere or answers 503. On
         SIGTERM vLLM goes on to accept requests that it then aborts, so that comes last. Returns the seconds that are
-        left for SIGTERM to work: a few even when all are over, but none when requests did not finish.
+        left for SIGTERM to work: a few even when all are over.
         """
         self.remove_socket()
         deadline = time.monotonic() + seconds
@@ -84,8 +86,7 @@ class Stop:
             if self.children.orphaned():
                 break
             self.children.sleep(DRAIN_INTERVAL)
-        left = max(0.0, deadline - time.monotonic())
-        return left if connections(self.spec.socket) else max(left, min(self.spec.stop_timeout, IDLE_STOP_SECONDS))
+        return max(deadline - time.monotonic(), min(self.spec.stop_timeout, GRACE_SECONDS))
 
     def end(self, stop_timeout: float) -> None:
         """End the engine, and whatever it leaves; never raises."""

@@ -18,6 +18,7 @@ import pytest
 
 from llmhost.paths import guard_script
 from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.guarding.locks import lock_name
 from tests.integration.supervise.conftest import (
     FAKE_ENGINE,
     PATIENCE,
@@ -168,6 +169,49 @@ def test_two_guards_take_turns(guard: LoneGuard, place: Path) -> None:
         second.wait("ready")
     finally:
         second.close()
+
+
+GPU = 900 + os.getpid() % 1000
+"""No machine has it, and no test beside this one uses it."""
+
+
+@contextmanager
+def taken(index: int) -> Iterator[None]:
+    """By the start of an engine of another home, or by anybody else on this machine."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
+        name.bind(lock_name(index))
+        yield
+
+
+def test_the_start_of_another_home_on_the_same_gpu_is_waited_for(guard: LoneGuard, place: Path) -> None:
+    with taken(GPU):
+        guard.start("--wait-for", str(place / "go"), gpus=[GPU - 1, GPU], gpu_probe="true")
+        said = guard.wait("queued", error=f"waits for an engine of another home that starts on GPU {GPU}")
+        assert said["engine_pid"] is None
+    guard.wait("loading", error=None)
+    for index in (GPU - 1, GPU):
+        with pytest.raises(OSError, match="Address already in use"), taken(index):
+            pytest.fail("it is free although the engine loads")
+    (place / "go").touch()
+    guard.wait("ready")
+    with taken(GPU - 1), taken(GPU):
+        pass  # they are free as soon as it is ready
+
+
+def test_whoever_keeps_a_gpu_for_ever_keeps_no_engine_from_starting(guard: LoneGuard) -> None:
+    with taken(GPU):
+        guard.start(gpus=[GPU], gpu_probe="true", start_timeout=1)
+        guard.wait("ready")
+    assert f"GPU {GPU} is still taken by another start" in guard.log()
+
+
+def test_a_killed_guard_holds_no_gpu(guard: LoneGuard, place: Path) -> None:
+    process = guard.start("--wait-for", str(place / "never"), gpus=[GPU], gpu_probe="true")
+    guard.wait("loading")
+    process.kill()
+    process.wait()
+    with taken(GPU):
+        pass
 
 
 def test_a_stop_while_queued(guard: LoneGuard, place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from llmhost.supervise.guarding.processes import descendants, title
-from tests.integration.supervise.conftest import PATIENCE, LoneGuard, alive, marked, wait_for
+from tests.integration.supervise.conftest import FAKE_ENGINE, PATIENCE, PYTHON, LoneGuard, alive, marked, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -195,6 +196,21 @@ def test_a_connection_that_stays_ends_with_the_time_for_stopping(guard: LoneGuar
         process.terminate()
         assert process.wait(PATIENCE) == 0
     assert marked(guard.mark) == []
+
+
+def test_an_engine_whose_last_request_has_just_ended_may_end_in_order(guard: LoneGuard) -> None:
+    """The gateway keeps the connection for a few seconds, in which nobody can tell it from one with a request."""
+    engine = shlex.join([*PYTHON, str(FAKE_ENGINE), "--uds", guard.spec["socket"]])
+    script = f"trap 'kill $pid; echo ended in order; exit 0' TERM; {engine} & pid=$!; wait"
+    process = guard.start_command("/bin/sh", "-c", script, stop_timeout=1)
+    guard.wait("ready")
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(guard.spec["socket"])
+        drained(guard, 0.0, time.monotonic())
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert "ended in order" in guard.log()
+    assert guard.says()["killed"] == []
 
 
 def smi(place: Path, script: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from llmhost.errors import SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
-from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise import daemon, lifecycle, owned
 from llmhost.supervise.lifecycle import Actions
 from llmhost.supervise.rpc import Supervisor
 from llmhost.supervise.status import read_status
@@ -78,7 +78,7 @@ def test_supervisord_leaves_the_terminal_and_its_directory_is_private(house: Hou
     assert os.getsid(pid) != os.getsid(0)
     assert os.readlink(f"/proc/{pid}/fd/0") == os.readlink(f"/proc/{pid}/fd/1") == "/dev/null"
     assert house.home.run.stat().st_mode & 0o777 == 0o700
-    assert pid in daemon.descendants(house.home)
+    assert pid in owned.descendants(house.home)
 
 
 def test_a_second_up_touches_nothing(house: House) -> None:

@@ -63,7 +63,8 @@ class Scene:
     def _filled(self, text: str) -> str:
         words: dict[str, Callable[[], str]] = {
             "OTHER_HOST": lambda: f"[{{url: 'http://127.0.0.1:{self.host.port}', key_file: other.key}}]",
-            "CERTIFICATE": lambda: f"{{certificate: {self.certificates.certificate}, key: {self.certificates.key}}}",
+            "CLIENT_CA": lambda: str(self.certificates.ca),
+            "{CERTIFICATE": lambda: f"{{certificate: {self.certificates.certificate}, key: {self.certificates.key}",
         }
         for word, value in words.items():
             if word in text:
@@ -131,7 +132,7 @@ def live_through(scene: Scene, change: Change, client: Steady) -> Steady:
         client.headers = _bearer(scene.installed.run("keys", "add", "me").stdout)
         scene.installed.run("keys", "add", "another")
     if "CERTIFICATE" in change.gateway:
-        client.tls = scene.certificates.client()
+        client.tls = scene.certificates.client("steady")
     before = scene.state()
     with client.asking():
         client.wait_for_more()
@@ -188,7 +189,10 @@ MORE = chat("replicas: 2, port: PORT").replace("gpt-4", "gpt-4, gpt-5")
 OTHER = "embedding: {model: EMBED}\n"
 DEFAULT = chat("replicas: 2, default: true").replace("gpt-4", "gpt-4, gpt-5")
 FAR = "endpoints: OTHER_HOST"
-TLS = ", tls: CERTIFICATE"
+TLS = ", tls: {CERTIFICATE}"
+CLIENTS = ", tls: {CERTIFICATE, client_ca: CLIENT_CA}"
+"""Only clients with a certificate; ours has one all the time."""
+STICKY = chat("replicas: 2, sticky: {header: x-session}")
 
 NOTHING = Change("nothing", chat(), act=_change_nothing, shown="–", idle=True)
 """What the others are compared with."""
@@ -234,6 +238,11 @@ CHANGES = (
     Change("other limits of a service", chat(), chat("limits: {concurrent_requests: 500, requests_per_minute: 60000}")),
     Change("one more name, and the default of its kind", chat("replicas: 2"), DEFAULT),
     NEW_CERTIFICATE,
+    Change("ask clients for certificates", chat(), gateway=TLS, gateway_after=CLIENTS),
+    Change("do not ask clients for certificates any more", chat(), gateway=CLIENTS, gateway_after=TLS),
+    Change("requests of a session go to one replica", chat("replicas: 2"), STICKY),
+    Change("requests of a prompt go to one replica", STICKY, chat("replicas: 2, sticky: prefix")),
+    Change("requests go to any replica again", STICKY, chat("replicas: 2")),
     Change("add an endpoint on another host", chat(), chat(FAR), answers="far-0"),
     Change("remove an endpoint on another host", chat(FAR), chat()),
     Change("move a service to another host", chat(), chat(f"kind: chat, replicas: 0, {FAR}"), answers="far-0"),

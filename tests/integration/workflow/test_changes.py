@@ -157,8 +157,32 @@ def test_an_engine_left_out_of_balancing_by_a_killed_command_is_put_back_by_star
                 wait_for(lambda: _refusal(url))
                 stopping.kill()
             assert _refusal(url)
+            (service,) = json.loads(installed.run("status", "--json", ok=3).stdout)["services"]
+            assert (service["state"], service["replicas"][0]["state"]) == ("draining", "draining")
+            assert "`llmhost start chat` brings it back" in installed.run("status", ok=3).stdout
             installed.run(command)
             assert _refusal(url) is None
+            installed.run("status")
+
+
+@pytest.mark.parametrize("command", [("start", "other"), ("restart", "other"), ("restart", "--rolling", "other")])
+def test_a_command_for_another_service_brings_back_what_a_killed_one_left_out(
+    installed: Installed, command: tuple[str, ...]
+) -> None:
+    write(
+        installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\nother: {model: MODEL, replicas: 2}\n", 0
+    )
+    installed.run("up")
+    url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
+    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
+    with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body):
+        with installed.popen("stop", "chat") as stopping:
+            wait_for(lambda: _refusal(url))
+            (service,) = (s for s in installed.status()["services"] if s["name"] == "chat")
+            assert (service["state"], service["replicas"][0]["error"]) == ("draining", None)  # it is at work
+            stopping.kill()
+        installed.run(*command)
+        wait_for(lambda: _refusal(url) is None)
 
 
 def test_rolling_stops_at_the_first_engine_that_does_not_come_back(installed: Installed, place: Path) -> None:

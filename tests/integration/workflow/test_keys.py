@@ -6,11 +6,14 @@ import json
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.workflow.conftest import Installed
+from llmhost import balancing
+from llmhost.probe.gateway import GatewayState, read_gateway
+from tests.integration.workflow.conftest import Installed, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +159,46 @@ def test_a_revoked_key_does_not_come_back_with_an_up_that_began_before(installed
         process.communicate(timeout=120)
     assert process.returncode == 0
     assert status(installed, "/v1/models", key) == 401
+
+
+def test_a_key_in_the_middle_of_a_change_leaves_the_routes_where_they_are(installed: Installed) -> None:
+    """They have been switched already, while the old engine still finishes a stream."""
+    installed.write(f"chat: {{model: {installed.model()}, served_as: gpt-4, stop_timeout: 60}}")
+    installed.run("up")
+    url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
+    body = {"model": "gpt-4", "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
+    new: dict[str, object] = {"model": "new", "messages": []}
+    with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body) as stream:
+        installed.write(f"assistant: {{model: {installed.model()}, served_as: [gpt-4, new]}}")
+        with installed.popen("up") as process:
+            wait_for(lambda: status(installed, "/v1/chat/completions", None, new) == 200)
+            key = installed.run("keys", "add", "me").stdout.strip()
+            assert status(installed, "/v1/chat/completions", key, new) == 200
+            assert status(installed, "/v1/models") == 401
+            assert process.poll() is None
+            assert installed.home.next_plan_file.exists()
+            stream.close()
+            _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert status(installed, "/v1/chat/completions", key, new) == 200
+    assert not installed.home.next_plan_file.exists()
+
+
+def test_a_key_while_a_command_waits_for_the_gateway_to_take_up_its_files(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services(installed)
+    installed.run("up")
+    made: list[str] = []
+
+    def after_another_key(socket: Path) -> GatewayState:
+        if not made:
+            made.append(installed.run("keys", "add", "me").stdout)
+        return read_gateway(socket)
+
+    monkeypatch.setattr(balancing, "read_gateway", after_another_key)
+    balancing.await_files(installed.home, 5)
+    assert made
 
 
 @pytest.mark.parametrize(

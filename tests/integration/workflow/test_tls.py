@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +124,62 @@ def test_client_certificates(installed: Installed, certificates: Certificates) -
     stranger.configure_cert(context)
     with pytest.raises(httpx.HTTPError):
         httpx.get(url, verify=context)
+
+
+def test_https_is_switched_on_and_off_under_a_client_that_tries_again(
+    installed: Installed, certificates: Certificates
+) -> None:
+    """The gateway restarts for it, and says so; engines do not. Who tries again, as SDKs do, gets an answer."""
+    context, ended, failed = certificates.client(), threading.Event(), list[str]()
+    answered = dict.fromkeys(("http", "https"), 0)
+
+    def ask() -> str:
+        """The scheme that worked; '' when none did, three times over half a second."""
+        body = {"model": "chat", "messages": []}
+        for _ in range(3):
+            for scheme in answered:
+                url = f"{scheme}://127.0.0.1:{installed.port}/v1/chat/completions"
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.post(url, json=body, verify=context, timeout=30).status_code == 200:
+                        return scheme
+            time.sleep(0.5)
+        return ""
+
+    def go_on() -> None:
+        while not ended.wait(0.02):
+            scheme = ask()
+            if scheme:
+                answered[scheme] += 1
+            else:
+                failed.append("no answer")
+
+    def more(scheme: str) -> None:
+        goal = answered[scheme] + 5
+        wait_for(lambda: answered[scheme] >= goal)
+
+    def switched(scheme: str) -> None:
+        before = installed.pids()
+        assert "the gateway itself has to restart: connections are cut" in installed.run("up").stderr
+        after = installed.pids()
+        assert {name for name in before if before[name] != after[name]} == {"gateway"}
+        more(scheme)
+
+    installed.write(f"chat: {{model: {installed.model()}}}")
+    installed.run("up")
+    client = threading.Thread(target=go_on)
+    client.start()
+    try:
+        more("http")
+        use(installed, certificates.certificate, certificates.key)
+        switched("https")
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{installed.port}/health")
+        installed.write(f"chat: {{model: {installed.model()}}}")
+        switched("http")
+    finally:
+        ended.set()
+        client.join()
+    assert failed == []
 
 
 def test_check_knows_its_own_gateway_by_its_certificate(installed: Installed, certificates: Certificates) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmhost.errors import BusyError, HomeError
 from llmhost.paths import Home
-from llmhost.supervise.lock import WAIT_ENV, home_lock, on_wait
+from llmhost.supervise.lock import WAIT_ENV, at_work, home_lock, on_wait
 
 
 def test_one_that_waits_for_too_long_is_told_about_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,3 +94,15 @@ def test_a_home_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(HomeError, match="cannot open"), home_lock(Home(tmp_path), "up"):
         pass
+
+
+def test_who_is_at_work_can_be_asked(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert not at_work(home)
+    with home_lock(home, "up"):
+        assert at_work(home)
+    assert not at_work(home)
+    (home.run / "turns" / "7").touch()  # of an owner that was killed
+    assert not at_work(home)
+    with home_lock(home, "up", wait=0):
+        assert at_work(home)

@@ -1,0 +1,48 @@
+"""How long starts may take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmhost.plan.starting import start_seconds
+from llmhost.plan.types import Plan
+from tests.unit.gateway.plans import make_plan, make_service
+
+HOME = Path("/srv/llmhost")
+
+
+def plan(**engines: tuple[float, tuple[tuple[int, ...], ...]]) -> Plan:
+    """Services with their start_timeout, and the GPUs of each of their engines."""
+    services = []
+    for name, (seconds, gpus) in engines.items():
+        service = make_service(HOME, name, replicas=len(gpus))
+        replicas = tuple(replace(p, gpus=own) for p, own in zip(service.replicas, gpus, strict=True))
+        services.append(replace(service, start_timeout=seconds, replicas=replicas))
+    return make_plan(HOME, *services)
+
+
+@pytest.mark.parametrize(
+    ("made", "seconds"),
+    [
+        (plan(), 0),
+        (plan(chat=(600, ((),)), embed=(60, ((),))), 600),  # on a CPU all at once
+        (plan(chat=(600, ((0,), (0,), (0,)))), 1800),
+        (plan(chat=(600, ((0,), (1,)))), 600),
+        (plan(chat=(600, ((0,),)), embed=(100, ((0,), (0,))), rerank=(50, ((1,),))), 800),
+        (plan(chat=(600, ((0, 1),)), embed=(100, ((1,), (2,))), rerank=(50, ((2, 3),))), 700),
+        (plan(embed=(100, ((0,), (2,))), chat=(600, ((0, 1, 2),))), 800),  # one that connects what was apart
+        (plan(embed=(100, ((0,), (1,), (0,), (1,)))), 200),
+    ],
+)
+def test_who_shares_a_gpu_starts_after_the_others(made: Plan, seconds: float) -> None:
+    assert start_seconds(made, {p.name for p in made.programs}) == seconds
+
+
+def test_only_those_that_start_count() -> None:
+    made = plan(chat=(600, ((0,), (0,))), embed=(100, ((0,),)))
+    assert start_seconds(made, {"chat-1", "gateway"}) == 600
+    assert start_seconds(made, {"chat-1", "embed-0"}) == 700
+    assert start_seconds(made, {"gateway"}) == 0
