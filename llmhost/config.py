@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from llmhost.config_engine import Engine as Engine  # noqa: PLC0414 -- a part of Config, for whoever reads it
 from llmhost.config_engine import Section
+from llmhost.config_foreign import PORT, Environment, Source, check_command, check_source, names_in
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -151,13 +153,16 @@ def _as_sticky(value: object) -> object:
     return {"prefix": PREFIX_BYTES} if value == "prefix" else value
 
 
-class Service(Section):
+def _as_kind(value: object) -> object:
+    """``none``, in words, for a program that nobody asks."""
+    return None if value == "none" else value
+
+
+class Service(Source):
     """One model served under one or more names."""
 
-    model: str = Field(min_length=1)
-    """A directory, demo:chat|embed|rerank, modelscope:owner/name or hf:owner/name."""
-    kind: Kind | None = None
-    """chat, embed or rerank; default: inferred from the model."""
+    kind: Annotated[Kind | None, BeforeValidator(_as_kind)] = None
+    """chat, embed or rerank; default: inferred from the model. Without one, or none, a `command` is not routed."""
     served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
     replicas: int = Field(default=1, ge=0, le=64)
@@ -180,6 +185,8 @@ class Service(Section):
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
     """Environment variables for the engine process."""
+    needs: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Services that must be ready before this one starts."""
     start_timeout: float = Field(default=1800, gt=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that the engine may take to become ready."""
     stop_timeout: float = Field(default=30, ge=0, le=LONGEST, allow_inf_nan=False, strict=False)
@@ -202,7 +209,7 @@ class Service(Section):
     def _some_gpus(cls, gpus: object) -> object:
         indices = gpus if isinstance(gpus, list) else [gpus]
         numbers = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
-        if gpus != "auto" and (not numbers or gpus in ([], 0)):
+        if gpus != "auto" and (not numbers or gpus == []):
             raise ValueError("write auto, a number from 1 on, or a list of indices from 0 on")
         if numbers and len(set(indices)) != len(indices):
             raise ValueError("a GPU is in the list twice")
@@ -222,6 +229,29 @@ class Service(Section):
             if "\0" in value:
                 raise Refusal(f"the value of {name} holds a NUL character", "no environment can hold one")
         return env
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_have_a_kind(cls, data: object) -> object:
+        if isinstance(data, Mapping) and data.get("model") and data.get("kind") == "none":
+            raise Refusal("kind: none is for programs (command:)", "write chat, embed or rerank, or leave it out")
+        return data
+
+    @property
+    def routed(self) -> bool:
+        """Others can ask it: a command without a kind only helps other services."""
+        return self.kind is not None or not self.is_foreign
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Service:
+        check_source(self, self.routed)
+        if self.is_foreign:
+            check_command(self, self.env, self.routed)
+        if not self.is_foreign and self.gpus == 0:
+            raise Refusal("gpus: 0 is for services with command:", "an engine computes on the CPU by engine.device: cpu")
+        if self.is_foreign and self.replicas == 0:
+            raise Refusal("replicas: 0 would run nothing", "write one at least, or leave the service out")
+        return self
 
     @model_validator(mode="after")
     def _somebody_serves(self) -> Service:
@@ -243,6 +273,8 @@ class Config(Section):
     gateway: Gateway = Gateway()
     on_event: str | None = Field(default=None, min_length=1)
     """Told when a replica is failed, unhealthy or recovered: a command for the shell, or an http(s) URL."""
+    environments: dict[str, Environment] = Field(default_factory=dict)
+    """Packages that several services with `command` share, by name."""
     services: dict[str, Service] = Field(default_factory=dict)
     """The services by name."""
 
@@ -278,10 +310,70 @@ class Config(Section):
         )
         return self
 
+    @model_validator(mode="after")
+    def _known_services(self) -> Config:
+        for name, environment in self.environments.items():
+            if environment.shared or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
+                raise Refusal(
+                    f"environments.{name}: it needs a name like a service, and requirements or an interpreter of its own",
+                    "a-z, 0-9 and '-' between them, up to 40 characters",
+                )
+        check_needs({name: service.needs for name, service in self.services.items()})
+        for name, service in self.services.items():
+            self._require_environment(name, service)
+            for placeholder in names_in(service, service.env) if service.is_foreign else ():
+                self._require_address(f"services.{name}.command", placeholder)
+        return self
+
+    def _require_environment(self, name: str, service: Service) -> None:
+        written = service.environment
+        if written and written.shared and written.shared not in self.environments:
+            known = ", ".join(self.environments) or "nothing yet"
+            raise Refusal(
+                f"services.{name}.environment: there is no environment {written.shared}",
+                f"under environments: there is {known}",
+            )
+        if written and not written.shared and name in self.environments:
+            raise Refusal(
+                f"services.{name}.environment: environments.{name} has that name already", "write its name instead"
+            )
+
+    def _require_address(self, path: str, placeholder: str) -> None:
+        """``{SERVICE.port:NAME}`` names something that there is once."""
+        found = PORT.fullmatch(placeholder)
+        if found is None or found["service"] is None:
+            return
+        owner, own = self.services.get(found["service"]), placeholder.partition(".")[2]
+        if owner is None or not owner.is_foreign or own not in names_in(owner, owner.env):
+            raise Refusal(
+                f"{path}: {{{placeholder}}}: there is no service {found['service']} with {{{own}}} in its command",
+                f"commands are in: {', '.join(n for n, s in self.services.items() if s.is_foreign)}",
+            )
+        if owner.replicas != 1:
+            raise Refusal(
+                f"{path}: {{{placeholder}}}: {found['service']} has {owner.replicas} replicas, each with its own",
+                "ask it through the gateway, or let it have one",
+            )
+
+
+def check_needs(needs: Mapping[str, list[str]]) -> None:
+    """Refuse services that nobody knows, and those that wait for each other."""
+    for name, needed in needs.items():
+        unknown = [n for n in needed if n not in needs]
+        if unknown:
+            raise Refusal(f"services.{name}.needs: there is no service {unknown[0]}", f"there are: {', '.join(needs)}")
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as e:
+        path: list[str] = e.args[1][::-1]
+        raise Refusal(
+            f"services.{path[0]}.needs: it waits for itself: {' -> '.join(path)}", "take one of them out"
+        ) from None
+
 
 def served_names(name: str, service: Service) -> tuple[str, ...]:
     """The names that clients may send as ``model`` for this service."""
-    return tuple(service.served_as) or (name,)
+    return (tuple(service.served_as) or (name,)) if service.routed else ()
 
 
 def _plain(name: str) -> str:
