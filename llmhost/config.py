@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +17,8 @@ from ruamel.yaml.error import YAMLError
 
 from llmhost.config_engine import Engine as Engine  # noqa: PLC0414 -- a part of Config, for whoever reads it
 from llmhost.config_engine import Section
-from llmhost.config_foreign import PORT, Environment, Source, check_command, check_source, names_in
+from llmhost.config_foreign import PORT, Environment, Source, check_command, check_needs, check_source, names_in
+from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -52,24 +52,6 @@ def _environment_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-class Tls(Section):
-    """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
-
-    certificate: str = Field(min_length=1)
-    """The certificate, followed by those of intermediate authorities."""
-    key: str = Field(min_length=1)
-    """Its private key, not encrypted."""
-    client_ca: str | None = None
-    """Certificates of authorities: only clients with a certificate of one of them get in."""
-
-
-class KeyLimits(Section):
-    """What each API key may ask of the gateway, unless the key has a limit of its own."""
-
-    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
-
-
 class ServiceLimits(Section):
     """What all clients together may ask of a service."""
 
@@ -79,23 +61,6 @@ class ServiceLimits(Section):
     """Requests at once; beyond that the answer is 429."""
     max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
     """Largest request body in MiB, below the gateway's own limit."""
-
-
-class Gateway(Section):
-    """The one OpenAI-compatible port in front of all services."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; one that others can reach needs API keys (`llmhost keys add`)."""
-    insecure: bool = False
-    """Serve everybody who can reach the address, without API keys."""
-    tls: Tls | None = None
-    """HTTPS; default: plain HTTP."""
-    limits: KeyLimits = KeyLimits()
-    """What each API key may ask, unless it has limits of its own."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port to listen on."""
-    max_body_mib: int = Field(default=8, ge=1, le=1024)
-    """Largest request body in MiB; a larger one is answered with 413."""
 
 
 class Endpoint(Section):
@@ -248,7 +213,9 @@ class Service(Source):
         if self.is_foreign:
             check_command(self, self.env, self.routed)
         if not self.is_foreign and self.gpus == 0:
-            raise Refusal("gpus: 0 is for services with command:", "an engine computes on the CPU by engine.device: cpu")
+            raise Refusal(
+                "gpus: 0 is for services with command:", "an engine computes on the CPU by engine.device: cpu"
+            )
         if self.is_foreign and self.replicas == 0:
             raise Refusal("replicas: 0 would run nothing", "write one at least, or leave the service out")
         return self
@@ -315,7 +282,7 @@ class Config(Section):
         for name, environment in self.environments.items():
             if environment.shared or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
                 raise Refusal(
-                    f"environments.{name}: it needs a name like a service, and requirements or an interpreter of its own",
+                    f"environments.{name}: it needs a name like a service, and requirements or an interpreter",
                     "a-z, 0-9 and '-' between them, up to 40 characters",
                 )
         check_needs({name: service.needs for name, service in self.services.items()})
@@ -354,21 +321,6 @@ class Config(Section):
                 f"{path}: {{{placeholder}}}: {found['service']} has {owner.replicas} replicas, each with its own",
                 "ask it through the gateway, or let it have one",
             )
-
-
-def check_needs(needs: Mapping[str, list[str]]) -> None:
-    """Refuse services that nobody knows, and those that wait for each other."""
-    for name, needed in needs.items():
-        unknown = [n for n in needed if n not in needs]
-        if unknown:
-            raise Refusal(f"services.{name}.needs: there is no service {unknown[0]}", f"there are: {', '.join(needs)}")
-    try:
-        TopologicalSorter(needs).prepare()
-    except CycleError as e:
-        path: list[str] = e.args[1][::-1]
-        raise Refusal(
-            f"services.{path[0]}.needs: it waits for itself: {' -> '.join(path)}", "take one of them out"
-        ) from None
 
 
 def served_names(name: str, service: Service) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -176,8 +177,8 @@ class Source(Section):
             _require_known(word)
             if any(c in word for c in "\n\r\0"):
                 raise ValueError(f"{word!r} holds a line break, which a command line of supervisord cannot")
-        if words and not words[0]:
-            raise ValueError("the first word is the program, and it is empty")
+        if words and (not words[0] or set(placeholders(words[0])) - {"home"}):
+            raise ValueError(f"the first word is the program, and {words[0]!r} can be none; {{home}} may stand in it")
         return words
 
     @field_validator("paths")
@@ -247,3 +248,18 @@ def names_in(service: Source, env: Mapping[str, str]) -> Iterator[str]:
     """The placeholders of a command and its environment."""
     for text in (*service.command, *env.values()):
         yield from placeholders(text)
+
+
+def check_needs(needs: Mapping[str, list[str]]) -> None:
+    """Refuse services that nobody knows, and those that wait for each other."""
+    for name, needed in needs.items():
+        unknown = [n for n in needed if n not in needs]
+        if unknown:
+            raise Refusal(f"services.{name}.needs: there is no service {unknown[0]}", f"there are: {', '.join(needs)}")
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as e:
+        path: list[str] = e.args[1][::-1]
+        raise Refusal(
+            f"services.{path[0]}.needs: it waits for itself: {' -> '.join(path)}", "take one of them out"
+        ) from None
