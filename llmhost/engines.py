@@ -22,6 +22,7 @@ from llmhost.env.manifest import MANIFEST, Manifest, Spec, read_manifest, write_
 from llmhost.env.releases import Release, choose_release
 from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError, PlanError
 from llmhost.facts import EngineFacts
+from llmhost.foreign import ensure_environments, needs_vllm, without_vllm
 from llmhost.homedir import claim, require_access
 from llmhost.machine import require_room_beside
 from llmhost.paths import Home
@@ -71,10 +72,19 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
     """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet).
 
     With ``locked`` exactly the packages of its lock file. ``flash_attn`` counts instead of what llmhost.yaml says.
-    Raises EngineError.
+    Environments of foreign engines are built, too; without a service for vLLM only those. Raises EngineError.
     """
     claim(home)
-    engine = _with_flash_attn(load_or_default(home).engine, flash_attn)
+    config = load_or_default(home)
+    built = _setup_vllm(home, config, progress, locked, flash_attn) if needs_vllm(config) else without_vllm(config)
+    ensure_environments(home, config, progress)
+    return built
+
+
+def _setup_vllm(
+    home: Home, config: Config, progress: Progress, locked: bool, flash_attn: bool | str | None
+) -> EngineFacts:
+    engine = _with_flash_attn(config.engine, flash_attn)
     if not locked:
         return ensure_engine(home, engine, progress)
     if engine.kind == "existing":
@@ -235,7 +245,7 @@ def _check_flags(config: Config, engine: EngineFacts) -> None:
 
 def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
     """Start the smallest service on the new engine beside what runs, where there is room for it."""
-    candidates = [s for s in plan.services if s.replicas]
+    candidates = [s for s in plan.services if s.replicas and s.foreign is None]
     if not candidates:
         return
     service = min(candidates, key=lambda s: s.replicas[0].memory_bytes + s.replicas[0].gpu_memory_bytes)
@@ -375,7 +385,8 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
         raise NotReadyError("the engine is not built", "run `llmhost setup`")
     plan = workflow.make_plan_with(home, engine)
     alive = lifecycle.running(home)
-    idle = [s for s in plan.services if s.replicas and not any(p.name in alive for p in s.replicas)]
+    ours = [s for s in plan.services if s.replicas and s.foreign is None]
+    idle = [s for s in ours if not any(p.name in alive for p in s.replicas)]
     return tuple((s.name, try_service(home, plan, s, progress)) for s in idle)
 
 
