@@ -69,6 +69,11 @@ def member(replica: ProgramPlan) -> Data:
     return {"endpoint": {"address": place, "hostname": HOST, "health_check_config": {"hostname": HOST}}}
 
 
+def health_path(foreign: ForeignPlan) -> str:
+    """What whoever asks the gateway for the health of a model is answered by: written, or what OpenAI's API has."""
+    return foreign.looked_at or "/v1/models"
+
+
 def health_check(foreign: ForeignPlan) -> Data:
     """GET where somebody wrote a path for it, else whether it accepts connections."""
     if not foreign.looked_at:

@@ -141,7 +141,7 @@ def _health(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> It
     if ready_of is None:
         yield from _health_of_models(services)
     found = match("/health", *READ)
-    yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward(found, ready_of)
+    yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward_health(found, ready_of)
 
 
 def _no_tunnel() -> Data:
@@ -172,8 +172,13 @@ def _health_of_models(services: Sequence[ServicePlan]) -> Iterator[Data]:
     """
     for service in services:
         names = "|".join(name_regex(name) for name in service.served_as)
-        yield _forward(_asked_for(names), service)
+        yield _forward_health(_asked_for(names), service)
     yield _error(_asked_for(".*"), 503, "The model has no engine that is ready")
+
+
+def _forward_health(found: Data, service: ServicePlan) -> Data:
+    route = _forward(found, service)
+    return route if service.foreign is None else foreign.rewritten(route, foreign.health_path(service.foreign))
 
 
 def _asked_for(model: str) -> Data:

@@ -16,7 +16,7 @@ from llmhost.plan.args import flag_name, vllm_arguments
 from llmhost.plan.caches import cache_directory, cache_environment, cache_key
 from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
-from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on
+from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on, thread_environment
 from llmhost.plan.gpu import GpuShare
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
@@ -241,7 +241,7 @@ def _foreign_program(
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)),
             "PYTHONUNBUFFERED": "1",
-            **({"OMP_NUM_THREADS": str(len(share.cores))} if share.cores else {}),
+            **thread_environment(service, share.cores, share.threads),
             **{key: filling.text(value) for key, value in service.env.items()},
         },
         socket=listens_on(service, own),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,6 +12,7 @@ from llmhost.config_foreign import PORT, Request, fill, names_in
 from llmhost.errors import PlanError
 from llmhost.facts import ForeignFacts, PortFacts
 from llmhost.paths import Home
+from llmhost.plan.demand import wanted_cores
 from llmhost.plan.types import ForeignPlan, RequestPlan
 
 LOOPBACK = "127.0.0.1"
@@ -93,6 +94,12 @@ def listens_on(service: Service, own: Address) -> str:
     if "uds" in names:
         return own.uds
     return f"{LOOPBACK}:{own.ports['port']}" if "port" in names else ""
+
+
+def thread_environment(service: Service, cores: Sequence[int], threads: int) -> dict[str, str]:
+    """As many OpenMP threads as it has cores, or as are its fair part (``threads``) where nobody is bound to any."""
+    count = len(cores) or service.cores or (threads if wanted_cores(service) is None else 0)
+    return {"OMP_NUM_THREADS": str(count)} if count else {}
 
 
 def foreign_plan(service: Service, facts: ForeignFacts) -> ForeignPlan:
