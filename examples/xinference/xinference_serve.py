@@ -6,9 +6,9 @@ line says it all:
     xinference_serve.py --port 9997 [--register embedding definition.json] \
         model_name=bge-m3 model_type=embedding model_engine=sentence_transformers model_path=/data/models/bge-m3
 
-The words at the end go to `xinference.client.Client.launch_model`. `--register` makes a model known that Xinference does
-not know by itself (its documentation: "Custom Models"). It ends, with an error, when the model cannot be launched or the
-server ends; SIGTERM goes on to the server.
+The words at the end go to `xinference.client.Client.launch_model`. `--register` makes a model known that Xinference
+does not know by itself (its documentation: "Custom Models"). It ends, with an error, when the model cannot be launched or
+the server ends; SIGTERM goes on to the server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the recipes in examples/ render to on a machine with two GPUs. Renew it with LLMHOST_GOLDEN=write, and read it.
 
 Only what a recipe decides: command lines, what the guards know, and what the gateway does with requests. Programs
-and models that cannot be had here (TEI, SGLang, LightLLM, ollama, llama.cpp) are facts that the test makes up; the other
-recipes run for real in tests/e2e/test_recipes.py.
+and models that cannot be had here (TEI, SGLang, LightLLM, ollama, llama.cpp) are facts that the test makes up; the
+other recipes run for real in tests/e2e/test_recipes.py.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _gateway(files: dict[str, str]) -> str:
     """What the gateway does for each service: how it looks at it, what it renames on the way."""
     clusters = {c["name"]: c for c in json.loads(files["conf/gateway/cds.json"])["resources"] if "health_checks" in c}
     lines = [f"{name}: looked at by {_looks(cluster)}\n" for name, cluster in clusters.items()]
-    lines += [f"{name}: gets another model name\n" for name, cluster in clusters.items() if "lua" in json.dumps(cluster)]
+    lines += [
+        f"{name}: gets another model name\n" for name, cluster in clusters.items() if "lua" in json.dumps(cluster)
+    ]
     return "".join((*lines, *_renamed_paths(files)))
 
 
@@ -128,7 +130,8 @@ def test_no_engine_listens_for_others(name: str) -> None:
         assert "0.0.0.0" not in text, path
         if path.startswith("conf/guard/"):
             spec = json.loads(text)
-            told = _rendered(name)["commands.txt"] + json.dumps(spec["env"])
+            started_by = "".join(script.read_text() for script in (EXAMPLES / name).glob("*.py"))
+            told = _rendered(name)["commands.txt"] + json.dumps(spec["env"]) + started_by
             assert spec["socket"].endswith(".sock") or "127.0.0.1" in told, path
 
 
