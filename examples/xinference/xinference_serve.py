@@ -7,8 +7,8 @@ line says it all:
         model_name=bge-m3 model_type=embedding model_engine=sentence_transformers model_path=/data/models/bge-m3
 
 The words at the end go to `xinference.client.Client.launch_model`. `--register` makes a model known that Xinference
-does not know by itself (its documentation: "Custom Models"). It ends, with an error, when the model cannot be launched or
-the server ends; SIGTERM goes on to the server.
+does not know by itself (its documentation: "Custom Models"). It ends, with an error, when the model cannot be launched
+or the server ends; SIGTERM goes on to the server.
 """
 
 from __future__ import annotations
