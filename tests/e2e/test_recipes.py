@@ -130,7 +130,7 @@ def test_infinity(box: Box, client: openai.OpenAI) -> None:
     assert first["relevance_score"] > 0.5 > second["relevance_score"]
     assert "Paris" in _answer(client, "demo-chat")
     assert box.checks() >= {("embedding", "embed"), ("rerank", "rerank"), ("chat", "chat")}
-    assert box.post("/v1/chat/completions", model="infinity-embed", messages=CAPITAL).status_code == 404
+    assert box.post("/v1/chat/completions", model="infinity-embed", messages=CAPITAL).status_code == 400
 
 
 def _require_meaning(client: openai.OpenAI, model: str) -> None:
