@@ -93,7 +93,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
     }  # fmt: skip
     assert "foreign engine with ['--port'" in installed.run("logs", "tei").stdout
     assert "keep" in installed.run("plan").stdout
-    assert 'service="tei"' in installed.run("metrics").stdout
+    assert 'service="tei"' in installed.run("metrics", "show").stdout
     installed.run("top", "--once")
     assert ports == {r["name"]: r["ports"] for s in _planned(installed)["services"] for r in s["replicas"]}  # they stay
 
