@@ -127,3 +127,9 @@ def test_sizes() -> None:
     assert size_in_bytes("8GiB") == 8 * 2**30
     assert size_in_bytes("1.5 GiB") == 3 * 2**29
     assert size_in_bytes("512MiB") == 2**29
+
+
+def test_what_is_shown_can_be_written() -> None:
+    text = "services: {a: {command: 'x {port}', kind: chat, cores: 0}, b: {model: m}, c: {command: x}}"
+    found = config.parse(text)
+    assert config.Config.model_validate(found.model_dump()) == found
