@@ -214,7 +214,7 @@ class Service(Source):
             check_command(self, self.env, self.routed)
         if not self.is_foreign and self.gpus == 0:
             raise Refusal(
-                "gpus: 0 is for services with command:", "an engine computes on the CPU by engine.device: cpu"
+                "gpus: 0 is for services with command:", "write auto: vLLM computes on the CPU by engine.device: cpu"
             )
         if self.is_foreign and self.replicas == 0:
             raise Refusal("replicas: 0 would run nothing", "write one at least, or leave the service out")

@@ -202,7 +202,9 @@ class Source(Section):
 
 def check_source(service: Source, routed: bool) -> None:
     """Refuse keys that do not belong together; ``routed``: it has a kind, so that others can ask it."""
-    given = {key for key in service.model_fields_set if getattr(service, key) is not None}
+    # What is written as it is by default is not written: `llmhost config show` does that.
+    defaults = {k: f.get_default(call_default_factory=True) for k, f in type(service).model_fields.items()}
+    given = {key for key in service.model_fields_set if getattr(service, key) != defaults[key]}
     if bool(service.command) == bool(service.model):
         both = "both" if service.command else "neither"
         raise Refusal(

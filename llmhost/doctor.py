@@ -59,7 +59,7 @@ def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:
     supervisord = check_supervisord(home)
     if config is not None and config.services:
         answers = supervisord.status == "ok"  # else whoever asks what runs waits for a minute
-        checks += _services(home, config, planned=answers and subject.engine is not None)
+        checks += _services(home, config, planned=answers and (subject.engine is not None or not needs_vllm(config)))
         checks += [_ports(home, config)] if answers else []
     return [*checks, supervisord, _unit(home, config), *check_leftovers(found)]
 

@@ -111,12 +111,10 @@ def _model_dir(home: Home, config: Config, name: str, service: Service) -> str:
 
 def read_ports(home: Home, config: Config) -> PortFacts:
     """The ports of the plan in force that its programs have or can have again, and free ones."""
-    plan, running = read_plan(home), lifecycle.running(home)
-    held = {
-        p.name: dict(p.ports)
-        for p in (plan.programs if plan else ())
-        if p.ports and (p.name in running or all(map(_is_free, p.ports.values())))
-    }
+    plan = read_plan(home)
+    ours = [p for p in plan.programs if p.ports] if plan else []
+    running = _running(home) if ours else frozenset()
+    held = {p.name: dict(p.ports) for p in ours if p.name in running or all(map(_is_free, p.ports.values()))}
     taken = {port for ports in held.values() for port in ports.values()}
     foreign = [s for s in config.services.values() if s.is_foreign]
     if not foreign:
@@ -125,6 +123,13 @@ def read_ports(home: Home, config: Config) -> PortFacts:
     count = sum(2 * s.replicas * (len(s.command) + len(s.env)) for s in foreign) + SPARE_PORTS
     free = (port for port in _candidates(home) if port not in taken and _is_free(port))
     return PortFacts(held, tuple(port for port, _ in zip(free, range(count), strict=False)))
+
+
+def _running(home: Home) -> frozenset[str]:
+    """Programs that have their ports; one that fails again and again may do so because somebody else has them."""
+    names = lifecycle.running(home)
+    states = lifecycle.states(home, names).values() if names else ()
+    return frozenset(state.name for state in states if state.state != "backoff")
 
 
 def _candidates(home: Home) -> Iterator[int]:

@@ -54,7 +54,7 @@ CASES = {
             model_dir: /data/m
             env: {HOME_OF: "{home}", OLD: '; "x"'}
           tei:
-            command: text-embeddings-router --uds-path {uds} --prometheus-port {port:metrics}
+            command: text-embeddings-router --hostname 127.0.0.1 --port {port} --prometheus-port {port:metrics}
             kind: embed
             served_as: [bge, gte]
             port: 8001
@@ -66,7 +66,7 @@ CASES = {
             cores: 2
             memory: 3GiB
           api:
-            command: [python, -m, fastchat.serve.openai_api_server, --port, "{port}"]
+            command: [uvicorn, "server:app", --uds, "{uds}"]
             kind: chat
             needs: [controller, worker]
         """,

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
         helper: {{command: "{SERVER} --port {{port}} --health /alive", ready: /alive, env: {{VALUE: "1"}}}}
         silent: {{command: "{SERVER}", kind: none}}
         tei:
-          command: [{sys.executable}, {TESTS}/fakes/foreign.py, --port, "{{port}}", --helper, "{{helper.port}}"]
+          command: [python, {TESTS}/fakes/foreign.py, --port, "{{port}}", --helper, "{{helper.port}}"]
+          environment: {{interpreter: {sys.executable}}}
           kind: embed
           served_as: [bge, gte]
           paths: {{/v1/embeddings: /embed, /v1/rerank: /rerank}}
@@ -74,6 +76,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
     assert ask(installed, "/v1/rerank", {"model": "bge", "query": "q"})["path"] == "/rerank"
     assert ask(installed, "/v1/embeddings", {"input": 1})["body"] == '{"model":"BAAI/bge","input": 1}'
     assert told["env"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert told["env"]["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert told["env"]["OMP_NUM_THREADS"] == "1"
     assert len(told["cores"]) == 1
     plan = json.loads(installed.home.plan_file.read_text())
@@ -93,7 +96,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
     }  # fmt: skip
     assert "foreign engine with ['--port'" in installed.run("logs", "tei").stdout
     assert "keep" in installed.run("plan").stdout
-    assert 'service="tei"' in installed.run("metrics").stdout
+    assert 'service="tei"' in installed.run("metrics", "show").stdout
     installed.run("top", "--once")
     assert ports == {r["name"]: r["ports"] for s in _planned(installed)["services"] for r in s["replicas"]}  # they stay
 
@@ -201,3 +204,18 @@ def test_a_change_restarts_what_changed_and_keeps_ports(bare: Installed) -> None
     bare.write(first)
     bare.run("up")
     assert set(bare.pids()) == {"supervisor", "gateway", "e-0"}
+
+
+def test_a_port_that_somebody_else_has_taken_is_given_up(bare: Installed) -> None:
+    bare.write(f'e: {{command: "{SERVER} --port {{port}}", kind: embed}}')
+    bare.run("up")
+    port = _planned(bare)["services"][0]["replicas"][0]["ports"]["port"]
+    bare.run("stop", "e")
+    with socket.socket() as somebody:
+        somebody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        somebody.bind(("127.0.0.1", port))
+        somebody.listen()
+        bare.run("start", "--no-wait")
+        wait_for(lambda: "Address already in use" in str(replica(bare, "e-0")["error"]))
+        bare.run("up")
+        assert ask(bare, "/v1/embeddings", {"model": "e"})["argv"][-1] != str(port)
