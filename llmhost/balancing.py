@@ -65,8 +65,8 @@ def served_of(home: Home, service: str) -> frozenset[str]:
 
 
 def sockets(plan: Plan, programs: Collection[str]) -> frozenset[str]:
-    """The members that these programs are."""
-    return frozenset(p.socket for p in plan.programs if p.name in programs)
+    """The members that these programs are; helpers, which the gateway does not know, are none."""
+    return frozenset(p.socket for s in plan.routed for p in s.replicas if p.name in programs)
 
 
 def take_programs_out(home: Home, services: Iterable[ServicePlan], out: Collection[str], on_busy: Busy) -> None:
@@ -157,7 +157,7 @@ def await_served(home: Home, plan: Plan, programs: Collection[str], seconds: flo
     """Wait until all these engines get requests; raises GatewayError naming those that do not."""
     members = sockets(plan, programs)
     state = _await(home, lambda state: members <= _all_served(state), seconds)
-    missing = [p.name for p in plan.programs if p.socket in members - _all_served(state)]
+    missing = [p.name for p in plan.programs if p.name in programs and p.socket in members - _all_served(state)]
     if missing:
         raise GatewayError(
             f"the gateway sends no requests to {', '.join(missing)}, which cannot be reached",

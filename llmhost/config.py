@@ -17,6 +17,8 @@ from ruamel.yaml.error import YAMLError
 
 from llmhost.config_engine import Engine as Engine  # noqa: PLC0414 -- a part of Config, for whoever reads it
 from llmhost.config_engine import Section
+from llmhost.config_foreign import PORT, Environment, Source, check_command, check_needs, check_source, names_in
+from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -50,24 +52,6 @@ def _environment_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-class Tls(Section):
-    """HTTPS for every port of the gateway. Files in PEM; they are read again when they change."""
-
-    certificate: str = Field(min_length=1)
-    """The certificate, followed by those of intermediate authorities."""
-    key: str = Field(min_length=1)
-    """Its private key, not encrypted."""
-    client_ca: str | None = None
-    """Certificates of authorities: only clients with a certificate of one of them get in."""
-
-
-class KeyLimits(Section):
-    """What each API key may ask of the gateway, unless the key has a limit of its own."""
-
-    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
-
-
 class ServiceLimits(Section):
     """What all clients together may ask of a service."""
 
@@ -77,23 +61,6 @@ class ServiceLimits(Section):
     """Requests at once; beyond that the answer is 429."""
     max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
     """Largest request body in MiB, below the gateway's own limit."""
-
-
-class Gateway(Section):
-    """The one OpenAI-compatible port in front of all services."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; one that others can reach needs API keys (`llmhost keys add`)."""
-    insecure: bool = False
-    """Serve everybody who can reach the address, without API keys."""
-    tls: Tls | None = None
-    """HTTPS; default: plain HTTP."""
-    limits: KeyLimits = KeyLimits()
-    """What each API key may ask, unless it has limits of its own."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port to listen on."""
-    max_body_mib: int = Field(default=8, ge=1, le=1024)
-    """Largest request body in MiB; a larger one is answered with 413."""
 
 
 class Endpoint(Section):
@@ -151,13 +118,16 @@ def _as_sticky(value: object) -> object:
     return {"prefix": PREFIX_BYTES} if value == "prefix" else value
 
 
-class Service(Section):
+def _as_kind(value: object) -> object:
+    """``none``, in words, for a program that nobody asks."""
+    return None if value == "none" else value
+
+
+class Service(Source):
     """One model served under one or more names."""
 
-    model: str = Field(min_length=1)
-    """A directory, demo:chat|embed|rerank, modelscope:owner/name or hf:owner/name."""
-    kind: Kind | None = None
-    """chat, embed or rerank; default: inferred from the model."""
+    kind: Annotated[Kind | None, BeforeValidator(_as_kind)] = None
+    """chat, embed or rerank; default: inferred from the model. Without one, or none, a `command` is not routed."""
     served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
     replicas: int = Field(default=1, ge=0, le=64)
@@ -180,6 +150,8 @@ class Service(Section):
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
     """Environment variables for the engine process."""
+    needs: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Services that must be ready before this one starts."""
     start_timeout: float = Field(default=1800, gt=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that the engine may take to become ready."""
     stop_timeout: float = Field(default=30, ge=0, le=LONGEST, allow_inf_nan=False, strict=False)
@@ -202,7 +174,7 @@ class Service(Section):
     def _some_gpus(cls, gpus: object) -> object:
         indices = gpus if isinstance(gpus, list) else [gpus]
         numbers = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
-        if gpus != "auto" and (not numbers or gpus in ([], 0)):
+        if gpus != "auto" and (not numbers or gpus == []):
             raise ValueError("write auto, a number from 1 on, or a list of indices from 0 on")
         if numbers and len(set(indices)) != len(indices):
             raise ValueError("a GPU is in the list twice")
@@ -222,6 +194,31 @@ class Service(Section):
             if "\0" in value:
                 raise Refusal(f"the value of {name} holds a NUL character", "no environment can hold one")
         return env
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_have_a_kind(cls, data: object) -> object:
+        if isinstance(data, Mapping) and data.get("model") and data.get("kind") == "none":
+            raise Refusal("kind: none is for programs (command:)", "write chat, embed or rerank, or leave it out")
+        return data
+
+    @property
+    def routed(self) -> bool:
+        """Others can ask it: a command without a kind only helps other services."""
+        return self.kind is not None or not self.is_foreign
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Service:
+        check_source(self, self.routed)
+        if self.is_foreign:
+            check_command(self, self.env, self.routed)
+        if not self.is_foreign and self.gpus == 0:
+            raise Refusal(
+                "gpus: 0 is for services with command:", "write auto: vLLM computes on the CPU by engine.device: cpu"
+            )
+        if self.is_foreign and self.replicas == 0:
+            raise Refusal("replicas: 0 would run nothing", "write one at least, or leave the service out")
+        return self
 
     @model_validator(mode="after")
     def _somebody_serves(self) -> Service:
@@ -243,6 +240,8 @@ class Config(Section):
     gateway: Gateway = Gateway()
     on_event: str | None = Field(default=None, min_length=1)
     """Told when a replica is failed, unhealthy or recovered: a command for the shell, or an http(s) URL."""
+    environments: dict[str, Environment] = Field(default_factory=dict)
+    """Packages that several services with `command` share, by name."""
     services: dict[str, Service] = Field(default_factory=dict)
     """The services by name."""
 
@@ -278,10 +277,55 @@ class Config(Section):
         )
         return self
 
+    @model_validator(mode="after")
+    def _known_services(self) -> Config:
+        for name, environment in self.environments.items():
+            if environment.shared or not SERVICE_NAME.fullmatch(name) or len(name) > 40:
+                raise Refusal(
+                    f"environments.{name}: it needs a name like a service, and requirements or an interpreter",
+                    "a-z, 0-9 and '-' between them, up to 40 characters",
+                )
+        check_needs({name: service.needs for name, service in self.services.items()})
+        for name, service in self.services.items():
+            self._require_environment(name, service)
+            for placeholder in names_in(service, service.env) if service.is_foreign else ():
+                self._require_address(f"services.{name}.command", placeholder)
+        return self
+
+    def _require_environment(self, name: str, service: Service) -> None:
+        written = service.environment
+        if written and written.shared and written.shared not in self.environments:
+            known = ", ".join(self.environments) or "nothing yet"
+            raise Refusal(
+                f"services.{name}.environment: there is no environment {written.shared}",
+                f"under environments: there is {known}",
+            )
+        if written and not written.shared and name in self.environments:
+            raise Refusal(
+                f"services.{name}.environment: environments.{name} has that name already", "write its name instead"
+            )
+
+    def _require_address(self, path: str, placeholder: str) -> None:
+        """``{SERVICE.port:NAME}`` names something that there is once."""
+        found = PORT.fullmatch(placeholder)
+        if found is None or found["service"] is None:
+            return
+        owner, own = self.services.get(found["service"]), placeholder.partition(".")[2]
+        if owner is None or not owner.is_foreign or own not in names_in(owner, owner.env):
+            raise Refusal(
+                f"{path}: {{{placeholder}}}: there is no service {found['service']} with {{{own}}} in its command",
+                f"commands are in: {', '.join(n for n, s in self.services.items() if s.is_foreign)}",
+            )
+        if owner.replicas != 1:
+            raise Refusal(
+                f"{path}: {{{placeholder}}}: {found['service']} has {owner.replicas} replicas, each with its own",
+                "ask it through the gateway, or let it have one",
+            )
+
 
 def served_names(name: str, service: Service) -> tuple[str, ...]:
     """The names that clients may send as ``model`` for this service."""
-    return tuple(service.served_as) or (name,)
+    return (tuple(service.served_as) or (name,)) if service.routed else ()
 
 
 def _plain(name: str) -> str:

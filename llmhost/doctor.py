@@ -27,6 +27,7 @@ from llmhost.env import find_engine
 from llmhost.env.current import engine_name
 from llmhost.env.manifest import read_manifest
 from llmhost.errors import LlmhostError
+from llmhost.foreign import needs_vllm
 from llmhost.hub.lock import read_lock
 from llmhost.hub.remote import Reference
 from llmhost.models import read_models
@@ -58,7 +59,7 @@ def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:
     supervisord = check_supervisord(home)
     if config is not None and config.services:
         answers = supervisord.status == "ok"  # else whoever asks what runs waits for a minute
-        checks += _services(home, config, planned=answers and subject.engine is not None)
+        checks += _services(home, config, planned=answers and (subject.engine is not None or not needs_vllm(config)))
         checks += [_ports(home, config)] if answers else []
     return [*checks, supervisord, _unit(home, config), *check_leftovers(found)]
 
@@ -95,6 +96,9 @@ def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:
 
 
 def _engine(home: Home, subject: Subject, python: Found | None) -> Iterator[Check]:
+    if not needs_vllm(subject.config):
+        yield ok("engine", "no service needs vLLM")
+        return
     if subject.engine is not None:
         yield from check_engine(home.engine_dir(subject.engine.name), subject.engine, subject.packages, python)
         return
@@ -111,7 +115,7 @@ def _coming(home: Home, config: Config) -> dict[str, int]:
         known = read_lock(home.lock_of_models).models
     except LlmhostError:
         return {}
-    wanted = {s.model for s in config.services.values() if s.replicas and s.model in known}
+    wanted = {s.source for s in config.services.values() if s.replicas and s.source in known}
     missing = [m for m in wanted if (ref := Reference.parse(m)) and not ref.directory(models).is_dir()]
     return {str(models): sum(file.size for m in missing for file in known[m].files)} if missing else {}
 
@@ -119,7 +123,7 @@ def _coming(home: Home, config: Config) -> dict[str, int]:
 def _services(home: Home, config: Config, *, planned: bool) -> Iterator[Check]:
     """The models are there, and everything fits: the same plan that `up` would make."""
     models = models_directory(home, config)
-    references = {name: Reference.parse(s.model) for name, s in config.services.items() if s.replicas}
+    references = {name: Reference.parse(s.source) for name, s in config.services.items() if s.replicas}
     missing = [name for name, ref in references.items() if ref and not ref.directory(models).is_dir()]
     if missing:
         yield warn(

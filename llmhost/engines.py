@@ -18,6 +18,7 @@ from llmhost.env.manifest import MANIFEST, Manifest, read_manifest
 from llmhost.env.releases import choose_device
 from llmhost.errors import EngineError
 from llmhost.facts import EngineFacts
+from llmhost.foreign import ensure_environments, needs_vllm, without_vllm
 from llmhost.homedir import claim, require_access
 from llmhost.paths import Home
 from llmhost.plan.running import running
@@ -58,11 +59,20 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
     """Build the engine that llmhost.yaml asks for (the default one when there is no llmhost.yaml yet).
 
     With ``locked`` exactly the packages of engine.lock, which is of the engine that counts. ``flash_attn``
-    counts instead of what llmhost.yaml says.
-    Raises EngineError.
+    counts instead of what llmhost.yaml says. Environments of foreign engines are built, too; without a service for
+    vLLM only those. Raises EngineError.
     """
     claim(home)
-    engine = _with_flash_attn(load_or_default(home).engine, flash_attn)
+    config = load_or_default(home)
+    built = _setup_vllm(home, config, progress, locked, flash_attn) if needs_vllm(config) else without_vllm(config)
+    ensure_environments(home, config, progress)
+    return built
+
+
+def _setup_vllm(
+    home: Home, config: Config, progress: Progress, locked: bool, flash_attn: bool | str | None
+) -> EngineFacts:
+    engine = _with_flash_attn(config.engine, flash_attn)
     if not locked:
         return ensure_engine(home, engine, progress)
     if engine.kind == "existing":

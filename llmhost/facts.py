@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["chat", "embed", "rerank"]
+ServiceKind = Literal["chat", "embed", "rerank", "none"]
+"""``none``: a program that only helps other services, and that the gateway does not know."""
 Device = Literal["cpu", "cuda"]
 
 
@@ -281,3 +283,25 @@ class EndpointFacts:
     key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     """Certificates to check its own with (https only)."""
+
+
+@dataclass(frozen=True)
+class ForeignFacts:
+    """What a service with a command of its own finds on this machine."""
+
+    program: str
+    """Absolute path of the first word of its command."""
+    bin: str = ""
+    """Directory of the programs of its environment, which comes first on its PATH."""
+    model_dir: str = ""
+    """The directory of its model."""
+
+
+@dataclass(frozen=True)
+class PortFacts:
+    """TCP ports on 127.0.0.1 for engines that cannot listen on a unix socket."""
+
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What each program of the plan in force has, by placeholder (``port:web``); nobody else listens there."""
+    free: tuple[int, ...] = ()
+    """Ports that nobody listens on, in the order in which to give them out."""

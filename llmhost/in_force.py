@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from llmhost.errors import ConfigError, NotReadyError
@@ -38,6 +38,17 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
         if name not in known:
             raise ConfigError(f"there is no service {name}", _in_force(known))
     return tuple(s for s in plan.services if not names or s.name in names)
+
+
+def with_needs(needs: Mapping[str, Iterable[str]], services: tuple[str, ...]) -> tuple[str, ...]:
+    """These services and what they need, what that needs, and so on; none: all."""
+    found = dict.fromkeys(services)
+    waiting = list(services)
+    while waiting:
+        more = [name for name in needs[waiting.pop()] if name not in found]
+        found |= dict.fromkeys(more)
+        waiting += more
+    return tuple(found)
 
 
 def _in_force(known: Collection[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import config as configuration
-from llmhost.config import Config
+from llmhost.config import Config, Service
 from llmhost.env import Progress
 from llmhost.errors import ConfigError, LlmhostError, ModelError
 from llmhost.facts import Kind, ModelFacts
@@ -58,7 +58,7 @@ def pull_missing(home: Home, config: Config, services: Sequence[str], progress: 
     lock = read_lock(home.lock_of_models)
     hubs: dict[str, Hub] = {}
     for name, service in config.services.items():
-        reference = Reference.parse(service.model)
+        reference = Reference.parse(service.source)
         if reference is None or not service.replicas or (services and name not in services):
             continue
         pinned = reference.revision or (lock.models[reference.text].revision if reference.text in lock.models else None)
@@ -68,7 +68,11 @@ def pull_missing(home: Home, config: Config, services: Sequence[str], progress: 
         try:
             _pull_one(home, config, reference, hubs, progress, everything=False, upgrade=False)
         except LlmhostError as e:
-            raise type(e)(f"services.{name}.model: {e.message}", e.hint) from e
+            raise type(e)(f"services.{name}.{_key(service)}: {e.message}", e.hint) from e
+
+
+def _key(service: Service) -> str:
+    return "model_dir" if service.is_foreign else "model"
 
 
 def _was_pulled(directory: Path) -> bool:
@@ -98,8 +102,8 @@ def _pull_one(
 
 
 def _wanted(config: Config, asked: Sequence[str]) -> Iterator[Wanted]:
-    for name in asked or [n for n, s in config.services.items() if s.replicas]:
-        text = config.services[name].model if name in config.services else name
+    for name in asked or [n for n, s in config.services.items() if s.replicas and s.source]:
+        text = config.services[name].source if name in config.services else name
         reference = Reference.parse(text)
         if reference is None and name not in config.services:
             raise ConfigError(
@@ -116,11 +120,13 @@ def stored_models(home: Home) -> list[StoredModel]:
     models_dir = models_directory(home, config)
     users: dict[Path, set[str]] = {}
     for name, service in config.services.items():
-        reference = Reference.parse(service.model)
-        path = reference.directory(models_dir) if reference else resolve_model(service.model, models_dir, home.root)
+        if not service.source:
+            continue
+        reference = Reference.parse(service.source)
+        path = reference.directory(models_dir) if reference else resolve_model(service.source, models_dir, home.root)
         users.setdefault(path.resolve(), set()).add(name)
     plan = read_plan(home)
-    for made in plan.services if plan else ():
+    for made in (s for s in plan.services if s.model_path) if plan else ():
         users.setdefault(Path(made.model_path).resolve(), set()).add(made.name)
     return list_models(models_dir, {path: tuple(sorted(names)) for path, names in users.items()})
 
@@ -160,13 +166,13 @@ def unused_models(home: Home) -> list[StoredModel]:
 
 
 def read_models(home: Home, config: Config, read: Callable[..., ModelFacts] | None = None) -> dict[str, ModelFacts]:
-    """The facts of every service's model by service name; raises ModelError naming the service.
+    """The facts of every model that vLLM serves, by service name; raises ModelError naming the service.
 
     ``read`` reads one (home, config, reference, kind); by default only models that are here.
     """
     facts: dict[str, ModelFacts] = {}
     for name, service in config.services.items():
-        if not service.replicas:
+        if not service.replicas or service.is_foreign:
             continue
         try:
             facts[name] = (read or _read_here)(home, config, service.model, service.kind)

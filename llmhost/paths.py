@@ -52,6 +52,10 @@ class Home:
     def engine_dir(self, name: str) -> Path:
         return self.engines / name
 
+    def environment_dir(self, name: str) -> Path:
+        """An environment of foreign engines, with its builds."""
+        return self.root / "environments" / name
+
     @property
     def current_engine_file(self) -> Path:
         """Names the engine that counts when llmhost.yaml names none."""

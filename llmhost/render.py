@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llmhost import __version__
 from llmhost.files import RenderedFile
@@ -84,10 +85,10 @@ def guard_spec_path(program: str) -> str:
 
 def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> RenderedFile:
     """Read by the guard only: it may hold secrets (environment), so nothing of it is on a command line."""
-    spec = {
+    spec: dict[str, Any] = {
         "program": program.name,
         "kind": service.kind,
-        "model": service.served_as[0],
+        "model": (service.foreign and service.foreign.model_name) or next(iter(service.served_as), service.name),
         "socket": program.socket,
         "state_file": str(home.state_file(program.name)),
         "log_file": str(home.log_file(program.name)),
@@ -100,6 +101,10 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "gpus": list(program.gpus),
         "events_file": str(home.root / EVENTS),
     }
+    if service.needs:
+        spec["needs"] = list(service.needs)
+    if service.foreign is not None:
+        spec["foreign"] = {**asdict(service.foreign), "cores": list(program.cores)}
     return RenderedFile(guard_spec_path(program.name), json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -108,7 +113,7 @@ def _engine_program(home: Home, plan: Plan, service: ServicePlan, program: Progr
     guard = (plan.tools.python, "-I", "-S", plan.tools.guard, str(home.root / spec.path), "--")
     return SupervisedProgram(
         name=program.name,
-        comment="what follows -- is the vLLM command; it can be run by hand",
+        comment=f"what follows -- is the {'vLLM ' if service.foreign is None else ''}command; it can be run by hand",
         argv=(*guard, *program.argv),
         fingerprint=_fingerprint(spec.text),
         autorestart="unexpected",
@@ -152,7 +157,8 @@ def _metrics_spec(home: Home, plan: Plan) -> RenderedFile:
             "replicas": [
                 {
                     "name": r.name,
-                    "socket": r.socket,
+                    # Only vLLM's metrics are known by their names.
+                    "socket": r.socket if s.foreign is None else "",
                     "state_file": str(home.state_file(r.name)),
                     "guard": str(home.root / guard_spec_path(r.name)),
                     "gpus": r.gpus,

@@ -113,7 +113,7 @@ def _check_flags(config: Config, engine: EngineFacts) -> None:
 
 def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
     """Start the smallest service on the new engine beside what runs, where there is room for it."""
-    candidates = [s for s in plan.services if s.replicas]
+    candidates = [s for s in plan.services if s.replicas and s.foreign is None]
     if not candidates:
         return
     service = min(candidates, key=lambda s: s.replicas[0].memory_bytes + s.replicas[0].gpu_memory_bytes)
@@ -233,5 +233,6 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
         raise NotReadyError("the engine is not built", "run `llmhost setup`")
     plan = workflow.make_plan_with(home, engine)
     alive = lifecycle.running(home)
-    idle = [s for s in plan.services if s.replicas and not any(p.name in alive for p in s.replicas)]
+    ours = [s for s in plan.services if s.replicas and s.foreign is None]
+    idle = [s for s in ours if not any(p.name in alive for p in s.replicas)]
     return tuple((s.name, try_service(home, plan, s, progress)) for s in idle)

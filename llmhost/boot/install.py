@@ -19,6 +19,7 @@ from llmhost.boot.unitfile import UnitPlan, render_unit
 from llmhost.config import Config
 from llmhost.env import Silent, find_engine
 from llmhost.errors import CommandError, ConfigError, EngineError, HomeError, SupervisorError
+from llmhost.foreign import needs_vllm
 from llmhost.homedir import is_ours
 from llmhost.models import read_models
 from llmhost.paths import Home, supervisord_script
@@ -100,7 +101,7 @@ def _require_usable(home: Home) -> Config:
     if not is_ours(home):
         raise HomeError(f"{home.root} is not a home of llmhost", "name the home with --home (sudo changes ~)")
     config = configuration.load(home.config_file)
-    if find_engine(home, config.engine) is None:
+    if needs_vllm(config) and find_engine(home, config.engine) is None:
         raise EngineError(f"the engine {config.engine.name} is not built yet", "run `llmhost up` (or `setup`) first")
     return config
 

@@ -50,10 +50,13 @@ def model_items(home: Home, config: Config, facts: MachineFacts, progress: Progr
     ours = configuration.load(home.config_file) if home.config_file.exists() else Config()
     models_dir = models_directory(home, ours)
     for name, service in config.services.items():
-        reference = Reference.parse(service.model) if service.replicas else None
+        if service.environment:
+            progress.note(f"services.{name}.environment is not in the bundle: make it on that machine yourself")
+        reference = Reference.parse(service.source) if service.replicas else None
         if reference is None:
-            if service.replicas and not service.model.startswith("demo:"):
-                progress.note(f"services.{name}.model is a directory: copy it to that machine yourself")
+            if service.replicas and service.source and not service.source.startswith("demo:"):
+                key = "model_dir" if service.is_foreign else "model"
+                progress.note(f"services.{name}.{key} is a directory: copy it to that machine yourself")
         elif reference.repository in facts.models:
             progress.note(f"{reference.text} is on that machine already")
         else:

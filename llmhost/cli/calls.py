@@ -6,12 +6,12 @@ import json
 import shlex
 from typing import Any
 
-from llmhost.facts import Kind
+from llmhost.facts import ServiceKind
 from llmhost.plan import Plan, ServicePlan
 
-PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
+PATHS: dict[ServiceKind, str] = {"chat": "/v1/chat/completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}
 
-BODIES: dict[Kind, dict[str, Any]] = {
+BODIES: dict[ServiceKind, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Who are you?"}]},
     "embed": {"input": "How do I stop the server?"},
     "rerank": {
@@ -22,8 +22,8 @@ BODIES: dict[Kind, dict[str, Any]] = {
 
 
 def endpoint_of(plan: Plan, service: ServicePlan) -> str:
-    """The address of a service's main call."""
-    return f"{plan.gateway.url}{PATHS[service.kind]}"
+    """The address of a service's main call; '' of a helper, which nobody calls."""
+    return f"{plan.gateway.url}{PATHS[service.kind]}" if service.routed else ""
 
 
 def curl_line(plan: Plan, service: ServicePlan) -> str:

@@ -41,7 +41,9 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     stopped = read_stopped(session.home).services if not services and url is None else frozenset[str]()
     for name in sorted(stopped & {s.name for s in chosen}):
         console.remark(f"{name} was stopped, so it is not asked (`llmhost start {name}`)")
-    chosen = tuple(s for s in chosen if s.name not in stopped)
+    for helper in (s.name for s in chosen if not s.routed and s.name in services):
+        console.remark(f"{helper} is a helper without a kind, so there is nothing to ask it")
+    chosen = tuple(s for s in chosen if s.name not in stopped and s.routed)
     if not chosen:
         raise NotReadyError("every service was stopped", "run `llmhost start`")
     results: list[CheckResult] = []

@@ -25,7 +25,10 @@ def show(config: Config, models: Mapping[str, ModelFacts], gpus: Sequence[Gpu], 
     programs = {p: (name, share) for name, own in shares.items() for p, share in own.items()}
     console.table(
         ("ENGINE", "KIND", "GPUS", "SPLIT", "WEIGHTS", "KV CACHE", "OTHER", "SHARE", "CONTEXT", "AT ONCE"),
-        [_row(p, config.services[name].kind or models[name].kind, share) for p, (name, share) in programs.items()],
+        [
+            _row(p, config.services[name].kind or (models[name].kind if name in models else "none"), share)
+            for p, (name, share) in programs.items()
+        ],
     )
     console.result("\nfor each GPU; AT ONCE: sequences of the whole context that the KV cache holds\n")
     marks = {p: (FILLS[i % len(FILLS)], COLOURS[i % len(COLOURS)]) for i, p in enumerate(programs)}
@@ -46,7 +49,7 @@ def _row(program: str, kind: str, share: GpuShare) -> tuple[str, ...]:
         _gib(share.kv_cache_bytes),
         _gib(other),
         f"{share.utilization:.1%}",
-        f"{need.context} tokens",
+        f"{need.context} tokens" if need.context else "-",
         "-" if math.isinf(share.sequences) else f"{share.sequences:.1f}",
     )
 

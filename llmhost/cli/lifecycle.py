@@ -229,6 +229,10 @@ def _await_ready(session: Session, started: Started, timeout: float | None, prog
     workflow.await_ready(session.home, started, timeout, on_change)
 
 
+def _call(address: str) -> str:
+    return f"POST {address}" if address else "-"
+
+
 def _show(session: Session, started: Started) -> None:
     """What runs now and how to call it."""
     from llmhost.cli.calls import curl_line, endpoint_of
@@ -239,7 +243,7 @@ def _show(session: Session, started: Started) -> None:
     console.table(
         ("SERVICE", "KIND", "NAMES", "STATE", "CALL"),
         [
-            (s.name, s.kind, ", ".join(s.served_as), console.state(states[s.name]), f"POST {endpoint_of(plan, s)}")
+            (s.name, s.kind, ", ".join(s.served_as), console.state(states[s.name]), _call(endpoint_of(plan, s)))
             for s in plan.services
         ],
     )

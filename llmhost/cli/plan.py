@@ -24,7 +24,7 @@ GIB = 2**30
     help="Would it fit on these GPUs? 4x24, or a file: gpus: [{name: RTX 4090, memory: 24GiB, free: 23GiB, count: 4}],"
     " or what `llmhost facts --json` said on another machine.",
 )
-@click.option("--commands", is_flag=True, help="The vLLM command of every replica, too.")
+@click.option("--commands", is_flag=True, help="The command of every replica, too.")
 @click.pass_obj
 def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bool) -> None:
     """Show what runs where with which flags. Nothing is started or written.
@@ -44,7 +44,8 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     if as_json:
         console.json_result(_without_secrets(plan))
         return
-    console.result(f"engine   {plan.engine.name}: vLLM {plan.engine.vllm_version} on {plan.engine.device}")
+    vllm = f"{plan.engine.name}: vLLM {plan.engine.vllm_version}" if plan.engine.python else "none: nobody needs vLLM;"
+    console.result(f"engine   {vllm} on {plan.engine.device}")
     console.result(f"gateway  {plan.gateway.url}")
     console.result()
     console.table(

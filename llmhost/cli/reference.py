@@ -22,6 +22,8 @@ SECTIONS = (
     ("ServiceLimits", "services.NAME.limits:", ""),
     ("Sticky", "services.NAME.sticky:", "`sticky: prefix` is short for 1024 bytes."),
     ("Endpoint", "services.NAME.endpoints, each:", "A URL alone is enough, too."),
+    ("Request", "services.NAME.ready: and services.NAME.health:", "A path alone is enough, too."),
+    ("Environment", "environments.NAME: and services.NAME.environment:", ""),
 )
 
 TYPES = {"string": "text", "integer": "whole number", "boolean": "true, false", "array": "list", "object": "mapping"}

@@ -33,6 +33,8 @@ def setup_command(
     finished by the next one; the engine that is there keeps working until a new one has passed its import test. The
     packages that were installed are written to engine.lock.
 
+    Environments of services with a command of their own (docs/foreign-engines.md) are built, too.
+
     flash-attn is a package that some models and programs import; vLLM itself brings what it needs. A build takes many
     minutes and much memory (--dry-run tells how much); its wheel is kept for the next engine.
     """
@@ -46,7 +48,7 @@ def setup_command(
         return
     with shown_progress() as progress:
         engine = engines.setup(session.home, progress, locked=locked, flash_attn=wanted)
-        warmed = switching.warm(session.home, progress) if warm else ()
+        warmed = switching.warm(session.home, progress) if warm and engine.python else ()
     if as_json:
         console.json_result(
             {
@@ -55,10 +57,13 @@ def setup_command(
                 "device": engine.device,
                 "vllm": engine.vllm_version,
                 "warmed": dict(warmed),
-                "steps": [vars(step) for step in engines.steps_of(session.home, engine)],
+                "steps": [vars(step) for step in engines.steps_of(session.home, engine)] if engine.python else [],
             }
         )
         return
-    console.result(f"engine {engine.name}: vLLM {engine.vllm_version} on {engine.device}, {engine.python}")
+    if engine.python:
+        console.result(f"engine {engine.name}: vLLM {engine.vllm_version} on {engine.device}, {engine.python}")
+    else:
+        console.result("no service here needs vLLM; the environments of the others are built")
     for name, seconds in warmed:
         console.result(f"warm: {name}, ready after {seconds:.0f} s")

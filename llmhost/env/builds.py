@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,14 +81,19 @@ def remove_unused(directory: Path, plan_file: Path, keep: Path | None = None) ->
     To be called with the lock held.
     """
     manifest = read_manifest(directory)
-    stale = [path for path in _builds(directory) if manifest is None or path.name != manifest.build]
+    remove_all_but(directory, plan_file, {manifest.build} if manifest else set(), {keep.name} if keep else set())
+    for leftover in directory.glob(f".{MANIFEST}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+def remove_all_but(directory: Path, plan_file: Path, current: Collection[str], keep: Collection[str] = ()) -> None:
+    """Remove builds that nobody names or runs from; ``current`` and ``keep`` are names of those that stay anyway."""
+    stale = [path for path in _builds(directory) if path.name not in current]
     if stale:
-        needed = _running(directory) | _named(plan_file, stale) | ({keep.name} if keep else set())
+        needed = _running(directory) | _named(plan_file, stale) | set(keep)
         for path in stale:
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
-    for leftover in directory.glob(f".{MANIFEST}.*"):
-        leftover.unlink(missing_ok=True)
 
 
 def _builds(directory: Path) -> list[Path]:

@@ -150,15 +150,20 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Make this build the engine; raises EngineError when it cannot be written, and the former one stays."""
+    write_record(directory / MANIFEST, _to_dict(manifest))
+
+
+def write_record(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace a file of JSON whole; raises EngineError when it cannot be written, and the former one stays."""
     temporary = ""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=f".{MANIFEST}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
-            json.dump(_to_dict(manifest), file, indent=1)
+            json.dump(data, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, directory / MANIFEST)
+        os.replace(temporary, path)
     except OSError as e:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise EngineError(f"cannot write {directory / MANIFEST}: {e.strerror}", "see `df -h` and its owner") from e
+        raise EngineError(f"cannot write {path}: {e.strerror}", "see `df -h` and its owner") from e

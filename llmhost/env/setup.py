@@ -83,7 +83,9 @@ def ensure_engine(
             # Somebody may have been faster.
             if found := _find(home, engine, own, lock):
                 return found
-            construction = Construction(home, own, engine, release, _uv(home, directory, log, progress), facts, lock)
+            construction = Construction(
+                home, own, engine, release, user_uv(home, directory, log, progress), facts, lock
+            )
             return _build(construction)
     except OSError as e:
         place = f"{e.filename}: " if e.filename else ""
@@ -185,7 +187,7 @@ def _unfinished(construction: Construction) -> tuple[Path | None, Journal | None
     return None, None
 
 
-def _uv(home: Home, directory: Path, log: SetupLog, progress: Progress) -> Uv:
+def user_uv(home: Home, directory: Path, log: SetupLog, progress: Progress) -> Uv:
     """uv with the user's settings. Its cache is on the file system of the home, so that it links instead of copying."""
     binary = find_uv()
     settings = uv_settings(read_pip_options(), os.environ)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from llmhost.gateway import elsewhere, sticky
+from llmhost.gateway import elsewhere, foreign, sticky
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
 from llmhost.gateway.limits import breaker
 from llmhost.paths import Home
@@ -87,17 +87,17 @@ METRICS_CLUSTER = "llmhost_metrics"
 
 def clusters(plan: Plan) -> tuple[Data, ...]:
     """The resources of cds.json; they do not change with the number of replicas."""
-    return (*(_cluster(plan, service) for service in plan.services), _metrics_cluster(plan))
+    return (*(_cluster(plan, service) for service in plan.routed), _metrics_cluster(plan))
 
 
 def members(plan: Plan) -> dict[str, Data]:
     """The one resource of each file of members, by service."""
-    return {s.name: typed("config.endpoint.v3.ClusterLoadAssignment", **_assignment(s)) for s in plan.services}
+    return {s.name: typed("config.endpoint.v3.ClusterLoadAssignment", **_assignment(s)) for s in plan.routed}
 
 
 def static_clusters(plan: Plan) -> tuple[Data, ...]:
     """The clusters with their members in them, for a configuration that is only validated."""
-    return (*(_static(_cluster(plan, service), service) for service in plan.services), _metrics_cluster(plan))
+    return (*(_static(_cluster(plan, service), service) for service in plan.routed), _metrics_cluster(plan))
 
 
 def route_action(service: ServicePlan) -> Data:
@@ -167,7 +167,7 @@ def _cluster(plan: Plan, service: ServicePlan) -> Data:
         **sticky.balancing(service),
         **elsewhere.transport_sockets(service),
         circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
-        health_checks=[HEALTH_CHECK | {"http_health_check": {"path": elsewhere.health_path(service)}}],
+        health_checks=[HEALTH_CHECK | _health_check(service)],
         # A member that is not in the file any more is gone, healthy or not.
         ignore_health_on_host_removal=True,
         outlier_detection=OUTLIERS,
@@ -202,8 +202,16 @@ def _metrics_cluster(plan: Plan) -> Data:
     )
 
 
+def _health_check(service: ServicePlan) -> Data:
+    if service.foreign is None:
+        return {"http_health_check": {"path": elsewhere.health_path(service)}}
+    return foreign.health_check(service.foreign)
+
+
 def _endpoint(replica: ProgramPlan) -> Data:
-    return {"endpoint": {"address": {"pipe": {"path": replica.socket}}}}
+    if replica.socket.startswith("/"):
+        return {"endpoint": {"address": {"pipe": {"path": replica.socket}}}}
+    return foreign.member(replica)
 
 
 def _protocol(service: ServicePlan) -> Data:
@@ -212,5 +220,6 @@ def _protocol(service: ServicePlan) -> Data:
         common_http_protocol_options={"idle_timeout": UPSTREAM_IDLE},
         explicit_http_config={"http_protocol_options": {}},
         **elsewhere.filters(service),
+        **foreign.filters(service),
     )
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}

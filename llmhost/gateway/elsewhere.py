@@ -10,6 +10,8 @@ from llmhost.plan.types import EndpointPlan, ServicePlan
 
 MATCH = "envoy.transport_socket_match"
 """Metadata of a member that names its transport socket."""
+MUTATION = "envoy.filters.http.header_mutation"
+"""The filter that keeps the key of a client from other hosts."""
 
 
 def member(endpoint: EndpointPlan) -> Data:
@@ -43,10 +45,14 @@ def united(old: Data, new: Data) -> Data:
     A member on another host must not be asked through a cluster that would hand it the key of a client.
     """
     cluster = dict(new)
-    if "http_filters" not in _options(new) and "http_filters" in _options(old):
+    if not _hides_keys(new) and _hides_keys(old):
         cluster |= {name: old[name] for name in ("typed_extension_protocol_options", "health_checks")}
     matches = {m["name"]: m for side in (old, new) for m in side.get("transport_socket_matches", ())}
     return cluster | ({"transport_socket_matches": list(matches.values())} if matches else {})
+
+
+def _hides_keys(cluster: Data) -> bool:
+    return any(f["name"] == MUTATION for f in _options(cluster).get("http_filters", ()))
 
 
 def _options(cluster: Data) -> Data:
@@ -89,7 +95,7 @@ def filters(service: ServicePlan) -> Data:
     mutations: list[Data] = [{"remove": name} for name in gone]
     mutations.append({"append": {"header": own, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}})
     rewrite = extension(
-        "envoy.filters.http.header_mutation",
+        MUTATION,
         "extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
     )

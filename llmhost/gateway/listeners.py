@@ -68,7 +68,7 @@ PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
 
 def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
-    own = (_listener(plan, own_port_name(s), s.port) for s in plan.services if s.port)
+    own = (_listener(plan, own_port_name(s), s.port) for s in plan.routed if s.port)
     return (_listener(plan, MAIN, plan.gateway.port), *own)
 
 

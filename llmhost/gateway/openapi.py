@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmhost.facts import Kind
+from llmhost.facts import ServiceKind
 from llmhost.gateway.endpoints import ENDPOINTS, Endpoint
 from llmhost.plan.types import ServicePlan
 
@@ -70,9 +70,12 @@ def openapi_document(services: Sequence[ServicePlan], locked: bool) -> str:
     return json.dumps(document | (_security(document) if locked else {}), ensure_ascii=False, separators=(",", ":"))
 
 
-def example_of(kind: Kind) -> tuple[str, Data]:
+def example_of(kind: ServiceKind) -> tuple[str, Data]:
     """The main path of a kind and a body for it."""
-    path = {"chat": "/v1/chat/completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank"}[kind]
+    paths: dict[ServiceKind, str] = {
+        "chat": "/v1/chat/completions", "embed": "/v1/embeddings", "rerank": "/v1/rerank",
+    }  # fmt: skip
+    path = paths[kind]
     return path, EXAMPLES[path]
 
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, limits, statistics, sticky
+from llmhost.gateway import access, answers, foreign, limits, statistics, sticky
 from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
-from llmhost.gateway.endpoints import ENDPOINTS, EndpointGroup, groups
+from llmhost.gateway.endpoints import ENDPOINTS, Endpoint, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
     MODEL,
@@ -45,8 +45,8 @@ def routes_file(name: str) -> str:
 
 def route_configurations(plan: Plan) -> tuple[Data, ...]:
     """One for the gateway's port and one for each service's own port."""
-    own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.services if s.port)
-    return (_configuration(plan, MAIN, plan.services), *own)
+    own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.routed if s.port)
+    return (_configuration(plan, MAIN, plan.routed), *own)
 
 
 def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:
@@ -141,7 +141,7 @@ def _health(services: Sequence[ServicePlan], ready_of: ServicePlan | None) -> It
     if ready_of is None:
         yield from _health_of_models(services)
     found = match("/health", *READ)
-    yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward(found, ready_of)
+    yield _reply(found, '{"status":"ok"}') if ready_of is None else _forward_health(found, ready_of)
 
 
 def _no_tunnel() -> Data:
@@ -172,8 +172,13 @@ def _health_of_models(services: Sequence[ServicePlan]) -> Iterator[Data]:
     """
     for service in services:
         names = "|".join(name_regex(name) for name in service.served_as)
-        yield _forward(_asked_for(names), service)
+        yield _forward_health(_asked_for(names), service)
     yield _error(_asked_for(".*"), 503, "The model has no engine that is ready")
+
+
+def _forward_health(found: Data, service: ServicePlan) -> Data:
+    route = _forward(found, service)
+    return route if service.foreign is None else foreign.rewritten(route, foreign.health_path(service.foreign))
 
 
 def _asked_for(model: str) -> Data:
@@ -202,8 +207,19 @@ def _not_yours(everything: str, service: ServicePlan) -> Data:
 
 def _service_routes(service: ServicePlan) -> Iterator[Data]:
     served = [e for g in groups() if g.by_model and service.kind in g.served_by for e in g.endpoints]
-    named = metadata_is("model", service.served_as)
-    yield from _forward_body(match(paths_regex(served), "POST", metadata=[named]), service)
+    foreign.require_routed_paths(service, served)
+    yield from _by_path(served, service, [metadata_is("model", service.served_as)])
+
+
+def _by_path(served: Sequence[Endpoint], service: ServicePlan, metadata: Sequence[Data] = ()) -> Iterator[Data]:
+    """Routes to a service: for paths that have another name at its engine first, one for each."""
+    other = foreign.renamed(service, served)
+    for endpoint, path in other.items():
+        found = match(paths_regex([endpoint]), "POST", metadata=metadata)
+        for route in _forward_body(found, service):
+            yield foreign.rewritten(route, path)
+    rest = [endpoint for endpoint in served if endpoint not in other]
+    yield from _forward_body(match(paths_regex(rest), "POST", metadata=metadata), service) if rest else ()
 
 
 def _forward_body(found: Data, service: ServicePlan) -> Iterator[Data]:
@@ -241,7 +257,7 @@ def _without_model(services: Sequence[ServicePlan], group: EndpointGroup) -> Ite
     found = match(paths_regex(group.endpoints), group.method)
     only = _only_service(services, group)
     if only is not None:
-        yield from _forward_body(found, only) if group.by_model else (_forward(found, only),)
+        yield from _by_path(group.endpoints, only) if group.by_model else (_forward(found, only),)
         return
     able = any(s.kind in group.served_by for s in services)
     yield _error(found, 400 if able else 404, answers.which_model(services, group), "model")

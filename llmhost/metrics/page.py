@@ -56,7 +56,7 @@ def read_spec(path: str) -> dict[str, Any]:
 def make_page(spec: dict[str, Any], gpus: Nvml, seconds: float = SECONDS) -> str:
     """Ask everybody at once and write down what came back; who does not answer is reported as down."""
     begun = time.monotonic()
-    engines = {r["name"]: (s["name"], r["socket"]) for s in spec["services"] for r in s["replicas"]}
+    engines = {r["name"]: (s["name"], r["socket"]) for s in spec["services"] for r in s["replicas"] if r["socket"]}
     requests = {name: (socket, "/metrics") for name, (_, socket) in engines.items()}
     requests[_GATEWAY] = (spec["gateway"], f"/stats/prometheus?filter={_percent_encoded(_ENVOY_STATS)}")
     answers = ask_all(requests, seconds)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
 from llmhost.errors import GatewayError, PlanError
-from llmhost.facts import EndpointFacts, EngineFacts, Gpu, HostFacts, ModelFacts, Tools
+from llmhost.facts import EndpointFacts, EngineFacts, ForeignFacts, Gpu, HostFacts, ModelFacts, PortFacts, Tools
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
 from llmhost.plan.args import flag_name, vllm_arguments
 from llmhost.plan.caches import cache_directory, cache_environment, cache_key
 from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
+from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on, thread_environment
 from llmhost.plan.gpu import GpuShare
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
@@ -56,6 +57,9 @@ class Machine:
     """Of each service, in the order of its endpoints in llmhost.yaml."""
     gpus: tuple[Gpu, ...] = ()
     """For an engine that computes on them."""
+    foreign: Mapping[str, ForeignFacts] = field(default_factory=dict)
+    """Of each service with a command."""
+    ports: PortFacts = field(default_factory=PortFacts)
 
 
 def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
@@ -69,10 +73,14 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
         if machine.engine.device == "cuda"
         else share_cpu(config.services, machine.host, models, running)
     )
+    known = addresses(config, shares, machine.home, machine.ports)
+    once = {name: known[program] for name, own in shares.items() for program in own if program in known}
     services = tuple(
-        _service(name, s, machine, models[name], shares[name]) if s.replicas else _elsewhere(name, s, machine)
+        _foreign(name, s, machine, shares[name], known, once) if s.is_foreign
+        else _service(name, s, machine, models[name], shares[name]) if s.replicas
+        else _elsewhere(name, s, machine)
         for name, s in config.services.items()
-    )
+    )  # fmt: skip
     _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     _check_defaults(services)
@@ -175,6 +183,75 @@ def _service(
         hang_timeout=service.hang_timeout,
         max_restarts=service.max_restarts,
         choices=choices,
+        needs=tuple(service.needs),
+    )
+
+
+def _foreign(
+    name: str,
+    service: Service,
+    machine: Machine,
+    shares: Mapping[str, Share],
+    known: Mapping[str, Address],
+    once: Mapping[str, Address],
+) -> ServicePlan:
+    """Another engine than vLLM; ``once`` holds the addresses that other services can name."""
+    facts = machine.foreign[name]
+    replicas = tuple(
+        _foreign_program(program, service, machine, facts, share, known[program], once)
+        for program, share in shares.items()
+    )
+    return ServicePlan(
+        name=name,
+        kind=service.kind or "none",
+        kind_reason="written in llmhost.yaml" if service.kind else "it has no kind: a helper that is not routed",
+        model=label(service),
+        model_path=facts.model_dir,
+        served_as=served_names(name, service),
+        port=service.port,
+        start_timeout=service.start_timeout,
+        stop_timeout=service.stop_timeout,
+        replicas=replicas,
+        limits=_limits(service.limits),
+        default=service.default,
+        sticky=_sticky(service),
+        hang_timeout=service.hang_timeout,
+        max_restarts=service.max_restarts,
+        needs=tuple(service.needs),
+        foreign=foreign_plan(service, facts),
+    )
+
+
+def _foreign_program(
+    name: str,
+    service: Service,
+    machine: Machine,
+    facts: ForeignFacts,
+    share: Share,
+    own: Address,
+    once: Mapping[str, Address],
+) -> ProgramPlan:
+    filling = Filling(machine.home, facts, own, share.gpus, once)
+    _, *words = service.command
+    return ProgramPlan(
+        name=name,
+        argv=(facts.program, *map(filling.text, words)),
+        env={
+            "LLMHOST_PROGRAM": program_mark(machine.home.root, name),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus)),
+            "PYTHONUNBUFFERED": "1",
+            **thread_environment(service, share.cores, share.threads),
+            **{key: filling.text(value) for key, value in service.env.items()},
+        },
+        socket=listens_on(service, own),
+        gpus=share.gpus,
+        gpu_memory_bytes=share.gpu_memory_bytes,
+        cores=share.cores,
+        memory_bytes=share.memory_bytes,
+        kv_cache_bytes=0,
+        threads=share.threads,
+        ports=own.ports,
     )
 
 
@@ -202,6 +279,7 @@ def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
         default=service.default,
         endpoints=_endpoints(name, service, machine),
         sticky=_sticky(service),
+        needs=tuple(service.needs),
     )
 
 

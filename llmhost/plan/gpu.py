@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import Gpu, ModelFacts
-from llmhost.plan.cpu import ENGINE_BASE_BYTES
+from llmhost.plan.demand import ENGINE_BASE_BYTES, NO_MODEL, gpu_bytes, host_bytes, wanted_gpus
 from llmhost.plan.memory import MIB, Asked, Need, rank_need, read_asked
 from llmhost.plan.running import NOTHING, Running, program_names
 from llmhost.plan.types import ProgramPlan
@@ -37,6 +37,7 @@ class GpuShare:
     kv_cache_bytes: int
     utilization: float
     """Its share of the whole memory of a GPU, as vLLM's --gpu-memory-utilization wants it."""
+    host_bytes: int = ENGINE_BASE_BYTES
 
     @property
     def gpu_memory_bytes(self) -> int:
@@ -58,7 +59,7 @@ class GpuShare:
     @property
     def memory_bytes(self) -> int:
         """Memory of the host."""
-        return ENGINE_BASE_BYTES
+        return self.host_bytes
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,6 +97,10 @@ class Task:
     asked: Asked
 
     def need(self, shape: Shape, gpu_memory: int) -> Need:
+        """``gpu_memory``: bytes of the GPU in all."""
+        if self.config.is_foreign:
+            taken = gpu_bytes(self.config, int(gpu_memory * (1 - RESERVE)))
+            return Need(taken, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0)
         kind = self.config.kind or self.model.kind
         return rank_need(self.model, kind, self.asked, shape.tensor, shape.pipeline, gpu_memory)
 
@@ -139,10 +144,24 @@ def share_gpus(
     if isinstance(found, Misfit):
         return found
     grown = _grow({**found}, gpus, _without(free, kept))
-    shares: Shares = {name: {} for name in services}
+    shares: Shares = {name: _without_gpus(name, service, running) for name, service in services.items()}
     for task in tasks:
-        shares[task.service][task.program] = kept.get(task.program) or grown[task.program]
+        share = kept.get(task.program) or grown[task.program]
+        shares[task.service][task.program] = _on_host(share, task.config)
     return shares
+
+
+def _without_gpus(name: str, service: Service, running: Running) -> dict[str, GpuShare]:
+    """The shares of a foreign service that runs beside the GPUs."""
+    if not service.is_foreign or wanted_gpus(service):
+        return {}
+    nothing = Need(weights=0, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0)
+    share = GpuShare((), 0, 0, nothing, 0, 0.0, host_bytes(service))
+    return dict.fromkeys(program_names(name, service.replicas, running), share)
+
+
+def _on_host(share: GpuShare, service: Service) -> GpuShare:
+    return replace(share, host_bytes=host_bytes(service)) if service.is_foreign else share
 
 
 def _usable(gpu: Gpu) -> int:
@@ -159,9 +178,10 @@ def _without(free: Mapping[int, int], kept: Mapping[str, GpuShare]) -> dict[int,
 
 def _tasks(services: Mapping[str, Service], models: Mapping[str, ModelFacts], running: Running) -> list[Task]:
     return [
-        Task(program, name, service, models[name], read_asked(service, models[name]))
+        Task(program, name, service, model, read_asked(service, model))
         for name, service in services.items()
-        if service.replicas
+        if service.replicas and (not service.is_foreign or wanted_gpus(service))
+        for model in [models.get(name, NO_MODEL)]
         for program in program_names(name, service.replicas, running)
     ]
 
@@ -197,6 +217,8 @@ def _shapes(task: Task, gpus: Sequence[Gpu]) -> list[Shape]:
             have = ", ".join(str(gpu.index) for gpu in gpus) or "none"
             raise PlanError(f"{path}.gpus: there is no GPU {unknown[0]}", f"this machine has: {have}")
     count = len(written) if isinstance(written, list) else written if isinstance(written, int) else None
+    if task.config.is_foreign:
+        count = wanted_gpus(task.config)
     if count is not None and count > len(gpus):
         raise PlanError(f"{path}.gpus: {count} GPUs are asked for, there are {len(gpus)}", "ask for fewer")
     if asked.tensor or asked.pipeline:

@@ -65,7 +65,8 @@ def _remedies(
         name: str, change: Mapping[str, object], model: ModelFacts | None = None, on: Sequence[Gpu] = gpus
     ) -> bool:
         service = services[name].model_copy(update={"args": {**services[name].args, **change}})
-        changed = share_gpus({**services, name: service}, on, {**models, name: model or models[name]})
+        known = {**models, name: model or models[name]} if name in models else models
+        changed = share_gpus({**services, name: service}, on, known)
         return not isinstance(changed, Misfit)
 
     ways = [
@@ -82,7 +83,7 @@ def _by_cache(found: Misfit, services: Mapping[str, Service], models: Mapping[st
     sizes = {
         name: models[name].kv_bytes_per_token * context_length(service, models[name]) * service.replicas
         for name, service in services.items()
-        if service.replicas
+        if service.replicas and name in models
     }
     return sorted((name for name in sizes if sizes[name]), key=lambda name: (name != found.task.service, -sizes[name]))
 
@@ -123,7 +124,7 @@ def _more(found: Misfit, fits: Fits, gpus: Sequence[Gpu]) -> str:
 
 def _quantized(found: Misfit, fits: Fits) -> str:
     model = found.task.model
-    if model.quantization:
+    if model.quantization or found.task.config.is_foreign:
         return ""
     smaller = replace(model, weight_bytes=int(model.weight_bytes * FOUR_BIT), quantization="4-bit")
     size = f"{smaller.weight_bytes / GIB:.0f} GiB"

@@ -66,10 +66,11 @@ def beside(service: ServicePlan, running: Running, home: Home) -> ServicePlan:
 
 
 def _renamed(program: ProgramPlan, name: str, home: Home) -> ProgramPlan:
-    socket = str(home.engine_socket(name))
-    argv = tuple(socket if word == program.socket else word for word in program.argv)
-    env = {**program.env, "LLMHOST_PROGRAM": program_mark(home.root, name)}
-    return replace(program, name=name, socket=socket, argv=argv, env=env)
+    former, socket = str(home.engine_socket(program.name)), str(home.engine_socket(name))
+    argv = tuple(word.replace(former, socket) for word in program.argv)
+    env = {key: value.replace(former, socket) for key, value in program.env.items()}
+    env |= {"LLMHOST_PROGRAM": program_mark(home.root, name)}
+    return replace(program, name=name, socket=program.socket and socket, argv=argv, env=env)
 
 
 def program_mark(root: Path, program: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llmhost.facts import Device, Kind, Tools
+from llmhost.facts import Device, ServiceKind, Tools
 from llmhost.gateway_address import local_url
 
 
@@ -51,10 +51,11 @@ class ProgramPlan:
     name: str
     """``<service>-<replica number>``, also the name of the supervisor program and group."""
     argv: tuple[str, ...]
-    """The vLLM command, complete, so that it can be run by hand."""
+    """The command of the engine, complete, so that it can be run by hand."""
     env: Mapping[str, str]
     """Variables added to the environment of the engine."""
     socket: str
+    """Where it listens: the path of a unix socket, or ``127.0.0.1:port``; '' for a helper that does not."""
     gpus: tuple[int, ...]
     cores: tuple[int, ...]
     """CPUs that the engine is bound to; empty: not bound."""
@@ -65,6 +66,8 @@ class ProgramPlan:
     """OpenMP threads of a CPU engine that is not bound to cores; 0: one on each of its cores."""
     gpu_memory_bytes: int = 0
     """Memory of each of its GPUs that the plan reckons with, KV cache included."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """TCP ports of a foreign engine, by placeholder: ``port``, ``port:web``."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,45 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class RequestPlan:
+    """A request that shows that an engine works: GET, or POST of ``body`` (JSON as text)."""
+
+    path: str
+    body: str | None = None
+    timeout: float | None = None
+    """Seconds for the answer; None: what the guard finds right."""
+
+
+@dataclass(frozen=True)
+class ForeignPlan:
+    """What is different where the engine is not vLLM."""
+
+    bin: str = ""
+    """Comes first on its PATH; '' without an environment of its own."""
+    ready: RequestPlan | None = None
+    """None: a real request of its kind."""
+    health: RequestPlan | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Path at the gateway -> path at the engine."""
+    model_name: str | None = None
+    """What the engine gets as ``model``."""
+
+    @property
+    def looked_at(self) -> str:
+        """Path of a GET that tells the gateway whether it is healthy, '' where nobody wrote one."""
+        requests = (r for r in (self.health, self.ready) if r is not None and r.body is None)
+        return next((r.path for r in requests), "")
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """One model served under one or more names by one or more replicas."""
 
     name: str
-    kind: Kind
+    kind: ServiceKind
     kind_reason: str
     model: str
-    """As written in llmhost.yaml."""
+    """As written in llmhost.yaml; of a foreign engine what tells best what it is."""
     model_path: str
     served_as: tuple[str, ...]
     port: int | None
@@ -145,6 +179,15 @@ class ServicePlan:
     """Failures in a row after which a replica is given up."""
     choices: tuple[Choice, ...] = ()
     """Flags that follow from the model."""
+    needs: tuple[str, ...] = ()
+    """Services of which one replica must be ready before one of this starts."""
+    foreign: ForeignPlan | None = None
+    """None: vLLM."""
+
+    @property
+    def routed(self) -> bool:
+        """The gateway knows it; False for helpers."""
+        return self.kind != "none"
 
 
 @dataclass(frozen=True)
@@ -196,6 +239,11 @@ class Plan:
     def programs(self) -> tuple[ProgramPlan, ...]:
         return tuple(replica for service in self.services for replica in service.replicas)
 
+    @property
+    def routed(self) -> tuple[ServicePlan, ...]:
+        """The services that the gateway knows."""
+        return tuple(service for service in self.services if service.routed)
+
     def service(self, name: str) -> ServicePlan | None:
         return next((s for s in self.services if s.name == name), None)
 
@@ -241,8 +289,15 @@ def _service(data: Mapping[str, Any]) -> ServicePlan:
         "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
         "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
         "choices": tuple(Choice(**c) for c in data.get("choices", ())),
+        "needs": tuple(data.get("needs", ())),
+        "foreign": _foreign(data["foreign"]) if data.get("foreign") else None,
     }
     return ServicePlan(**{**data, **more, "replicas": replicas})
+
+
+def _foreign(data: Mapping[str, Any]) -> ForeignPlan:
+    requests = {key: RequestPlan(**data[key]) if data[key] else None for key in ("ready", "health")}
+    return ForeignPlan(**{**data, **requests})
 
 
 def _program(data: Mapping[str, Any]) -> ProgramPlan:

@@ -145,8 +145,10 @@ def _start(home: Home, supervisor: Supervisor, names: Sequence[str]) -> None:
     limits = supervisor.stop_seconds()
     _await_stopped(supervisor, names, _stop_limit(names, limits), lambda _: None)
     for name in names:
-        # A wanted start: restarts are counted from here, and the error of a former life is history.
+        # A wanted start: restarts are counted from here, and the error of a former life is history; also for others,
+        # which may wait for this one.
         home.state_file(name).unlink(missing_ok=True)
+    for name in names:
         supervisor.start(name)
 
 

@@ -19,7 +19,7 @@ from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
 from llmhost.render import render
 from llmhost.supervisor_format import quote_command
-from tests.golden.test_tree import CASES
+from tests.golden.test_tree import CASES, machine_with_all
 from tests.samples import machine
 
 
@@ -43,7 +43,7 @@ def parsed(plan: Plan) -> Any:
 @pytest.mark.parametrize("folder", ["home", "my 家#1;"])
 def test_every_program_comes_back_as_planned(name: str, folder: str, short: Path) -> None:
     text, models, cores = CASES[name]
-    plan = make_plan(config.parse(text), machine(cores=cores, root=str(short / folder)), models)
+    plan = make_plan(config.parse(text), machine_with_all(cores, str(short / folder)), models)
     options = parsed(plan)
     programs = {g.name: g.process_configs[0] for g in options.process_group_configs}
     assert set(programs) == {"gateway", "metrics", *(p.name for p in plan.programs)}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmhost import config
-from llmhost.plan.build import make_plan
+from llmhost.facts import ForeignFacts, PortFacts
+from llmhost.plan.build import Machine, make_plan
 from llmhost.render import render
 from tests.samples import machine, model
 
@@ -40,14 +41,63 @@ CASES = {
         {"chat": model(path="/data/models/通义 千问")},
         8,
     ),
+    "foreign": (
+        """
+        services:
+          chat: {model: demo:chat, needs: tei}
+          controller: {command: "python -m fastchat.serve.controller --port {port}", ready: /test_connection}
+          worker:
+            command: [python, -m, fastchat.serve.model_worker, --model-path, "{model_dir}", --port, "{port}",
+                      --worker-address, "http://127.0.0.1:{port}", --controller-address,
+                      "http://127.0.0.1:{controller.port}", --note, "{{50% ; # 'a'}}"]
+            needs: controller
+            model_dir: /data/m
+            env: {HOME_OF: "{home}", OLD: '; "x"'}
+          tei:
+            command: text-embeddings-router --hostname 127.0.0.1 --port {port} --prometheus-port {port:metrics}
+            kind: embed
+            served_as: [bge, gte]
+            port: 8001
+            replicas: 2
+            paths: {/v1/embeddings: /embed, /v1/rerank: /rerank}
+            model_name: 'BAAI/"bge" 中'
+            ready: {path: /health, timeout: 5}
+            health: {path: /embed, body: {inputs: 你好}, timeout: 20}
+            cores: 2
+            memory: 3GiB
+          api:
+            command: [uvicorn, "server:app", --uds, "{uds}"]
+            kind: chat
+            needs: [controller, worker]
+        """,
+        {"chat": model()},
+        8,
+    ),
     "empty": ("services: {}", {}, 4),
 }
+
+FOREIGN = {
+    "controller": ForeignFacts(
+        "/srv/llmhost/environments/fastchat/b/bin/python", "/srv/llmhost/environments/fastchat/b/bin"
+    ),
+    "worker": ForeignFacts(
+        "/srv/llmhost/environments/fastchat/b/bin/python", "/srv/llmhost/environments/fastchat/b/bin", "/data/m"
+    ),
+    "tei": ForeignFacts("/usr/local/bin/text-embeddings-router"),
+    "api": ForeignFacts("/srv/llmhost/environments/fastchat/b/bin/python", "/srv/llmhost/environments/fastchat/b/bin"),
+}
+PORTS = PortFacts({"worker-0": {"port": 21002}}, tuple(range(20_000, 20_020)))
+
+
+def machine_with_all(cores: int, root: str = "/srv/llmhost") -> Machine:
+    """One where the foreign engines of the cases are, too."""
+    return replace(machine(cores=cores, root=root), foreign=FOREIGN, ports=PORTS)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_rendered_tree(name: str) -> None:
     text, models, cores = CASES[name]
-    files = render(make_plan(config.parse(text), machine(cores=cores), models))
+    files = render(make_plan(config.parse(text), machine_with_all(cores), models))
     folder = HERE / name
     if os.environ.get("LLMHOST_GOLDEN") == "write":
         for stale in folder.rglob("*"):

@@ -15,7 +15,8 @@ from llmhost.facts import HostFacts, ModelFacts
 from llmhost.keys import ApiKey
 from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
-from llmhost.plan.cpu import ENGINE_BASE_BYTES, SMALLEST_KV_CACHE, context_length, share_cpu
+from llmhost.plan.cpu import SMALLEST_KV_CACHE, context_length, share_cpu
+from llmhost.plan.demand import ENGINE_BASE_BYTES
 from tests.samples import GIB, machine, model
 
 THREE = """

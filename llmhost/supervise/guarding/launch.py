@@ -33,8 +33,12 @@ def _become_engine(spec: Spec, guard: int, report: int) -> None:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which would be inherited
                 signal.signal(number, signal.SIG_DFL)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            if spec.cores:
+                os.sched_setaffinity(0, spec.cores)
             # Else setproctitle, which vLLM uses, overwrites /proc/PID/environ and with it our mark.
             env = {**os.environb, b"SPT_NOENV": b"1", **spec.env}
+            if spec.bin:
+                env[b"PATH"] = spec.bin + b":" + env.get(b"PATH", os.defpath.encode())
             os.execvpe(spec.command[0], spec.command, env)
     except OSError as e:
         os.write(report, str(e.errno).encode())

@@ -18,13 +18,18 @@ from llmhost.supervise.guarding.probe import Engine
 from llmhost.supervise.guarding.processes import descendants, say
 from llmhost.supervise.guarding.restarts import Restarts
 from llmhost.supervise.guarding.spec import BadSpec, Spec, read_spec
-from llmhost.supervise.guarding.state import StateFile
+from llmhost.supervise.guarding.state import StateFile, service_state
 from llmhost.supervise.guarding.stop import BROKEN_STOP_SECONDS, Stop
 from llmhost.supervise.guarding.watch import Hung, Lost, Watch
-from llmhost.supervise.guarding.words import outcome, signal_name
+from llmhost.supervise.guarding.words import last_words, outcome, signal_name
 
 OK, DOOMED = 0, 78  # EX_CONFIG of sysexits.h
 
+NEEDS_INTERVAL = 0.2
+FAILED_SECONDS = 5.0
+"""Seconds in which a service that is needed and has failed may be started anew, by the command that started us."""
+SILENT_SECONDS = 1.0
+"""Seconds that a program must run which cannot be asked whether it is ready."""
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
@@ -42,7 +47,7 @@ class Guard:
         self.log = LogFile(spec.program, spec.log_file)
         self.alerts = Alerts(spec, self.children)
         self.restarts = Restarts(spec.max_restarts)
-        self.engine = Engine(spec.socket, spec.kind, spec.model, self._pause)
+        self.engine = Engine(spec.socket, spec.ready.questions, self._pause)
         self.state = "stopped"
         self.since_ready = 0.0
         """Monotonic time at which this life became ready, 0 while it is not."""
@@ -67,6 +72,7 @@ class Guard:
     def _live(self) -> None:
         """One life; always ends by an Ending."""
         self._back_off()
+        self._await_needs()
         self._take_locks()
         self._start_engine()
         self._wait_until_ready()
@@ -110,12 +116,28 @@ class Guard:
         leftovers.clean()
         if self.crash is None:
             return
-        end = time.monotonic() + self.restarts.delay
         self._enter("backoff", self.crash.error, time.time() + self.restarts.delay)
-        while (left := end - time.monotonic()) > 0:
-            self._pause(left)
+        self._pause_for(self.restarts.delay)
         self.file.restarts += 1
         self.crash = None
+
+    def _await_needs(self) -> None:
+        """Says who is waited for; one that has failed for good is waited for in vain."""
+        told, hoped = "", time.monotonic()
+        while waiting := {name: state for name, state in self._needed() if state != "ready"}:
+            failed = [name for name, state in waiting.items() if state == "failed"]
+            hoped = hoped if failed else time.monotonic()
+            if time.monotonic() > hoped + FAILED_SECONDS:
+                raise Ending(FAILED, f"it needs {' and '.join(failed)}, which failed")
+            words = " and ".join(f"{name}, which is {state}" for name, state in waiting.items())
+            if words != told:
+                self._enter("queued", f"waits for {words}")
+            told = words
+            self._pause(NEEDS_INTERVAL)
+
+    def _needed(self) -> list[tuple[str, str]]:
+        folder = os.path.dirname(self.spec.state_file)
+        return [(name, service_state(folder, name)) for name in self.spec.needs]
 
     def _take_locks(self) -> None:
         self._enter("queued")
@@ -124,7 +146,8 @@ class Guard:
 
     def _start_engine(self) -> None:
         self.log.start_life()
-        self.engine.last_answer = ""
+        self.engine.last_answer, self.engine.reached = "", False
+        self.engine.questions = self.spec.ready.questions
         try:
             self.children.engine = launch(self.spec)
         except OSError as e:
@@ -138,14 +161,28 @@ class Guard:
             shm.write_record(shm.record_file(self.spec.state_file), found)
 
     def _wait_until_ready(self) -> None:
+        if not self.spec.socket:
+            self._pause_for(SILENT_SECONDS)
         deadline = time.monotonic() + self.spec.start_timeout
-        while not self.engine.works(min(deadline, time.monotonic() + PROBE_TIMEOUT)):
+        timeout = self.spec.ready.timeout or PROBE_TIMEOUT
+        while not self.engine.works(min(deadline, time.monotonic() + timeout)):
             left = deadline - time.monotonic()
             if left <= 0:
-                told = f"; its last answer was {self.engine.last_answer}" if self.engine.last_answer else ""
-                error = f"the engine was not ready within {self.spec.start_timeout:g} s{told}"
-                raise Ending(BROKEN, error, explained=False)
+                raise Ending(BROKEN, self._not_ready_in_time(), explained=False)
             self._pause(min(PROBE_INTERVAL, left))
+        self.engine.questions = self.spec.health.questions
+
+    def _not_ready_in_time(self) -> str:
+        """With what it said last; of vLLM, which says much while it loads, only what it answered."""
+        how = f"the engine was not ready within {self.spec.start_timeout:g} s"
+        if self.engine.last_answer:
+            return f"{how}; its last answer was {self.engine.last_answer}"
+        if self.spec.is_vllm:
+            return how
+        where, asked = os.fsdecode(self.spec.socket), self.spec.ready.words or "a connection"
+        waited = f"{asked} on {where}" if self.engine.reached else f"nobody listens on {where}, for {asked}"
+        said = last_words(self.log.since_start(f"{how} (guard {os.getpid()})"))
+        return f"{how}: {waited}; its last words: {said or 'none'}"
 
     # While it is ready.
 
@@ -162,7 +199,10 @@ class Guard:
 
     def _let_it_die(self) -> None:
         """A main process that the kernel kills for its memory goes after its children: then that is what happened."""
-        end = time.monotonic() + DYING_SECONDS
+        self._pause_for(DYING_SECONDS)
+
+    def _pause_for(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._pause(left)
 
@@ -219,7 +259,7 @@ class Guard:
         stop = Stop(self.spec, self.children)
         seconds = {HUNG: 0.0, BROKEN: min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)}.get(ending.how)
         if ending.how == STOPPED and self.state in ("ready", "unhealthy"):
-            seconds = stop.drain(stop.stop_timeout())
+            seconds = stop.drain(stop.stop_timeout()) if self.spec.kind != "none" else stop.stop_timeout()
         stop.end(self.spec.stop_timeout if seconds is None else seconds)
         if not self.file.superseded():
             stop.clean()

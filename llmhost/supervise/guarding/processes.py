@@ -62,12 +62,21 @@ def cpu_seconds(members: Collection[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def connections(path: bytes) -> int:
-    """How many connections a server has on its unix socket, those included that it has not accepted yet."""
-    wanted = b" " + path
+def connections(address: bytes) -> int:
+    """How many connections a server has on its unix socket or TCP port, those included that it has not accepted yet."""
+    if not address.startswith(b"/"):
+        return _tcp_connections(int(address.rpartition(b":")[2] or b"0"))
+    wanted = b" " + address
     # Num RefCount Protocol Flags Type St Inode Path; 03 is SS_CONNECTED, 02 what waits for accept (net/unix/af_unix.c)
     lines = (line for line in read("/proc/net/unix").splitlines() if line.endswith(wanted))
     return sum(line.split(None, 7)[5] in (b"02", b"03") for line in lines)
+
+
+def _tcp_connections(port: int) -> int:
+    """Local address and state are the second and the fourth column; 01 is TCP_ESTABLISHED (proc(5))."""
+    lines = (read(f"/proc/net/{table}").splitlines()[1:] for table in ("tcp", "tcp6"))
+    own = b":%04X" % port
+    return sum(fields[1].endswith(own) and fields[3] == b"01" for table in lines for fields in map(bytes.split, table))
 
 
 def pids() -> list[int]:

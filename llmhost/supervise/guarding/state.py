@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+
+from llmhost.supervise.guarding.processes import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +37,29 @@ class Former:
         was_ready = self.state in ("ready", "unhealthy")
         self.ready_seconds = max(0.0, time.time() - float(data["since"])) if was_ready else 0.0
         self.error = data["error"] if self.state == "backoff" else None
+
+
+BEST_FIRST = ("ready", "unhealthy", "loading", "queued", "backoff", "failed", "stopped")
+
+
+def service_state(folder: bytes, service: str) -> str:
+    """The state of a service, which is that of its best replica, by the state files in a folder.
+
+    A state in which a guard lives is believed only of one that lives: a power cut leaves files behind.
+    """
+    found = {"stopped"}
+    own = re.compile(rb"%s-\d+\.state\.json" % re.escape(service.encode()))
+    for name in filter(own.fullmatch, os.listdir(folder)):
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                said = json.load(file)
+            state, guard = str(said["state"]), int(said["guard_pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        program = name.removesuffix(b".state.json")
+        lives = b"/%s.json\0" % program in read(f"/proc/{guard}/cmdline")
+        found.add(state if lives or state == "failed" else "stopped")
+    return next(state for state in BEST_FIRST if state in found)
 
 
 class StateFile:

@@ -109,7 +109,9 @@ class Stop:
             say(f"{self.spec.program}: had to end {', '.join(self.killed)}")
 
     def remove_socket(self) -> None:
-        """It outlives its server."""
+        """It outlives its server. A TCP port goes with it."""
+        if not self.spec.socket.startswith(b"/"):
+            return
         try:
             os.unlink(self.spec.socket)
         except FileNotFoundError:

@@ -90,8 +90,9 @@ class Watch:
     def _wait(self, vital: dict[int, str]) -> None:
         """Until it is time to look; at once when the last look was a miss."""
         end = time.monotonic() + interval(self.spec.hang_timeout)
+        watched = self.spec.hang_timeout and self.spec.socket
         while not self.misses:
-            left = end - time.monotonic() if self.spec.hang_timeout else None
+            left = end - time.monotonic() if watched else None
             if left is not None and left <= 0:
                 break
             for fd in self.engine.pause(left, tuple(vital)):
@@ -100,6 +101,8 @@ class Watch:
             raise Lost(f"the engine lost its process {vital[fd]}")
 
     def _look(self) -> None:
+        if not self.spec.is_vllm:
+            return self._ask(None)  # its metrics, if it has some, tell us nothing: only the deadline counts
         last, limit = self._last, deadline(self.spec.hang_timeout, self._last)
         begin = time.monotonic()
         page = self.engine.ask(REQUEST, begin + limit)
@@ -114,7 +117,7 @@ class Watch:
 
     def _ask(self, before: Load | None) -> None:
         """Make a request of our own, and look at what the engine did meanwhile when it is not answered."""
-        limit = deadline(self.spec.hang_timeout, before)
+        limit = self.spec.health.timeout or deadline(self.spec.hang_timeout, before)
         members = descendants(self.children.engine)
         computed, begin = cpu_seconds(members), time.monotonic()
         self._own_work, self.engine.last_answer = 0, ""

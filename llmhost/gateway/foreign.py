@@ -1,0 +1,127 @@
+"""Members that are not vLLM: where they listen, how they are looked at, other paths, another name of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from llmhost.errors import GatewayError
+from llmhost.gateway.endpoints import Endpoint
+from llmhost.gateway.envoy import Data, extension
+from llmhost.plan.types import ForeignPlan, ProgramPlan, ServicePlan
+
+HOST = "localhost"
+"""What a server is called on the loopback: some refuse requests to any other name (ollama, against DNS rebinding)."""
+
+RENAME = r"""
+-- Gives the engine another name of the model: the value of "model" in the outermost object of the body. The rest stays
+-- byte for byte as it is.
+local function string_end(text, first)
+  local i = text:find('["\\]', first + 1)
+  while i and text:byte(i) == 92 do
+    i = text:find('["\\]', i + 2)
+  end
+  return i
+end
+
+local function model_at(text)
+  local depth, i = 0, 1
+  while true do
+    i = text:find('["%[%]{}]', i)
+    if i == nil then return nil end
+    local c = text:byte(i)
+    if c == 34 then
+      local stop = string_end(text, i)
+      if stop == nil then return nil end
+      local _, colon = text:find('^%s*:%s*', stop + 1)
+      if depth == 1 and colon and text:sub(i, stop) == '"model"' then
+        if text:byte(colon + 1) ~= 34 then return nil end
+        return colon + 1, string_end(text, colon + 1)
+      end
+      i = stop
+    elseif c == 91 or c == 123 then depth = depth + 1
+    else depth = depth - 1 end
+    i = i + 1
+  end
+end
+
+function envoy_on_request(handle)
+  local body = handle:body()
+  if body == nil then return end
+  local text = body:getBytes(0, body:length())
+  local first, last = model_at(text)
+  if first and last then
+    body:setBytes(text:sub(1, first - 1) .. NAME .. text:sub(last + 1))
+    return
+  end
+  local open, rest = text:match('^%s*{()%s*()')
+  if open == nil or first then return end
+  local comma = text:byte(rest) == 125 and '' or ','
+  body:setBytes(text:sub(1, open - 1) .. '"model":' .. NAME .. comma .. text:sub(open))
+end
+"""
+
+
+def member(replica: ProgramPlan) -> Data:
+    """One that listens on a TCP port of the loopback."""
+    address, _, port = replica.socket.rpartition(":")
+    place = {"socket_address": {"address": address, "port_value": int(port)}}
+    return {"endpoint": {"address": place, "hostname": HOST, "health_check_config": {"hostname": HOST}}}
+
+
+def health_path(foreign: ForeignPlan) -> str:
+    """What whoever asks the gateway for the health of a model is answered by: written, or what OpenAI's API has."""
+    return foreign.looked_at or "/v1/models"
+
+
+def health_check(foreign: ForeignPlan) -> Data:
+    """GET where somebody wrote a path for it, else whether it accepts connections."""
+    if not foreign.looked_at:
+        return {"tcp_health_check": {}}
+    fine = [{"start": "200", "end": "300"}]
+    return {"http_health_check": {"path": foreign.looked_at, "expected_statuses": fine}}
+
+
+def renamed(service: ServicePlan, served: Sequence[Endpoint]) -> dict[Endpoint, str]:
+    """Of these endpoints those that have another path at the engine, and that path."""
+    paths = service.foreign.paths if service.foreign else {}
+    return {endpoint: paths[endpoint.path] for endpoint in served if endpoint.path in paths}
+
+
+def rewritten(route: Data, path: str) -> Data:
+    """The same route, but what it sends on goes to another path; the query stays."""
+    if "route" not in route:
+        return route
+    return route | {"route": route["route"] | {"prefix_rewrite": path}}
+
+
+def require_routed_paths(service: ServicePlan, served: Sequence[Endpoint]) -> None:
+    """Raise GatewayError for ``paths`` that the gateway does not send to a service of its kind."""
+    known = [endpoint.path for endpoint in served]
+    for path in service.foreign.paths if service.foreign else ():
+        if path not in known:
+            raise GatewayError(
+                f"services.{service.name}.paths: {path} is not sent to a service of kind {service.kind}",
+                f"these are: {', '.join(known)}",
+            )
+
+
+def filters(service: ServicePlan) -> Data:
+    """Options of the cluster's protocol: the name that the engine knows its model by."""
+    name = service.foreign.model_name if service.foreign else None
+    if name is None:
+        return {}
+    quoted = json.dumps(name)  # as it stands in JSON; and that as a string of Lua
+    script = RENAME.replace("NAME", _lua(quoted))
+    rename = extension(
+        "envoy.filters.http.lua",
+        "extensions.filters.http.lua.v3.Lua",
+        default_source_code={"inline_string": script},
+    )
+    codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    return {"http_filters": [rename, codec]}
+
+
+def _lua(text: str) -> str:
+    """A string of Lua that holds this ASCII text."""
+    return '"' + "".join(c if c.isalnum() else f"\\{ord(c):03}" for c in text) + '"'
