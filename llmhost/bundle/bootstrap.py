@@ -20,6 +20,7 @@ if TYPE_CHECKING or __package__:
     from llmhost.bundle import carried
 else:
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    sys.dont_write_bytecode = True  # the bundle stays as it came
     try:
         import carried
     except ImportError:

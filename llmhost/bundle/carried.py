@@ -276,5 +276,5 @@ def unpacked_dir(home: Path, manifest: dict[str, Any]) -> Path:
 def sweep(home: Path, keep: Path) -> None:
     """Remove what interrupted installations of other bundles have left in the home."""
     for left in home.glob(".bundle-*"):
-        if left != keep:
+        if left.resolve() != keep.resolve():
             shutil.rmtree(left, ignore_errors=True)

@@ -51,8 +51,9 @@ class Installed:
 def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed:
     """Verify a bundle and bring everything in it into the home; the engine is built from its wheels.
 
-    What is there already stays as it is: llmhost.yaml, models, an engine. May be interrupted and called again. Raises
-    BundleError naming what is missing, damaged or does not fit this machine, and EngineError.
+    What is there already stays as it is: llmhost.yaml, models, files with the same content, an engine of these very
+    packages. May be interrupted and called again. Raises BundleError naming what is missing, damaged or does not fit
+    this machine, and EngineError; then the former engine and its engine.lock go on.
     """
     manifest = read_bundle(directory)
     with told():

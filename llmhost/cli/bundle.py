@@ -208,8 +208,9 @@ def install_command(session: Session, directory: Path, as_json: bool) -> None:
     """Bring everything of the bundle in DIRECTORY into the home, without a network.
 
     Everything is checked against its SHA-256 first. Then: wheels into $LLMHOST_HOME/wheels, models into models_dir,
-    caches, llmhost.yaml (unless there is one), and the engine built from the wheels. What is there already stays. An
-    interrupted install goes on with the same command.
+    caches, llmhost.yaml (unless there is one), and the engine built from the wheels. What is there already with the
+    same content stays; engine.lock changes when the engine counts. An interrupted install goes on with the same
+    command.
     """
     from llmhost.bundle import install_bundle
     from llmhost.cli.progress import shown_progress

@@ -93,35 +93,65 @@ def _channels(tool: str, engine: Engine, place: Path) -> Iterator[tuple[list[str
     secret = {f"llmhost-{i}": channel for i, channel in enumerate(engine.channels) if mask(channel) != channel}
     names = {channel: name for name, channel in secret.items()}
     words = [word for channel in engine.channels for word in ("--channel", names.get(channel, channel))]
-    with _condarc(secret, place) as env:
+    with _condarc(tool, secret, place) as env:
         yield ["--override-channels", *words], env
 
 
 @contextmanager
-def _condarc(named: Mapping[str, str], place: Path) -> Iterator[dict[str, str]]:
-    """A configuration for one call with channels by name, on top of what CONDARC names already."""
+def _condarc(tool: str, named: Mapping[str, str], place: Path) -> Iterator[dict[str, str]]:
+    """A configuration for one call with channels by name, on top of what the tool would read without it."""
     if not named:
         yield {}
         return
     folder = Path(tempfile.mkdtemp(prefix=".conda.", dir=place))
     try:
-        own = _own_condarc()
+        own = _own_settings(tool)
         multi = {**(own.get("custom_multichannels") or {}), **{name: [channel] for name, channel in named.items()}}
         file = folder / ".condarc"  # conda takes no other names
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
             YAML(typ="safe", pure=True).dump({**own, "custom_multichannels": multi}, out)
-        yield {"CONDARC": str(file)}
+        yield {"CONDARC": str(file)} if _is_conda(tool) else {"CONDARC": str(file), "MAMBARC": str(file)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _own_condarc() -> dict[str, Any]:
-    """What the user's CONDARC says: it would not be read beside ours."""
+def _own_settings(tool: str) -> dict[str, Any]:
+    """What the user's files say that would not be read beside ours; of two the nearer one counts, lists are joined.
+
+    To conda CONDARC is one file more, to mamba 2 and micromamba MAMBARC or CONDARC replaces all of them
+    (``Configuration::compute_default_rc_sources`` of libmamba).
+    """
+    variables = ("CONDARC",) if _is_conda(tool) else ("MAMBARC", "CONDARC")
+    named = [Path(os.environ[name]) for name in variables if os.environ.get(name)]
+    home = Path(os.environ.get("HOME") or "/nonexistent")
+    root = [Path(os.environ["MAMBA_ROOT_PREFIX"])] if os.environ.get("MAMBA_ROOT_PREFIX") else []
+    usual = [f / n for f in (home, home / ".conda", *root, Path("/etc/conda")) for n in (".mambarc", ".condarc")]
+    files = named[:1] or ([] if _is_conda(tool) else usual)
+    merged: dict[str, Any] = {}
+    for file in files:
+        for key, value in _settings(file).items():
+            merged[key] = _joined(merged[key], value) if key in merged else value
+    return merged
+
+
+def _settings(file: Path) -> dict[str, Any]:
     try:
-        data = YAML(typ="safe", pure=True).load(Path(os.environ["CONDARC"]).read_text(encoding="utf-8"))
-    except (KeyError, OSError, UnicodeDecodeError, YAMLError):
+        data = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError):
         return {}
     return dict(data) if isinstance(data, Mapping) else {}
+
+
+def _joined(nearer: Any, farther: Any) -> Any:
+    if isinstance(nearer, list) and isinstance(farther, list):
+        return [*nearer, *(item for item in farther if item not in nearer)]
+    if isinstance(nearer, Mapping) and isinstance(farther, Mapping):
+        return {**farther, **nearer}
+    return nearer
+
+
+def _is_conda(tool: str) -> bool:
+    return Path(tool).name == "conda"
 
 
 def _refusal(command: Sequence[str], lines: Sequence[str], status: int, log: SetupLog) -> EngineError:

@@ -78,6 +78,10 @@ def ensure_engine(
         release = _choose(home, _as_locked(engine, lock), progress, releases, facts)
         if lock is not None:
             release = replace(release, python=(lock.python_minor, lock.python_minor))
+    if lock is None and home.engine_lock.exists() and own == engine_name(home, engine) and not read_manifest(directory):
+        progress.note(
+            f"{home.engine_lock} will be written anew: what it has now is installed by `llmhost setup --locked`"
+        )
     try:
         with setup_lock(directory), SetupLog(home.log_file("setup")) as log:
             # Somebody may have been faster.

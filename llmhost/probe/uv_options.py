@@ -38,7 +38,7 @@ def read_uv_settings(environ: Mapping[str, str], cwd: Path, root: Path = Path("/
     found: dict[str, list[str]] = {}
     files = [(path, table) for path in _files(environ, cwd, root) if (table := _table(path)) is not None]
     for _, table in files:
-        for name, value in (*table.items(), *_pip(table)):
+        for name, value in (*_pip(table), *table.items()):
             if name in OPTIONS and (name not in found or isinstance(value, list)):
                 found.setdefault(name, []).extend(w for w in _words(value) if w not in found[name])
     variables = {k: "****" if SECRET.search(k) else v for k, v in sorted(environ.items()) if VARIABLES.fullmatch(k)}
@@ -83,7 +83,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 
 def _pip(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What holds for `uv pip` only, which is what llmhost runs."""
+    """What holds for `uv pip` only, which is what llmhost runs: it counts before the rest."""
     below = table.get("pip")
     return tuple(below.items()) if isinstance(below, dict) else ()
 

@@ -406,6 +406,7 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert "bundle.001 is cut short: 0 of " in installed.stderr
     assert installed.stderr.splitlines()[-1] == "hint: copy again: bundle.001"
     assert not (work / "p").exists()
+    assert not (bundle / "__pycache__").exists()
     (bundle / "carried.py").unlink()
     bare = subprocess.run(run, capture_output=True, text=True, check=False)
     assert (bare.returncode, bare.stderr.splitlines()[-1]) == (1, "hint: copy it again")

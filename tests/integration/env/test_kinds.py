@@ -144,10 +144,19 @@ def test_a_locked_engine_is_the_same_again(home: Home, progress: Recorder, wheel
     shutil.copy(file, other.engine_lock)
     lock = read_lock(other.engine_lock)
     assert lock.hashed
+    assert not progress.notes
     facts = ensure_engine(other, Engine(), progress, SMALL, facts=CPU_BOX, lock=lock)
     assert run_in(facts.python, "import transformers; print(transformers.__version__)") == "5.19.0"
     # It is there already, and it is what the file says.
     assert ensure_engine(other, Engine(), progress, SMALL, facts=CPU_BOX, lock=lock) == facts
+    assert not progress.notes
+    # Without --locked the file of the other machine is not followed, and that is told.
+    shutil.rmtree(other.engines)
+    ensure_engine(other, Engine(), progress, SMALL, facts=CPU_BOX)
+    assert progress.notes == [
+        f"{other.engine_lock} will be written anew: what it has now is installed by `llmhost setup --locked`"
+    ]
+    assert "transformers==5.99.0" in other.engine_lock.read_text()
 
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused(home: Home, progress: Recorder, wheels: Path) -> None:

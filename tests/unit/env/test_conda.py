@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from llmhost.config import Engine
 from llmhost.env import conda
@@ -74,3 +75,45 @@ def test_which_tool() -> None:
     assert conda.find_tool(replace(CPU_BOX, conda=programs[:1])) == "/m/micromamba"
     with pytest.raises(EngineError, match="there is no conda"):
         conda.find_tool(CPU_BOX)
+
+
+SECRET = "https://u:pw@mirror/conda-forge"
+
+
+@pytest.mark.parametrize(
+    ("tool", "environ", "variables", "proxies"),
+    [
+        ("conda", {}, {"CONDARC"}, None),  # reads the user's files itself
+        ("conda", {"CONDARC": "named.yml"}, {"CONDARC"}, {"http": "named"}),
+        ("micromamba", {}, {"CONDARC", "MAMBARC"}, {"http": "mambarc", "https": "condarc"}),
+        ("mamba", {"CONDARC": "named.yml"}, {"CONDARC", "MAMBARC"}, {"http": "named"}),
+    ],
+)
+def test_a_channel_with_a_password_is_a_name_in_a_private_file(
+    tool: str,
+    environ: dict[str, str],
+    variables: set[str],
+    proxies: dict[str, str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On top of what the tool would not read any more because of that file."""
+    for name in ("CONDARC", "MAMBARC", "MAMBA_ROOT_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environ.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    (tmp_path / "named.yml").write_text("proxy_servers: {http: named}\n")
+    (tmp_path / ".mambarc").write_text("proxy_servers: {http: mambarc}\n")
+    (tmp_path / ".condarc").write_text("proxy_servers: {http: hidden, https: condarc}\n")
+    engine = Engine(kind="conda", channels=["own", SECRET])
+    with conda._channels(f"/opt/bin/{tool}", engine, tmp_path) as (words, env):
+        assert words == ["--override-channels", "--channel", "own", "--channel", "llmhost-1"]
+        assert set(env) == variables
+        file = Path(env["CONDARC"])
+        assert (file.name, file.stat().st_mode & 0o777) == (".condarc", 0o600)
+        said = YAML(typ="safe").load(file.read_text())
+        assert said["custom_multichannels"] == {"llmhost-1": [SECRET]}
+        assert said.get("proxy_servers") == proxies
+    assert not file.exists()
+    assert not list(tmp_path.glob(".conda.*"))

@@ -18,7 +18,7 @@ def test_files_and_variables(tmp_path: Path) -> None:
         tmp_path / "user/.config/uv/uv.toml",
         'index-strategy = "first-index"\nnative-tls = true\nextra-index-url = ["https://u:pw@two/simple"]\n'
         '[[index]]\nname = "corp"\nurl = "https://reader:s3cret@mirror/simple"\ndefault = true\n'
-        '[pip]\nno-index = false\ntorch-backend = "cu130"\n',
+        '[pip]\nno-index = false\ntorch-backend = "cu130"\nnative-tls = false\n',
     )
     system = write(
         tmp_path / "etc/uv/uv.toml", 'index-strategy = "unsafe-best-match"\nextra-index-url = ["https://3/"]'
@@ -33,7 +33,7 @@ def test_files_and_variables(tmp_path: Path) -> None:
         "UV_INDEX_CORP_PASSWORD": "****",
         "config-file": f"{user} {system}",
         "index-strategy": "first-index",
-        "native-tls": "true",
+        "native-tls": "false",
         "extra-index-url": "https://****@two/simple https://3/",
         "index": "corp=https://****@mirror/simple (default)",
         "no-index": "false",
