@@ -43,6 +43,7 @@ from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.states import ProgramState
+from llmhost.supervise.status import require_awake
 
 SERVED_SECONDS = balancing.SECONDS
 """Seconds for the gateway to find out that an engine is ready."""
@@ -161,6 +162,7 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
 def _turn(home: Home, command: str) -> Iterator[None]:
     """The home's lock for a command that starts something; what a killed one left out of balancing is back then."""
     with home_lock(home, command):
+        require_awake(home)
         balancing.restore(home)
         yield
 
@@ -190,10 +192,9 @@ def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[
 def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
     """Wait until every program that was asked for is ready, and gets requests, or has failed.
 
-    ``timeout`` in seconds; by default as long as the slowest service may take, after others that share its GPU. Raises
-    NotReadyError naming those that are not ready, with their causes; GatewayError when Envoy does not take up what it
-    is to serve. It checks engines by itself, so it can be a moment behind their guards; a client would get 503 in
-    between.
+    ``timeout`` in seconds; by default as long as the slowest service may take, after others on its GPU. Raises
+    NotReadyError naming those that are not ready, with their causes; GatewayError when Envoy does not take up its
+    files. Envoy checks engines by itself, so it can be a moment behind their guards: a client would get 503 then.
     """
     longest = rollout.START_MARGIN + start_seconds(started.plan, {p.name for p in started.plan.programs})
     deadline = time.monotonic() + (longest if timeout is None else timeout)
@@ -258,6 +259,7 @@ def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tupl
     plan = load_plan(home)
     names = _programs(plan, services)
     with home_lock(home, "stop"):
+        require_awake(home)
         stopping.remember(home, plan, services, progress)
         if not daemon.is_running(home):
             return ()

@@ -166,7 +166,7 @@ def _snapshot(home: Home) -> Snapshot:
     """`stopped` without supervisord; while it shuts down it tells no more than that."""
     if not os.path.exists(home.supervisor_socket):
         return Snapshot(0, "stopped", ())
-    _require_awake(home)
+    require_awake(home)
     supervisor = Supervisor(home.supervisor_socket)
     try:
         seen = supervisor.snapshot()
@@ -179,8 +179,8 @@ def _snapshot(home: Home) -> Snapshot:
     return Snapshot(seen.pid, "running" if seen.state == "RUNNING" else "stopping", seen.programs)
 
 
-def _require_awake(home: Home) -> None:
-    """One that was stopped by SIGSTOP would not answer for as long as we wait."""
+def require_awake(home: Home) -> None:
+    """Raise SupervisorError for a supervisord that SIGSTOP has stopped: it would not answer however long we wait."""
     try:
         pid = int(read(os.fspath(home.supervisord_pid_file)))
     except ValueError:

@@ -18,6 +18,8 @@ from llmhost.run import while_running
 from llmhost.supervise.lock import TRIAL
 
 POLL_SECONDS = 0.5
+QUEUED_SECONDS = 3600.0
+"""Seconds to wait at most for other engines that start on the same GPU."""
 ENDED = ("backoff", "failed", "stopped")
 
 
@@ -27,7 +29,8 @@ def try_program(
     """Start an engine, wait until it has answered a real request of its guard, stop it; the seconds that it took.
 
     ``spec`` is what `llmhost.render` has for its guard. supervisord knows nothing of it. Raises NotReadyError with the
-    cause when it does not become ready within ``timeout`` seconds. Call it with the lock of the home held.
+    cause when it does not become ready within ``timeout`` seconds, not counted while it waits for others that start.
+    Call it with the lock of the home held.
     """
     began = time.monotonic()
     state = home.state_file(program.name)
@@ -36,7 +39,7 @@ def try_program(
     guard = (plan.tools.python, "-I", "-S", plan.tools.guard, str(file), "--", *program.argv)
     try:
         with while_running(guard, home.log_file(program.name)) as status:
-            _await(state, status, began + timeout, told, home.log_file(program.name))
+            _await(state, status, timeout, told, home.log_file(program.name))
         return time.monotonic() - began
     finally:
         for leftover in (file, state, Path(program.socket)):
@@ -51,14 +54,18 @@ def _private_file(directory: Path, text: str) -> Path:
 
 
 def _await(
-    state: Path, status: Callable[[], int | None], deadline: float, told: Callable[[str], None], log: Path
+    state: Path, status: Callable[[], int | None], seconds: float, told: Callable[[str], None], log: Path
 ) -> None:
     last = ""
+    deadline = time.monotonic() + seconds
+    latest = deadline + QUEUED_SECONDS
     while True:
         said = _read(state)
         now = str(said.get("state", ""))
         if now == "ready":
             return
+        if now == "queued":
+            deadline = min(latest, time.monotonic() + seconds)
         if now != last:
             told(now)
             last = now

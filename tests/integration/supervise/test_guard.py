@@ -171,8 +171,8 @@ def test_two_guards_take_turns(guard: LoneGuard, place: Path) -> None:
         second.close()
 
 
-GPU = 900 + os.getpid() % 1000
-"""No machine has it, and no test beside this one uses it."""
+GPU = 1000 + 2 * os.getpid()
+"""No machine has it or the one before it, and no test beside this one uses them."""
 
 
 @contextmanager

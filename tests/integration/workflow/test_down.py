@@ -118,13 +118,14 @@ def test_the_socket_of_supervisord_was_deleted(installed: Installed) -> None:
     assert "had to end" not in said
 
 
-def test_status_of_a_supervisord_that_is_stopped(installed: Installed) -> None:
-    """It is told at once, with what helps."""
+def test_other_commands_tell_of_a_supervisord_that_is_stopped(installed: Installed) -> None:
+    """At once, with what helps."""
     pid = bring_up(installed)["supervisord"]
     stop(pid)
-    error, hint = installed.refused("status")
-    assert error == f"error: supervisord (pid {pid}) is stopped by a signal, so nobody knows what runs"
-    assert f"`kill -CONT {pid}`" in hint
+    for command in ("status", "up", "start", "stop", "restart"):
+        error, hint = installed.refused(command)
+        assert error == f"error: supervisord (pid {pid}) is stopped by a signal, so nobody knows what runs"
+        assert f"`kill -CONT {pid}`" in hint
     down(installed)
 
 
