@@ -191,7 +191,8 @@ class Guard:
         if self.spec.is_vllm:
             return how
         where, asked = os.fsdecode(self.spec.socket), self.spec.ready.words or "a connection"
-        waited = f"{asked} on {where}" if self.engine.reached else f"nobody listens on {where}, for {asked}"
+        reached = self.engine.reached
+        waited = f"no answer to {asked} on {where}" if reached else f"nobody listens on {where}, for {asked}"
         said = last_words(self.log.since_start(f"{how} (guard {os.getpid()})"))
         return f"{how}: {waited}; its last words: {said or 'none'}"
 
