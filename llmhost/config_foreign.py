@@ -45,7 +45,8 @@ def placeholders(text: str) -> Iterator[str]:
     """What stands in braces; raises Refusal for a brace that belongs to nothing."""
     for found in BRACES.finditer(text):
         if found[0] in ("{", "}"):
-            raise Refusal(f"a single {found[0]} in {text!r}", "a brace that is meant as such is written twice: {{ }}")
+            # Not what stands around it: in an environment that may be a secret.
+            raise Refusal(f"a single {found[0]} stands in it", "a brace that is meant as such is written twice: {{ }}")
         if found[1] is not None:
             yield found[1]
 
@@ -74,8 +75,9 @@ def _as_words(value: object) -> object:
 
 def _as_texts(value: object) -> object:
     """YAML reads ``8`` as a number, which in a command line is text as any other."""
-    numbers = isinstance(value, list) and [isinstance(v, int | float) and not isinstance(v, bool) for v in value]
-    return [str(v) if n else v for v, n in zip(value, numbers, strict=True)] if numbers else value  # type: ignore[call-overload]
+    if not isinstance(value, list):
+        return value
+    return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in value]
 
 
 def _as_date(value: object) -> object:
@@ -206,9 +208,8 @@ def check_source(service: Source, routed: bool) -> None:
     defaults = {k: f.get_default(call_default_factory=True) for k, f in type(service).model_fields.items()}
     given = {key for key in service.model_fields_set if getattr(service, key) != defaults[key]}
     if bool(service.command) == bool(service.model):
-        both = "both" if service.command else "neither"
         raise Refusal(
-            f"{both} model nor command".replace("both model nor", "both model and"),
+            "both model and command" if service.command else "neither model nor command",
             "write model: for vLLM, or command: for another engine (docs/foreign-engines.md)",
         )
     alien = sorted(given & set(VLLM_ONLY if service.is_foreign else FOREIGN_ONLY))

@@ -18,7 +18,7 @@ from llmhost.env.manifest import MANIFEST, Manifest, read_manifest
 from llmhost.env.releases import choose_device
 from llmhost.errors import EngineError
 from llmhost.facts import EngineFacts
-from llmhost.foreign import ensure_environments, needs_vllm, without_vllm
+from llmhost.foreign import ensure_environments, without_vllm
 from llmhost.homedir import claim, require_access
 from llmhost.paths import Home
 from llmhost.plan.running import running
@@ -64,7 +64,7 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
     """
     claim(home)
     config = load_or_default(home)
-    built = _setup_vllm(home, config, progress, locked, flash_attn) if needs_vllm(config) else without_vllm(config)
+    built = without_vllm(config) or _setup_vllm(home, config, progress, locked, flash_attn)
     ensure_environments(home, config, progress)
     return built
 

@@ -15,6 +15,7 @@ from llmhost.env import Progress
 from llmhost.env.environments import ensure_environment, find_environment
 from llmhost.errors import ConfigError, EngineError, LlmhostError, ModelError, PlanError
 from llmhost.facts import EngineFacts, ForeignFacts, PortFacts
+from llmhost.gateway.foreign import require_routed_paths
 from llmhost.paths import Home
 from llmhost.plan import ServicePlan
 from llmhost.plan.foreign import LOOPBACK
@@ -33,8 +34,13 @@ def needs_vllm(config: Config) -> bool:
     return not config.services or any(not service.is_foreign for service in config.services.values())
 
 
-def without_vllm(config: Config) -> EngineFacts:
-    """What stands for an engine where nobody needs vLLM: only what the services are planned for, GPUs or the CPU."""
+def without_vllm(config: Config) -> EngineFacts | None:
+    """What stands for an engine where nobody needs vLLM: only what the services are planned for, GPUs or the CPU.
+
+    None where somebody does.
+    """
+    if needs_vllm(config):
+        return None
     device = config.engine.device
     if device == "auto":
         device = "cuda" if any(not gpu.mig for gpu in read_gpus().gpus) else "cpu"
@@ -45,6 +51,11 @@ def ensure_environments(home: Home, config: Config, progress: Progress) -> None:
     """Build what services need and what is not there; see `ensure_environment`."""
     for name, environment in dict(_environments(config)).items():
         ensure_environment(home, name, environment, progress)
+
+
+def has_environments(home: Home, config: Config) -> bool:
+    """Whether `ensure_environments` has nothing to do."""
+    return all(find_environment(home, *found) for found in _environments(config))
 
 
 def _environments(config: Config) -> Iterator[tuple[str, Environment]]:
@@ -59,6 +70,22 @@ def _environment(config: Config, name: str, service: Service) -> tuple[str, Envi
     if written is None:
         return None
     return (written.shared, config.environments[written.shared]) if written.shared else (name, written)
+
+
+def require_commands(home: Home, config: Config) -> None:
+    """What can be said of commands before anything is built or fetched.
+
+    Raises ConfigError for a program that is not there (unless it is still to be installed) and for a file that is
+    missing, GatewayError for paths that are not routed.
+    """
+    for name, service in config.services.items():
+        if not service.is_foreign:
+            continue
+        require_routed_paths(name, service.kind or "none", service.paths)
+        found = _environment(config, name, service)
+        place = find_environment(home, *found) if found else None
+        if place or not found:
+            _program(home, name, service, str(place or ""))
 
 
 def read_foreign(home: Home, config: Config) -> dict[str, ForeignFacts]:

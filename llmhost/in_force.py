@@ -45,7 +45,7 @@ def with_needs(needs: Mapping[str, Iterable[str]], services: tuple[str, ...]) ->
     found = dict.fromkeys(services)
     waiting = list(services)
     while waiting:
-        more = [name for name in needs[waiting.pop()] if name not in found]
+        more = [name for name in needs.get(waiting.pop(), ()) if name not in found]
         found |= dict.fromkeys(more)
         waiting += more
     return tuple(found)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, keys, ports, readiness, rollout, stopping
+from llmhost import balancing, deploy, foreign, keys, ports, readiness, rollout, stopping
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
@@ -18,7 +18,6 @@ from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.current import engine_name
 from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
-from llmhost.foreign import ensure_environments, needs_vllm, read_foreign, read_ports, require_sockets, without_vllm
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable
 from llmhost.in_force import load_plan, select_services, with_needs
@@ -134,16 +133,17 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
     _require_in_file(services, config)
     claim(home)
     require_startable(home, config)
+    foreign.require_commands(home, config)
     return config
 
 
 def _build(home: Home, config: Config, progress: Progress) -> None:
     """Build the engine when it is not there; what can be refused is not refused after these minutes."""
-    if needs_vllm(config) and find_engine(home, config.engine) is None:
+    if foreign.needs_vllm(config) and find_engine(home, config.engine) is None:
         read_models(home, config)
         ports.require_of_config(home, config)
         ensure_engine(home, config.engine, progress)
-    ensure_environments(home, config, progress)
+    foreign.ensure_environments(home, config, progress)
 
 
 def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
@@ -242,7 +242,6 @@ def down(home: Home, progress: stopping.Told) -> bool:
 def start(home: Home, services: tuple[str, ...]) -> Started:
     """Start services, and the gateway, as the last `up` left them."""
     plan = load_plan(home)
-    select_services(plan, services)
     services = with_needs({s.name: s.needs for s in plan.services}, services)
     wanted = (GATEWAY_PROGRAM, *_programs(plan, services))
     with _turn(home, "start"):
@@ -312,7 +311,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
         plan = deploy.with_secrets(home, load_plan(home))
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))
-        require_sockets(s for s in plan.services if s.name in chosen)
+        foreign.require_sockets(s for s in plan.services if s.name in chosen)
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)
@@ -370,9 +369,7 @@ def _read_inputs(home: Home, insecure: bool) -> _Inputs:
 
 def _inputs(home: Home, config: Config) -> _Inputs:
     models = read_models(home, config)
-    engine = find_engine(home, config.engine)
-    if engine is None and not needs_vllm(config):
-        engine = without_vllm(config)
+    engine = find_engine(home, config.engine) or foreign.without_vllm(config)
     if engine is None:
         raise EngineError(
             f"the engine {engine_name(home, config.engine)} is not built yet, so vLLM's flags are not known",
@@ -384,7 +381,9 @@ def _inputs(home: Home, config: Config) -> _Inputs:
 def validate(home: Home, config: Config) -> bool:
     """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
     read_models(home, config)
-    if needs_vllm(config) and find_engine(home, config.engine) is None:
+    foreign.require_commands(home, config)
+    built = foreign.has_environments(home, config)
+    if not built or (foreign.needs_vllm(config) and find_engine(home, config.engine) is None):
         return False
     _inputs(home, config).plan(_running(home))
     return True
@@ -392,12 +391,10 @@ def validate(home: Home, config: Config) -> bool:
 
 def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
     endpoints = read_endpoints(config, home.root)
-    here = any(service.replicas for service in config.services.values())
-    gpus = gpus_for(home, engine) if here else ()
-    foreign, own_ports = read_foreign(home, config), read_ports(home, config)
-    return Machine(
-        home, read_host(), find_tools(), engine, keys.load(home.keys_file), endpoints, gpus, foreign, own_ports
-    )
+    gpus = gpus_for(home, engine) if any(s.replicas for s in config.services.values()) else ()
+    found, own_ports = foreign.read_foreign(home, config), foreign.read_ports(home, config)
+    known = keys.load(home.keys_file)
+    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ def check_command(session: Session, services: tuple[str, ...], as_json: bool, ur
     for helper in (s.name for s in chosen if not s.routed and s.name in services):
         console.remark(f"{helper} is a helper without a kind, so there is nothing to ask it")
     chosen = tuple(s for s in chosen if s.name not in stopped and s.routed)
+    if not chosen and not any(s.routed for s in select_services(plan, services)):
+        raise CheckError("there is no service to ask", "helpers, which have no kind, are asked by their guards only")
     if not chosen:
         raise NotReadyError("every service was stopped", "run `llmhost start`")
     results: list[CheckResult] = []

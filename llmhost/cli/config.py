@@ -81,7 +81,7 @@ def validate(session: Session, file: str | None, file_only: bool) -> None:
     elif not flags:
         console.remark(
             "not checked: the flags under args:, and whether this machine has room;"
-            " that needs the engine, which `llmhost setup` builds"
+            " that needs the engine and the environments, which `llmhost setup` builds"
         )
 
 

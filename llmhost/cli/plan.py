@@ -56,7 +56,8 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
         console.result(f"`llmhost up` for {name}: {what}")
     console.result()
     for service in plan.services:
-        console.result(f"{service.name} is {service.kind}: {service.kind_reason}")
+        kind = service.kind if service.routed else "a helper"
+        console.result(f"{service.name} is {kind}: {service.kind_reason}")
         for choice in service.choices:
             value = "none" if choice.value is None else choice.value
             console.result(f"  {choice.flag}: {value}  ({choice.reason})")

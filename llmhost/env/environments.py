@@ -37,11 +37,11 @@ def find_environment(home: Home, name: str, environment: Environment) -> Path | 
         if not interpreter.is_file():
             raise ConfigError(f"environment {name}: there is no interpreter {interpreter}", "name one that is there")
         return interpreter.parent
-    directory = home.environment_dir(name)
+    directory, digest = home.environment_dir(name), _digest(home, name, environment)
     try:
         record = json.loads((directory / RECORD).read_bytes())
         build = directory / str(record["build"])
-        same = record["digest"] == _digest(home, name, environment)
+        same = record["digest"] == digest
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return build / "bin" if same and python_of(build).exists() else None
@@ -84,7 +84,7 @@ def _build(home: Home, name: str, environment: Environment, uv: Uv) -> Path:
     packages = {package: found.version for package, found in sorted(python.packages.items())}
     record = {"digest": digest, "build": build.name, "python": dotted(python.version), "packages": packages}
     write_record(directory / RECORD, record)
-    uv.progress.finished(step, f"Python {dotted(python.version)}, {len(packages)} packages")
+    uv.progress.finished(step, f"Python {dotted(python.version)}, {len(packages)} package{'s' * (len(packages) != 1)}")
     return build
 
 

@@ -47,6 +47,10 @@ def united(old: Data, new: Data) -> Data:
     cluster = dict(new)
     if not _hides_keys(new) and _hides_keys(old):
         cluster |= {name: old[name] for name in ("typed_extension_protocol_options", "health_checks")}
+    elif not _hides_keys(new) and old.get("health_checks") != new.get("health_checks"):
+        # Members of different engines, each with a path of its own: what they have in common is that they listen.
+        check = {name: value for name, value in new["health_checks"][0].items() if name != "http_health_check"}
+        cluster |= {"health_checks": [check | {"tcp_health_check": {}}]}
     matches = {m["name"]: m for side in (old, new) for m in side.get("transport_socket_matches", ())}
     return cluster | ({"transport_socket_matches": list(matches.values())} if matches else {})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llmhost.errors import GatewayError
-from llmhost.gateway.endpoints import Endpoint
+from llmhost.facts import ServiceKind
+from llmhost.gateway.endpoints import Endpoint, groups
 from llmhost.gateway.envoy import Data, extension
 from llmhost.plan.types import ForeignPlan, ProgramPlan, ServicePlan
 
@@ -95,13 +96,13 @@ def rewritten(route: Data, path: str) -> Data:
     return route | {"route": route["route"] | {"prefix_rewrite": path}}
 
 
-def require_routed_paths(service: ServicePlan, served: Sequence[Endpoint]) -> None:
-    """Raise GatewayError for ``paths`` that the gateway does not send to a service of its kind."""
-    known = [endpoint.path for endpoint in served]
-    for path in service.foreign.paths if service.foreign else ():
+def require_routed_paths(service: str, kind: ServiceKind, paths: Iterable[str]) -> None:
+    """Raise GatewayError for ``paths`` of a service that the gateway does not send to one of its kind."""
+    known = [e.path for group in groups() if group.by_model and kind in group.served_by for e in group.endpoints]
+    for path in paths:
         if path not in known:
             raise GatewayError(
-                f"services.{service.name}.paths: {path} is not sent to a service of kind {service.kind}",
+                f"services.{service}.paths: {path} is not sent to a service of kind {kind}",
                 f"these are: {', '.join(known)}",
             )
 

@@ -207,7 +207,7 @@ def _not_yours(everything: str, service: ServicePlan) -> Data:
 
 def _service_routes(service: ServicePlan) -> Iterator[Data]:
     served = [e for g in groups() if g.by_model and service.kind in g.served_by for e in g.endpoints]
-    foreign.require_routed_paths(service, served)
+    foreign.require_routed_paths(service.name, service.kind, service.foreign.paths if service.foreign else ())
     yield from _by_path(served, service, [metadata_is("model", service.served_as)])
 
 

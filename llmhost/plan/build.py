@@ -204,7 +204,7 @@ def _foreign(
     return ServicePlan(
         name=name,
         kind=service.kind or "none",
-        kind_reason="written in llmhost.yaml" if service.kind else "it has no kind: a helper that is not routed",
+        kind_reason="written in llmhost.yaml" if service.kind else "it has no kind, so it is not routed",
         model=label(service),
         model_path=facts.model_dir,
         served_as=served_names(name, service),

@@ -61,7 +61,12 @@ def test_short_forms_mean_the_long_ones() -> None:
             'services.a: env.B: the placeholder {"a": 1} is unknown',
             "a brace itself is written twice: {{ }}",
         ),
-        ("services: {a: {command: 'x {port', kind: chat}}", "services.a.command: a single { in '{port'", "{{ }}"),
+        ("services: {a: {command: 'x {port', kind: chat}}", "services.a.command: a single { stands in it", "{{ }}"),
+        (
+            "services: {a: {command: x, env: {KEY: 'hush}hush'}}}",
+            "services.a: env.KEY: a single } stands in it",
+            "{{ }}",
+        ),
         ('services: {a: {command: "x \'y"}}', "cannot be split into words: No closing quotation", ""),
         ("services: {a: {command: ['{port}']}}", "the first word is the program", ""),
         ('services: {a: {command: [x, "a\\nb"]}}', "holds a line break", ""),
@@ -116,6 +121,7 @@ def test_a_mistake_is_named_with_its_key(text: str, message: str, hint: str) -> 
         config.parse(text)
     assert message in caught.value.message
     assert hint in caught.value.hint
+    assert "hush" not in f"{caught.value.message}{caught.value.hint}"
 
 
 def test_braces_that_are_written_twice_are_braces() -> None:

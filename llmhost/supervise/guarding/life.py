@@ -28,6 +28,8 @@ OK, DOOMED = 0, 78  # EX_CONFIG of sysexits.h
 NEEDS_INTERVAL = 0.2
 FAILED_SECONDS = 5.0
 """Seconds in which a service that is needed and has failed may be started anew, by the command that started us."""
+TELL_SECONDS = 3.0
+"""Seconds of a start after which it is told what is still waited for."""
 SILENT_SECONDS = 1.0
 """Seconds that a program must run which cannot be asked whether it is ready."""
 PROBE_INTERVAL = 0.1
@@ -163,26 +165,35 @@ class Guard:
     def _wait_until_ready(self) -> None:
         if not self.spec.socket:
             self._pause_for(SILENT_SECONDS)
-        deadline = time.monotonic() + self.spec.start_timeout
+        begin, told = time.monotonic(), ""
+        deadline = begin + self.spec.start_timeout
         timeout = self.spec.ready.timeout or PROBE_TIMEOUT
         while not self.engine.works(min(deadline, time.monotonic() + timeout)):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Ending(BROKEN, self._not_ready_in_time(), explained=False)
+            if not self.spec.is_vllm and time.monotonic() > begin + TELL_SECONDS and told != (now := self._waited()):
+                told = now
+                self._enter("loading", told)
             self._pause(min(PROBE_INTERVAL, left))
         self.engine.questions = self.spec.health.questions
+
+    def _waited(self) -> str:
+        """What a start still waits for."""
+        where, asked = os.fsdecode(self.spec.socket), self.spec.ready.words or "a connection"
+        if self.engine.last_answer:
+            return f"its last answer was {self.engine.last_answer}"
+        return f"no answer to {asked} on {where}" if self.engine.reached else f"nobody listens on {where}, for {asked}"
 
     def _not_ready_in_time(self) -> str:
         """With what it said last; of vLLM, which says much while it loads, only what it answered."""
         how = f"the engine was not ready within {self.spec.start_timeout:g} s"
         if self.engine.last_answer:
-            return f"{how}; its last answer was {self.engine.last_answer}"
+            return f"{how}; {self._waited()}"
         if self.spec.is_vllm:
             return how
-        where, asked = os.fsdecode(self.spec.socket), self.spec.ready.words or "a connection"
-        waited = f"{asked} on {where}" if self.engine.reached else f"nobody listens on {where}, for {asked}"
         said = last_words(self.log.since_start(f"{how} (guard {os.getpid()})"))
-        return f"{how}: {waited}; its last words: {said or 'none'}"
+        return f"{how}: {self._waited()}; its last words: {said or 'none'}"
 
     # While it is ready.
 

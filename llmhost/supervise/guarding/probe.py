@@ -33,6 +33,7 @@ OTHER_FORM = (400, 404)
 
 CONNECT_POLL = 0.02
 
+LONGEST_HEAD = 16384
 LONGEST_ANSWER = 4 * 2**20
 """Bytes of an answer that are read: the metrics of an engine are some 100 KB."""
 
@@ -62,6 +63,17 @@ def http_status(answer: bytes) -> int:
 def http_body(answer: bytes) -> str:
     """The body of a response as it was sent, for a message."""
     return answer.partition(b"\r\n\r\n")[2].decode("utf-8", "replace")
+
+
+def is_whole(answer: bytes | bytearray) -> bool:
+    """Whether all of a response is there, as far as its head tells how long it is."""
+    head, found, _ = bytes(answer[:LONGEST_HEAD]).lower().partition(b"\r\n\r\n")
+    if not found:
+        return False
+    if b"\r\ntransfer-encoding: chunked" in head:
+        return answer.endswith(b"\r\n0\r\n\r\n")
+    size = re.search(rb"\r\ncontent-length: *(\d+)", head)
+    return size is not None and len(answer) - len(head) - 4 >= int(size[1])
 
 
 def questions(kind: str, model: str, paths: dict[str, str]) -> list[tuple[str, bytes]]:
@@ -129,8 +141,9 @@ class Engine:
             found = connection.connect_ex((host, int(port)))
             if found == errno.EINPROGRESS:
                 found = self._connected(connection, deadline)
-            if found:
-                raise OSError(found, "connect")
+            # Where nobody listens a connection can meet itself, if the kernel chose the same port for its other end.
+            if found or connection.getsockname() == connection.getpeername():
+                raise OSError(found or errno.ECONNREFUSED, "connect")
         self.reached = True
 
     def _connected(self, connection: socket.socket, deadline: float) -> int:
@@ -158,6 +171,8 @@ class Engine:
                     if part == b"":
                         break
                     answer += part or b""
+                    if part and is_whole(answer):  # not everybody closes a connection when he is asked to
+                        break
             except OSError:
                 return b""
         return bytes(answer)

@@ -57,7 +57,7 @@ def test_what_is_written_is_asked_while_it_starts_and_afterwards(guard: LoneGuar
     late = place / "late"
     foreign = {"ready": request("/alive"), "health": request("/embed", '{"inputs": "hi"}')}
     process = start(guard, port, "--after", str(late), "--health", "/alive", foreign=foreign, hang_timeout=0.4)
-    guard.wait("loading", process)
+    guard.wait("loading", process, error=f"nobody listens on 127.0.0.1:{port}, for GET /alive")
     late.touch()
     guard.wait("ready", process)
     wait_for(lambda: asked(guard)[:3] == ["GET /alive", "POST /embed", "POST /embed"])

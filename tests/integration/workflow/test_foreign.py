@@ -173,6 +173,10 @@ def test_paths_that_are_not_routed_are_refused(bare: Installed) -> None:
     error, hint = bare.refused("up")
     assert "services.e.paths: /v1/chat/completions is not sent to a service of kind embed" in error
     assert "/v1/embeddings" in hint
+    assert bare.refused("config", "validate")[0] == error
+    bare.write("e: {command: 'x --port {port}', environment: {requirements: [x]}}")
+    assert "needs the engine and the environments" in bare.run("config", "validate").stderr
+    assert "the environment e is not built yet" in bare.refused("plan")[0]
 
 
 def test_one_that_hangs_is_started_again(bare: Installed, place: Path) -> None:

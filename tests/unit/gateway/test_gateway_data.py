@@ -22,7 +22,7 @@ from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
-from llmhost.plan.types import EndpointPlan, Plan
+from llmhost.plan.types import EndpointPlan, ForeignPlan, Plan, RequestPlan
 from tests.unit.gateway.plans import make_plan, make_service
 
 HOME = Path("/srv/llmhost")
@@ -311,3 +311,23 @@ def test_docs_page_escapes_names() -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert all(e.path in page for e in ENDPOINTS)
+
+
+def test_members_with_different_health_paths_are_only_connected_to_while_both_are_there(tmp_path: Path) -> None:
+    service = make_service(tmp_path, "a", "embed")
+    foreign = replace(service, foreign=ForeignPlan(health=RequestPlan("/alive"), model_name="x"))
+    old, new = (
+        next(f.text for f in render_gateway(make_plan(tmp_path, s)) if f.path == "conf/gateway/cds.json")
+        for s in (service, foreign)
+    )
+    for first, second in ((old, new), (new, old)):
+        cluster = json.loads(merge_clusters(first, second))["resources"][0]
+        assert cluster["health_checks"][0]["tcp_health_check"] == {}
+        assert "http_health_check" not in cluster["health_checks"][0]
+        assert cluster["typed_extension_protocol_options"] == _first(second)["typed_extension_protocol_options"]
+    assert json.loads(merge_clusters(old, old))["resources"][0] == _first(old)
+
+
+def _first(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)["resources"][0]
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.supervise.guarding.probe import http_body, http_request, http_status
+from llmhost.supervise.guarding.probe import http_body, http_request, http_status, is_whole, plain_request
 from llmhost.supervise.guarding.spec import BadSpec, read_spec
 from llmhost.supervise.guarding.state import StateFile
 from llmhost.supervise.guarding.words import last_words, outcome, plain
@@ -176,3 +176,27 @@ def test_bad_usage(argv: list[str]) -> None:
 def test_no_spec(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="No such file"):
         read_spec([str(tmp_path / "none.json"), "--", "/bin/x"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length:2\r\n\r\nh", False),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", False),
+        (b"HTTP/1.1 200 OK\r\n\r\nuntil it closes", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2", False),
+    ],
+)
+def test_an_answer_is_whole_when_its_head_says_so(answer: bytes, whole: bool) -> None:
+    assert is_whole(answer) is whole
+
+
+def test_a_request_that_somebody_wrote_is_sent_as_it_is() -> None:
+    assert plain_request("/x", None).startswith(b"GET /x HTTP/1.1\r\n")
+    head, _, body = plain_request("/x", '{"a": "\u6a21"}').partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /x ")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert json.loads(body) == {"a": "\u6a21"}
