@@ -35,7 +35,7 @@ def check_home(home: Home) -> Iterator[Check]:
     if not is_ours(home):
         yield ok("home", f"{home.root} is not there yet; `llmhost init` and `llmhost up` make it")
         return
-    problems = [*_ownership(home), *_open(home)]
+    problems = [*_ownership(home), *_open(home), *_unpacked(home)]
     yield from problems
     if not problems:
         yield ok("home", str(home.root))
@@ -65,6 +65,16 @@ def _open(home: Home) -> Iterator[Check]:
             yield warn(
                 "home", f"others may {what} {path} (mode {mode:o}), which may hold secrets", f"`chmod go= {path}`"
             )
+
+
+def _unpacked(home: Home) -> Iterator[Check]:
+    """What `llmhost bundle install` has in the home while it works (`llmhost.bundle.carried.unpacked_dir`)."""
+    for path in sorted(home.root.glob(".bundle-*")):
+        yield warn(
+            "home",
+            f"{path} is what an unfinished installation of a bundle has unpacked",
+            f"run that again, it goes on from there; or `rm -r {path}`",
+        )
 
 
 def _mode(path: Path) -> int:

@@ -212,6 +212,10 @@ def test_a_home_that_others_may_write_into(tmp_path: Path) -> None:
     claim(home)
     home.root.chmod(0o755)
     assert only(check_home(home)).status == "ok"
+    (home.root / ".bundle-0123456789ab").mkdir()
+    left = only(check_home(home))
+    assert (left.status, ".bundle-0123456789ab" in left.message) == ("warn", True)
+    (home.root / ".bundle-0123456789ab").rmdir()
     home.keys_file.write_text("{}")
     home.keys_file.chmod(0o644)
     home.run.chmod(0o755)
