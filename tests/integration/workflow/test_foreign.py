@@ -46,7 +46,7 @@ def bare(place: Path, request: pytest.FixtureRequest) -> Any:
 
 def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> None:
     installed.write(f"""
-        vllm: {{model: {installed.model()}}}
+        vllm: {{model: {installed.model()}, stop_timeout: 1}}
         helper: {{command: "{SERVER} --port {{port}} --health /alive", ready: /alive, env: {{VALUE: "1"}}}}
         silent: {{command: "{SERVER}", kind: none}}
         tei:
@@ -56,6 +56,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
           served_as: [bge, gte]
           paths: {{/v1/embeddings: /embed, /v1/rerank: /rerank}}
           model_name: BAAI/bge
+          stop_timeout: 1
           ready: /health
           cores: 1
           memory: 512MiB
@@ -67,6 +68,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
           env: {{VALUE: "{{{{{{home}}}}}}"}}
           cores: 0
           memory: 512MiB
+          stop_timeout: 1
     """)
     installed.run("up")
     told = ask(installed, "/v1/embeddings?x=1", '{"input": [{"model": "a"}], "model" : "gte", "n": "\\"model\\": 1"}')
@@ -140,7 +142,7 @@ def test_helpers_start_in_the_order_of_their_needs(bare: Installed, place: Path)
     late = place / "late"
     bare.write(f"""
         a: {{command: "{SERVER} --port {{port}} --after {late}", ready: /health}}
-        b: {{command: "{SERVER} --port {{port}} --a {{a.port}}", needs: a, kind: chat}}
+        b: {{command: "{SERVER} --port {{port}} --a {{a.port}}", needs: a, kind: chat, stop_timeout: 1}}
     """)
     bare.run("up", "--no-wait")
     assert "waits for a, which is loading" in wait_for(lambda: _waiting(bare))
@@ -211,7 +213,7 @@ def test_a_change_restarts_what_changed_and_keeps_ports(bare: Installed) -> None
 
 
 def test_a_port_that_somebody_else_has_taken_is_given_up(bare: Installed) -> None:
-    bare.write(f'e: {{command: "{SERVER} --port {{port}}", kind: embed}}')
+    bare.write(f'e: {{command: "{SERVER} --port {{port}}", kind: embed, stop_timeout: 1}}')
     bare.run("up")
     port = _planned(bare)["services"][0]["replicas"][0]["ports"]["port"]
     bare.run("stop", "e")
