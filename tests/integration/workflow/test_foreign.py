@@ -220,6 +220,6 @@ def test_a_port_that_somebody_else_has_taken_is_given_up(bare: Installed) -> Non
         somebody.bind(("127.0.0.1", port))
         somebody.listen()
         bare.run("start", "--no-wait")
-        wait_for(lambda: "Address already in use" in str(replica(bare, "e-0")["error"]))
+        wait_for(lambda: f"port {port} is taken by " in str(replica(bare, "e-0")["error"]))
         bare.run("up")
         assert ask(bare, "/v1/embeddings", {"model": "e"})["argv"][-1] != str(port)
