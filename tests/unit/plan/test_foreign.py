@@ -90,6 +90,16 @@ def test_what_runs_keeps_its_cores() -> None:
     assert second.programs[2].ports == {"port": 20002}
 
 
+def test_what_was_not_bound_is_bound_when_it_asks_for_cores() -> None:
+    line = "services: {{a: {{command: 'x {{port}}', kind: chat, cores: {}}}}}"
+    first = planned(line.format(0))
+    assert first.programs[0].cores == ()
+    second = planned(line.format(4), running=Running(first.programs), a_0={"port": 20000})
+    assert second.programs[0].cores == (0, 1, 2, 3)
+    assert planned(line.format(4), running=Running(second.programs), a_0={"port": 20000}) == second
+    assert planned(line.format(0), running=Running(second.programs), a_0={"port": 20000}) == first
+
+
 def test_gpus_are_shared_out_with_vllm() -> None:
     plan = planned(
         """
