@@ -234,7 +234,8 @@ def _reload(home: Home, progress: Progress) -> workflow.Started:
 def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
     """Start one engine of every configured service once, so that its caches are filled; seconds by service.
 
-    What runs already is warm, and is left alone; what needs services that do not run is left out. Raises NotReadyError when one does not start.
+    What runs already is warm, and is left alone; what needs services that do not run is left out. Raises NotReadyError
+    when one does not start.
     """
     config = load_or_default(home)
     if not config.services:
