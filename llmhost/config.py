@@ -285,7 +285,8 @@ class Config(Section):
                     f"environments.{name}: it needs a name like a service, and requirements or an interpreter",
                     "a-z, 0-9 and '-' between them, up to 40 characters",
                 )
-        check_needs({name: service.needs for name, service in self.services.items()})
+        here = {name for name, service in self.services.items() if service.replicas}
+        check_needs({name: service.needs for name, service in self.services.items()}, here)
         for name, service in self.services.items():
             self._require_environment(name, service)
             for placeholder in names_in(service, service.env) if service.is_foreign else ():

@@ -9,7 +9,7 @@ import datetime
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
@@ -132,7 +132,7 @@ class Request(Section):
     body: dict[str, Any] | None = None
     """Sent as JSON."""
     timeout: float | None = Field(default=None, gt=0, le=3600, strict=False)
-    """Seconds for the answer; default: 120 while it starts, afterwards two thirds of hang_timeout."""
+    """Seconds for the answer; default: 120 while it starts, afterwards a quarter of hang_timeout."""
 
     @field_validator("body")
     @classmethod
@@ -253,12 +253,18 @@ def names_in(service: Source, env: Mapping[str, str]) -> Iterator[str]:
         yield from placeholders(text)
 
 
-def check_needs(needs: Mapping[str, list[str]]) -> None:
-    """Refuse services that nobody knows, and those that wait for each other."""
+def check_needs(needs: Mapping[str, list[str]], here: Collection[str]) -> None:
+    """Refuse services that nobody knows, those that have no replica ``here``, and those that wait for each other."""
     for name, needed in needs.items():
         unknown = [n for n in needed if n not in needs]
         if unknown:
             raise Refusal(f"services.{name}.needs: there is no service {unknown[0]}", f"there are: {', '.join(needs)}")
+        elsewhere = [n for n in needed if n not in here]
+        if elsewhere and name in here:
+            raise Refusal(
+                f"services.{name}.needs: {elsewhere[0]} has no replica here, so it would be waited for without end",
+                "leave it out: whether other hosts answer is not waited for",
+            )
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as e:

@@ -76,6 +76,15 @@ def write_united(home: Home, plan: Plan, out: Collection[str], await_clusters: C
     await_clusters(home)
 
 
+def renew_members(home: Home, plan: Plan, renewed: Collection[str]) -> None:
+    """Give these members, whose engines have just been started as this plan has them, what it says of them."""
+    with present_changes(home, plan) as changes:
+        for change in (c for c in changes if c.path.startswith(MEMBERS) and c.old and c.new):
+            old, new = str(change.old), str(change.new)
+            text = take_out(merge_members(old, new, renewed), members_out(old))
+            writer.apply(home, [FileChange(change.path, old, text, change.mode)])
+
+
 def write_alone(home: Home, plan: Plan, await_clusters: Callable[[Home], None]) -> None:
     """This plan only: members that leave do so before their clusters lose what these needed, see `write_united`."""
     with present_changes(home, plan) as changes:

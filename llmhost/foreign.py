@@ -6,8 +6,7 @@ import os
 import shutil
 import socket
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
 
 from llmhost.config import Config, Service
 from llmhost.config_foreign import Environment, fill
@@ -16,9 +15,9 @@ from llmhost.env.environments import ensure_environment, find_environment
 from llmhost.errors import ConfigError, EngineError, LlmhostError, ModelError, PlanError
 from llmhost.facts import EngineFacts, ForeignFacts, PortFacts
 from llmhost.gateway.foreign import require_routed_paths
-from llmhost.paths import Home
-from llmhost.plan import ServicePlan
-from llmhost.plan.foreign import LOOPBACK
+from llmhost.paths import Home, in_user_home
+from llmhost.plan import Plan, ServicePlan
+from llmhost.plan.foreign import LOOPBACK, own_ports
 from llmhost.probe.gpus import read_gpus
 from llmhost.probe.model import models_directory, resolve_model
 from llmhost.supervise import lifecycle
@@ -107,13 +106,14 @@ def _read(home: Home, config: Config, name: str, service: Service) -> ForeignFac
 
 def _program(home: Home, name: str, service: Service, bin_directory: str) -> str:
     """The absolute path of the first word; what stands in its environment comes first."""
-    word = fill(service.command[0], lambda _: str(home.root))
+    word = fill(service.command[0], _only_home(home))
     if "/" in word:
-        path = home.root / Path(word).expanduser()
+        path = home.root / in_user_home(f"services.{name}.command", word)
         if not os.access(path, os.X_OK) or path.is_dir():
             raise ConfigError(f"services.{name}.command: {path} is no program that can be run", "see `ls -l` of it")
         return str(path)
-    path_variable = service.env.get("PATH", os.environ.get("PATH", os.defpath))
+    written = service.env.get("PATH")
+    path_variable = os.environ.get("PATH", os.defpath) if written is None else fill(written, _only_home(home))
     found = shutil.which(word, path=os.pathsep.join(filter(None, (bin_directory, path_variable))))
     if found is None:
         where = f"in {bin_directory} or on PATH" if bin_directory else "on PATH"
@@ -122,6 +122,11 @@ def _program(home: Home, name: str, service: Service, bin_directory: str) -> str
             "install it, write its path, or name the package that has it under environment: {requirements: […]}",
         )
     return os.path.abspath(found)
+
+
+def _only_home(home: Home) -> Callable[[str], str]:
+    """What stands for placeholders before there is a plan."""
+    return lambda placeholder: str(home.root) if placeholder == "home" else ""
 
 
 def _model_dir(home: Home, config: Config, name: str, service: Service) -> str:
@@ -147,16 +152,16 @@ def read_ports(home: Home, config: Config) -> PortFacts:
     if not foreign:
         return PortFacts(held)
     # For each replica, twice: in a surge its successor runs beside it.
-    count = sum(2 * s.replicas * (len(s.command) + len(s.env)) for s in foreign) + SPARE_PORTS
+    count = sum(2 * s.replicas * len(own_ports(s)) for s in foreign) + SPARE_PORTS
     free = (port for port in _candidates(home) if port not in taken and _is_free(port))
     return PortFacts(held, tuple(port for port, _ in zip(free, range(count), strict=False)))
 
 
 def _running(home: Home) -> frozenset[str]:
-    """Programs that have their ports; one that fails again and again may do so because somebody else has them."""
+    """Programs that have their ports; one that does not start may wait for somebody else to leave them."""
     names = lifecycle.running(home)
     states = lifecycle.states(home, names).values() if names else ()
-    return frozenset(state.name for state in states if state.state != "backoff")
+    return frozenset(state.name for state in states if state.state not in ("queued", "backoff"))
 
 
 def _candidates(home: Home) -> Iterator[int]:
@@ -176,11 +181,33 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def require_sockets(services: Iterable[ServicePlan]) -> None:
-    """Raise PlanError for services whose second engines would need ports, which only a new plan has."""
-    for service in services:
+def require_movable(plan: Plan, chosen: Collection[str]) -> None:
+    """Raise PlanError for services whose second engines, at other addresses, could not take over from the first.
+
+    Those would need ports, which only a new plan has; others know the address of the first; and nobody moves those who
+    ask a helper.
+    """
+    for service in (s for s in plan.services if s.name in chosen):
+        if not service.routed:
+            raise PlanError(
+                f"{service.name} is a helper, and who asks it would go on asking the first one", "leave --surge out"
+            )
         if any(replica.ports for replica in service.replicas):
             raise PlanError(
                 f"{service.name} listens on a TCP port, so no second one can start beside it",
                 "let it listen on {uds} where it can, or leave --surge out",
             )
+        told = _told_of(plan, service)
+        if told:
+            raise PlanError(
+                f"{told} was given the socket of {service.name}, and a second one has another",
+                "run `llmhost up --surge` after a change of it, or leave --surge out",
+            )
+
+
+def _told_of(plan: Plan, service: ServicePlan) -> str:
+    """The first program of another service in whose command or environment a socket of this one stands, or ''."""
+    sockets = [p.socket for p in service.replicas if p.socket]
+    others = (p for s in plan.services if s.name != service.name and s.foreign for p in s.replicas)
+    texts = ((p.name, (*p.argv, *p.env.values())) for p in others)
+    return next((name for name, found in texts if any(s in text for s in sockets for text in found)), "")

@@ -6,12 +6,23 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmhost.errors import HomeError
+from llmhost.errors import ConfigError, HomeError
 
 HOME_ENV = "LLMHOST_HOME"
 MARKER = ".llmhost"
 SOCKET_PATH_LIMIT = 107
 """Longest usable unix socket path in bytes: ``sun_path`` is 108 with its closing NUL (unix(7))."""
+
+
+def in_user_home(where: str, written: str) -> Path:
+    """The path with ``~`` and ``~user`` replaced; raises ConfigError, which names ``where``, for a user without one."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as e:
+        raise ConfigError(
+            f"{where}: {written}: there is no home directory of {written.partition('/')[0]}",
+            "write the whole path, or ./~… for a file that is called so",
+        ) from e
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from llmhost.plan.starting import start_seconds
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
+from llmhost.supervise.states import ProgramState
 from llmhost.writer import FileChange
 
 START_MARGIN = 60.0
@@ -193,8 +194,14 @@ class Rollout:
 
     def _write_union(self) -> None:
         """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
-        out = balancing.sockets(self.before.plan, self.stages.leave_first)
+        out = balancing.sockets(self.before.plan, self.stages.leave_first) | self._unproven()
         deploy.write_united(self.home, self.plan, out, balancing.await_clusters)
+
+    def _unproven(self) -> frozenset[str]:
+        """Heirs beside engines that are looked at in another way: the gateway would only see that they listen."""
+        former = {s.name: s.foreign for s in self.before.plan.services}
+        changed = {s.name for s in self.plan.services if s.foreign != former.get(s.name, s.foreign)}
+        return balancing.sockets(self.plan, [p for p in self.stages.heirs if service_of(p) in changed])
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
@@ -215,7 +222,11 @@ class Rollout:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
 
     def _replace(self, program: str) -> None:
-        replace_engine(self.home, self.plan, program, self.told, lifecycle.renew)
+        replace_engine(self.home, self.plan, program, self.told, self._renew_one)
+
+    def _renew_one(self, home: Home, programs: Sequence[str]) -> None:
+        lifecycle.renew(home, programs)
+        deploy.renew_members(home, self.plan, balancing.sockets(self.plan, programs))
 
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads."""
@@ -320,14 +331,24 @@ def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> 
     own = {p.socket for p in service.replicas if p.name == program}
     others = [p.name for p in service.replicas if p.name != program]
     deadline = time.monotonic() + start_limit(home, plan, others)
-    while not balancing.served_of(home, service.name) - own:
-        hopeless = all(s.state in ("failed", "stopped") for s in lifecycle.states(home, others).values())
+    while True:
+        states = lifecycle.states(home, others).values()
+        if _serves_beside(home, service, own, states):
+            return
+        hopeless = all(s.state in ("failed", "stopped") for s in states)
         if hopeless or time.monotonic() > deadline:
             raise NotReadyError(
                 f"no other engine of {service.name} serves, so {program} is left as it is",
                 f"see `llmhost status` and `llmhost logs {service.name}`",
             )
         time.sleep(balancing.POLL_SECONDS)
+
+
+def _serves_beside(home: Home, service: ServicePlan, own: Collection[str], others: Iterable[ProgramState]) -> bool:
+    """Whether somebody does what an engine does; the gateway does not know helpers, their guards do."""
+    if not service.routed:
+        return any(s.state == "ready" for s in others)
+    return bool(balancing.served_of(home, service.name) - set(own))
 
 
 def _await_ready(home: Home, plan: Plan, program: str) -> None:
@@ -343,5 +364,6 @@ def await_serving(home: Home, plan: Plan, programs: Sequence[str], told: Told) -
     states = lifecycle.wait_ready(home, programs, start_limit(home, plan, programs))
     if any(s.state != "ready" for s in states.values()):
         raise readiness.not_ready(home, states.values(), "what ran before goes on")
+    balancing.put_back(home, plan.services, balancing.sockets(plan, programs))
     balancing.await_served(home, plan, programs)
     told.finished(step, "ready")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from llmhost.plan.running import beside, running
 from llmhost.probe.machine import read_machine
 from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
+from llmhost.supervise.guarding.state import service_state
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.trial import try_program
@@ -113,7 +115,7 @@ def _check_flags(config: Config, engine: EngineFacts) -> None:
 
 def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
     """Start the smallest service on the new engine beside what runs, where there is room for it."""
-    candidates = [s for s in plan.services if s.replicas and s.foreign is None]
+    candidates = [s for s in plan.services if s.replicas and s.foreign is None and _has_needed(home, s, progress)]
     if not candidates:
         return
     service = min(candidates, key=lambda s: s.replicas[0].memory_bytes + s.replicas[0].gpu_memory_bytes)
@@ -121,6 +123,15 @@ def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
         try_service(home, plan, service, progress)
     except PlanError as e:
         progress.note(f"not tried beside what runs: {e.message}")
+
+
+def _has_needed(home: Home, service: ServicePlan, progress: Progress) -> bool:
+    """Whether all that it needs is ready: a trial starts nothing else, and would wait for it in vain."""
+    folder = os.fsencode(home.run)
+    lacking = [name for name in service.needs if not home.run.is_dir() or service_state(folder, name) != "ready"]
+    if lacking:
+        progress.note(f"{service.name} is not tried: it needs {' and '.join(lacking)}, which does not run")
+    return not lacking
 
 
 def try_service(home: Home, plan: Plan, service: ServicePlan, progress: Progress) -> float:
@@ -223,7 +234,8 @@ def _reload(home: Home, progress: Progress) -> workflow.Started:
 def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
     """Start one engine of every configured service once, so that its caches are filled; seconds by service.
 
-    What runs already is warm, and is left alone. Raises NotReadyError when one does not start.
+    What runs already is warm, and is left alone; what needs services that do not run is left out. Raises NotReadyError
+    when one does not start.
     """
     config = load_or_default(home)
     if not config.services:
@@ -235,4 +247,4 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
     alive = lifecycle.running(home)
     ours = [s for s in plan.services if s.replicas and s.foreign is None]
     idle = [s for s in ours if not any(p.name in alive for p in s.replicas)]
-    return tuple((s.name, try_service(home, plan, s, progress)) for s in idle)
+    return tuple((s.name, try_service(home, plan, s, progress)) for s in idle if _has_needed(home, s, progress))

@@ -89,7 +89,7 @@ def up(
     shared out anew among all. ``insecure`` is ``gateway.insecure`` of llmhost.yaml, for this once.
     """
     config = _take(home, services, insecure)
-    pull_missing(home, config, services, progress)
+    pull_missing(home, config, with_needs({name: s.needs for name, s in config.services.items()}, services), progress)
     _build(home, config, progress)
     with _turn(home, "up"):  # from the beginning: what is asked for while we plan comes after us
         ask, there = _read_inputs(home, insecure), _running(home)
@@ -311,7 +311,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
         plan = deploy.with_secrets(home, load_plan(home))
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))
-        foreign.require_sockets(s for s in plan.services if s.name in chosen)
+        foreign.require_movable(plan, chosen)
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)

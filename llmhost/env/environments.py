@@ -22,7 +22,7 @@ from llmhost.env.releases import dotted
 from llmhost.env.setup import user_uv
 from llmhost.env.uv import Uv
 from llmhost.errors import ConfigError, EngineError, LlmhostError
-from llmhost.paths import Home
+from llmhost.paths import Home, in_user_home
 
 RECORD = "environment.json"
 
@@ -33,7 +33,7 @@ def find_environment(home: Home, name: str, environment: Environment) -> Path | 
     Raises ConfigError for an interpreter or a file of requirements that does not exist.
     """
     if environment.interpreter is not None:
-        interpreter = home.root / Path(environment.interpreter).expanduser()
+        interpreter = home.root / in_user_home(f"environment {name}: interpreter", environment.interpreter)
         if not interpreter.is_file():
             raise ConfigError(f"environment {name}: there is no interpreter {interpreter}", "name one that is there")
         return interpreter.parent
@@ -98,7 +98,7 @@ def _recorded(directory: Path) -> set[str]:
 
 def _install(home: Home, name: str, environment: Environment, build: Path, uv: Uv) -> None:
     asked = environment.python or sys.executable
-    python = str(home.root / Path(asked).expanduser()) if "/" in asked else asked
+    python = str(home.root / in_user_home(f"environment {name}: python", asked)) if "/" in asked else asked
     if failure := uv.run(["venv", str(build), "--python", python, "--no-project"]):
         raise failure.as_error(f"create a Python environment with {asked}", uv.log)
     command = ["pip", "install", "--python", str(python_of(build)), "--compile-bytecode"]
@@ -122,7 +122,7 @@ def _file(home: Home, name: str, written: list[str] | str, scratch: Path) -> Pat
 
 
 def _existing(home: Home, name: str, written: str) -> Path:
-    path = home.root / Path(written).expanduser()
+    path = home.root / in_user_home(f"environment {name}", written)
     if not path.is_file():
         raise ConfigError(f"environment {name}: there is no file {path}", "a list of requirements may be written, too")
     return path

@@ -130,10 +130,16 @@ def members_out(text: str) -> frozenset[str]:
     return frozenset(_name(m) for m in there if m.get("health_status") == OUT_OF_BALANCING)
 
 
-def merge_members(first: str, second: str) -> str:
-    """The text of a file with the members of two, those of the second as they stand there."""
+def merge_members(first: str, second: str, renewed: Collection[str] = ()) -> str:
+    """The text of a file with the members of two, those of other hosts as they stand in the second.
+
+    Of ours those that are in both stay as they are, but for ``renewed``: the name of the model that an engine knows is
+    another one when it has been started anew.
+    """
     resources, more = (json.loads(text)["resources"] for text in (first, second))
-    known = {_name(member): member for r in (resources, more) for member in _members(r)}
+    old, new = ({_name(member): member for member in _members(r)} for r in (resources, more))
+    kept = {name: member for name, member in old.items() if _is_ours(member) and name not in renewed}
+    known = {**old, **new, **kept}
     resources[0]["endpoints"] = [{"lb_endpoints": list(known.values())}]
     return resource_file(resources)
 
@@ -147,6 +153,11 @@ def merge_clusters(first: str, second: str) -> str:
 
 def _members(resources: Any) -> Iterable[Data]:
     return (member for endpoints in resources[0]["endpoints"] for member in endpoints["lb_endpoints"])
+
+
+def _is_ours(member: Data) -> bool:
+    """Not of `elsewhere`: those have the name of their host."""
+    return bool(member["endpoint"].get("hostname", foreign.HOST) == foreign.HOST)
 
 
 def _name(member: Data) -> str:
@@ -181,9 +192,10 @@ def _static(cluster: Data, service: ServicePlan) -> Data:
 
 
 def _assignment(service: ServicePlan) -> Data:
+    own = (_endpoint(replica) | foreign.naming(service) for replica in service.replicas)
     return {
         "cluster_name": service.name,
-        "endpoints": [{"lb_endpoints": [*map(_endpoint, service.replicas), *map(elsewhere.member, service.endpoints)]}],
+        "endpoints": [{"lb_endpoints": [*own, *map(elsewhere.member, service.endpoints)]}],
     }
 
 

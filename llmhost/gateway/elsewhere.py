@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import quote
 
-from llmhost.gateway.envoy import METADATA, Data, extension, typed
+from llmhost.gateway.envoy import METADATA, Data, extension, typed, upstream_codec
 from llmhost.plan.types import EndpointPlan, ServicePlan
 
 MATCH = "envoy.transport_socket_match"
 """Metadata of a member that names its transport socket."""
+PROTOCOL = "typed_extension_protocol_options"
+"""The field of a cluster that has its filters."""
 MUTATION = "envoy.filters.http.header_mutation"
 """The filter that keeps the key of a client from other hosts."""
 
@@ -44,9 +46,9 @@ def united(old: Data, new: Data) -> Data:
 
     A member on another host must not be asked through a cluster that would hand it the key of a client.
     """
-    cluster = dict(new)
+    cluster = dict(new) | _united_filters(old, new)
     if not _hides_keys(new) and _hides_keys(old):
-        cluster |= {name: old[name] for name in ("typed_extension_protocol_options", "health_checks")}
+        cluster |= {"health_checks": old["health_checks"]}
     elif not _hides_keys(new) and old.get("health_checks") != new.get("health_checks"):
         # Members of different engines, each with a path of its own: what they have in common is that they listen.
         check = {name: value for name, value in new["health_checks"][0].items() if name != "http_health_check"}
@@ -55,12 +57,23 @@ def united(old: Data, new: Data) -> Data:
     return cluster | ({"transport_socket_matches": list(matches.values())} if matches else {})
 
 
+def _united_filters(old: Data, new: Data) -> Data:
+    """The options of the new cluster with the filters of both; what these do to a request its member says."""
+    filters = {f["name"]: f for side in (old, new) for f in _options(side).get("http_filters", ())}
+    if not filters:
+        return {}
+    codec = upstream_codec()
+    ordered = [*(f for name, f in filters.items() if name != codec["name"]), codec]
+    options = {name: value | {"http_filters": ordered} for name, value in new[PROTOCOL].items()}
+    return {PROTOCOL: options}
+
+
 def _hides_keys(cluster: Data) -> bool:
     return any(f["name"] == MUTATION for f in _options(cluster).get("http_filters", ()))
 
 
 def _options(cluster: Data) -> Data:
-    (options,) = cluster.get("typed_extension_protocol_options", {"": {}}).values()
+    (options,) = cluster.get(PROTOCOL, {"": {}}).values()
     return dict(options)
 
 
@@ -103,5 +116,4 @@ def filters(service: ServicePlan) -> Data:
         "extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
     )
-    codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
-    return {"http_filters": [rewrite, codec]}
+    return {"http_filters": [rewrite, upstream_codec()]}

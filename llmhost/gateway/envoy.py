@@ -33,6 +33,11 @@ def extension(name: str, type_name: str, /, **fields: Any) -> Data:
     return {"name": name, "typed_config": typed(type_name, **fields)}
 
 
+def upstream_codec() -> Data:
+    """The last filter of a cluster's own."""
+    return extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+
+
 def literal(text: str) -> str:
     """Text as part of a format string: Envoy's operators start with '%'."""
     return text.replace("%", "%%")

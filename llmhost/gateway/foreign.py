@@ -8,15 +8,20 @@ from collections.abc import Iterable, Sequence
 from llmhost.errors import GatewayError
 from llmhost.facts import ServiceKind
 from llmhost.gateway.endpoints import Endpoint, groups
-from llmhost.gateway.envoy import Data, extension
+from llmhost.gateway.envoy import METADATA, Data, extension, upstream_codec
 from llmhost.plan.types import ForeignPlan, ProgramPlan, ServicePlan
 
 HOST = "localhost"
 """What a server is called on the loopback: some refuse requests to any other name (ollama, against DNS rebinding)."""
 
+HEADER = "x-llmhost-model"
+"""Carries the name from a member's metadata to the script, on the way to that member; no engine sees it."""
+NAMING = "llmhost.model"
+"""The filter that writes it."""
+
 RENAME = r"""
--- Gives the engine another name of the model: the value of "model" in the outermost object of the body. The rest stays
--- byte for byte as it is.
+-- Gives the engine another name of the model: the value of the last "model" in the outermost object of the body, which
+-- is the one that counts. The rest stays byte for byte as it is.
 local function string_end(text, first)
   local i = text:find('["\\]', first + 1)
   while i and text:byte(i) == 92 do
@@ -25,19 +30,28 @@ local function string_end(text, first)
   return i
 end
 
+local function plain(key)
+  return (key:gsub('\\u00(%x%x)', function(code) return string.char(tonumber(code, 16)) end))
+end
+
+local function value_end(text, first)
+  if text:byte(first) == 34 then return string_end(text, first) end
+  local _, last = text:find('^[%w.+-]+', first)
+  return last
+end
+
 local function model_at(text)
-  local depth, i = 0, 1
+  local depth, i, first, last = 0, 1, nil, nil
   while true do
     i = text:find('["%[%]{}]', i)
-    if i == nil then return nil end
+    if i == nil then return first, last end
     local c = text:byte(i)
     if c == 34 then
       local stop = string_end(text, i)
       if stop == nil then return nil end
       local _, colon = text:find('^%s*:%s*', stop + 1)
-      if depth == 1 and colon and text:sub(i, stop) == '"model"' then
-        if text:byte(colon + 1) ~= 34 then return nil end
-        return colon + 1, string_end(text, colon + 1)
+      if depth == 1 and colon and plain(text:sub(i + 1, stop - 1)) == 'model' then
+        first, last = colon + 1, value_end(text, colon + 1)
       end
       i = stop
     elseif c == 91 or c == 123 then depth = depth + 1
@@ -47,18 +61,21 @@ local function model_at(text)
 end
 
 function envoy_on_request(handle)
+  local name = handle:headers():get('HEADER')
+  if name == nil then return end
+  handle:headers():remove('HEADER')
   local body = handle:body()
   if body == nil then return end
   local text = body:getBytes(0, body:length())
   local first, last = model_at(text)
   if first and last then
-    body:setBytes(text:sub(1, first - 1) .. NAME .. text:sub(last + 1))
+    body:setBytes(text:sub(1, first - 1) .. name .. text:sub(last + 1))
     return
   end
-  local open, rest = text:match('^%s*{()%s*()')
-  if open == nil or first then return end
-  local comma = text:byte(rest) == 125 and '' or ','
-  body:setBytes(text:sub(1, open - 1) .. '"model":' .. NAME .. comma .. text:sub(open))
+  local close = text:find('}%s*$')
+  if close == nil or not text:find('^%s*{') then return end
+  local comma = text:find('^%s*{%s*}%s*$') and '' or ','
+  body:setBytes(text:sub(1, close - 1) .. comma .. '"model":' .. name .. text:sub(close))
 end
 """
 
@@ -107,22 +124,32 @@ def require_routed_paths(service: str, kind: ServiceKind, paths: Iterable[str]) 
             )
 
 
-def filters(service: ServicePlan) -> Data:
-    """Options of the cluster's protocol: the name that the engine knows its model by."""
+def naming(service: ServicePlan) -> Data:
+    """Metadata of a member: the name that it knows its model by, as it stands in JSON; {} where it keeps the client's.
+
+    Of the member, not of the cluster: while a service changes, engines that want different names are in one cluster.
+    """
     name = service.foreign.model_name if service.foreign else None
-    if name is None:
+    return {} if name is None else {"metadata": {"filter_metadata": {METADATA: {"model": json.dumps(name)}}}}
+
+
+def filters(service: ServicePlan) -> Data:
+    """Options of the cluster's protocol: each member gets the name that it knows its model by, see `naming`."""
+    if not naming(service):
         return {}
-    quoted = json.dumps(name)  # as it stands in JSON; and that as a string of Lua
-    script = RENAME.replace("NAME", _lua(quoted))
+    value = {"key": HEADER, "value": f"%UPSTREAM_METADATA({METADATA}:model)%"}
+    mutations: list[Data] = [
+        {"remove": HEADER},
+        {"append": {"header": value, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}},
+    ]
+    naming_filter = extension(
+        NAMING,
+        "extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": mutations},
+    )
     rename = extension(
         "envoy.filters.http.lua",
         "extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": script},
+        default_source_code={"inline_string": RENAME.replace("HEADER", HEADER)},
     )
-    codec = extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec")
-    return {"http_filters": [rename, codec]}
-
-
-def _lua(text: str) -> str:
-    """A string of Lua that holds this ASCII text."""
-    return '"' + "".join(c if c.isalnum() else f"\\{ord(c):03}" for c in text) + '"'
+    return {"http_filters": [naming_filter, rename, upstream_codec()]}

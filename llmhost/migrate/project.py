@@ -78,6 +78,8 @@ class Project:
         for key in (k for k in entry if k not in ("path", "project_directory", "env_file")):
             self.note(f"include: {key}", "by hand", "a key of compose that is not known here")
         paths = [place.base / str(path) for path in _items(entry.get("path"))]
+        if not paths:
+            raise ConfigError(f"{place.source}: an entry of include: names no file", "write `include: [FILE]`")
         base = place.base / str(entry["project_directory"]) if entry.get("project_directory") else paths[0].parent
         named = [place.base / str(file) for file in _items(entry.get("env_file") or [])]
         beside = [base / ".env"] if not named and (base / ".env").is_file() else []

@@ -91,7 +91,8 @@ def share_cpu(
     caches = sum(p not in kept and not services[name].is_foreign for p, name in programs.items())
     for program, name in programs.items():
         extra = room // max(1, caches)
-        shares[name][program] = kept.get(program) or _share(needs[name], extra, cores.get(program, ()), threads)
+        own = threads if wanted[program] != 0 else 0
+        shares[name][program] = kept.get(program) or _share(needs[name], extra, cores.get(program, ()), own)
     return shares
 
 
@@ -156,7 +157,11 @@ class _Need:
     def is_met_by(self, program: ProgramPlan) -> bool:
         """Whether a share that was given out earlier would do."""
         fixed = program.memory_bytes - program.kv_cache_bytes
-        bound = self.cores is None or len(program.cores) in (0, self.cores)
+        # One that is bound to none although it should be was given threads instead: there were too few cores for all.
+        if self.cores == 0 or not program.cores:
+            bound = not program.cores and bool(self.cores == 0 or program.threads)
+        else:
+            bound = self.cores in (None, len(program.cores))
         return bound and fixed == self.fixed and self.smallest_kv <= program.kv_cache_bytes <= self.wanted_kv
 
 

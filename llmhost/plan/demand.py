@@ -39,6 +39,6 @@ def wanted_gpus(service: Service) -> int:
     return len(service.gpus) if isinstance(service.gpus, list) else service.gpus
 
 
-def gpu_bytes(service: Service, usable: int) -> int:
-    """Memory of each of them: what is written, else all that can be used of it."""
-    return size_in_bytes(service.gpu_memory) if service.gpu_memory else usable
+def gpu_bytes(service: Service, least: int) -> int:
+    """Memory of each of them: what is written, else the least for an engine that is to have all of it."""
+    return size_in_bytes(service.gpu_memory) if service.gpu_memory else least

@@ -37,7 +37,7 @@ def addresses(
     Raises PlanError when there are too few free ports.
     """
     wanted = {
-        program: sorted({n for n in names_in(service, service.env) if n.partition(":")[0] == "port"})
+        program: sorted(own_ports(service))
         for name, service in config.services.items() if service.is_foreign
         for program in programs[name]
     }  # fmt: skip
@@ -49,6 +49,11 @@ def addresses(
         ports = {name: kept[program].get(name) or _next(free, program) for name in names}
         found[program] = Address(str(home.engine_socket(program)), ports)
     return found
+
+
+def own_ports(service: Service) -> set[str]:
+    """The placeholders of a service that stand for TCP ports of each of its replicas."""
+    return {n for n in names_in(service, service.env) if n.partition(":")[0] == "port"}
 
 
 def _published(config: Config) -> set[int]:

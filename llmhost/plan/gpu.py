@@ -22,6 +22,10 @@ DRIFT = 0.01
 """Part of the reserve that may be used up beside running engines: a driver counts some MiB more than its processes
 hold (9 on an H200), and for those no engine is planned anew."""
 
+ALL_LEAST = 0.85
+"""Share of a GPU that must be there for a foreign engine that is to have all of it; it gets whatever is left. NVML's
+free is below the total on an idle card (143,156 of 143,771 MiB on an H200), on one with a display by much more."""
+
 SEARCH_LIMIT = 20_000
 """Placements that are looked at before giving up; a handful is enough but for contrived machines."""
 
@@ -99,8 +103,7 @@ class Task:
     def need(self, shape: Shape, gpu_memory: int) -> Need:
         """``gpu_memory``: bytes of the GPU in all."""
         if self.config.is_foreign:
-            taken = gpu_bytes(self.config, int(gpu_memory * (1 - RESERVE)))
-            return Need(taken, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0)
+            return _taken(gpu_bytes(self.config, int(gpu_memory * ALL_LEAST)), grows=not self.config.gpu_memory)
         kind = self.config.kind or self.model.kind
         return rank_need(self.model, kind, self.asked, shape.tensor, shape.pipeline, gpu_memory)
 
@@ -151,12 +154,16 @@ def share_gpus(
     return shares
 
 
+def _taken(size: int, *, grows: bool = False) -> Need:
+    """The need of an engine of which only is known how much it takes."""
+    return Need(size, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0, grows=grows)
+
+
 def _without_gpus(name: str, service: Service, running: Running) -> dict[str, GpuShare]:
     """The shares of a foreign service that runs beside the GPUs."""
     if not service.is_foreign or wanted_gpus(service):
         return {}
-    nothing = Need(weights=0, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0)
-    share = GpuShare((), 0, 0, nothing, 0, 0.0, host_bytes(service))
+    share = GpuShare((), 0, 0, _taken(0), 0, 0.0, host_bytes(service))
     return dict.fromkeys(program_names(name, service.replicas, running), share)
 
 
@@ -196,6 +203,8 @@ def _kept(tasks: Sequence[Task], gpus: Sequence[Gpu], running: Running) -> dict[
         total = min(by_index[i].total for i in program.gpus)
         for shape in (s for s in _shapes(task, gpus) if s.gpus == len(program.gpus)):
             need = task.need(shape, total)
+            if need.grows:  # it has grown before, and goes on with what it has
+                need = _taken(max(need.fixed, program.gpu_memory_bytes))
             fits = need.kv_least <= program.kv_cache_bytes and _allowed(task, program.gpus)
             if fits and program.gpu_memory_bytes == need.fixed + program.kv_cache_bytes:
                 kept[task.program] = _share(program.gpus, shape, need, program.kv_cache_bytes, total)
@@ -332,24 +341,31 @@ def _share(gpus: Sequence[int], shape: Shape, need: Need, kv: int, total: int) -
 
 
 def _grow(shares: dict[str, GpuShare], gpus: Sequence[Gpu], free: Mapping[int, int]) -> dict[str, GpuShare]:
-    """Give what is left to KV caches: first to those that can use so much only, then to all others alike."""
+    """Give what is left to KV caches, and to engines that take all of a GPU.
+
+    First to those that can use so much only, then to all others alike.
+    """
     totals = {gpu.index: gpu.total for gpu in gpus}
     left = _without(free, shares)
     limited = [name for name, s in shares.items() if s.need.kv_most is not None and s.need.kv_most > s.kv_cache_bytes]
-    growing = [*limited, *(name for name, s in shares.items() if s.need.kv_most is None and s.need.kv_sequence)]
+    endless = [name for name, s in shares.items() if s.need.grows or (s.need.kv_most is None and s.need.kv_sequence)]
+    growing = [*limited, *endless]
     while growing:
         name = growing[0]
         share = shares[name]
         rivals = {i: sum(i in shares[other].gpus for other in growing) for i in share.gpus}
         extra = min(left[i] // rivals[i] for i in share.gpus)
-        if share.need.kv_most is not None:
+        if share.need.kv_most is not None and not share.need.grows:
             extra = min(extra, share.need.kv_most - share.kv_cache_bytes)
         extra = max(0, extra) // MIB * MIB
         for i in share.gpus:
             left[i] -= extra
         total = min(totals[i] for i in share.gpus)
         shape = Shape(share.tensor, share.pipeline)
-        shares[name] = _share(share.gpus, shape, share.need, share.kv_cache_bytes + extra, total)
+        need, cache = share.need, share.kv_cache_bytes + extra
+        if need.grows:
+            need, cache = _taken(need.fixed + extra), 0
+        shares[name] = _share(share.gpus, shape, need, cache, total)
         growing = growing[1:]
     return shares
 

@@ -85,6 +85,8 @@ class Need:
     """The cache of one sequence of full length."""
     context: int
     """That length in tokens."""
+    grows: bool = False
+    """It has no cache that is known, and takes what is left all the same."""
 
     @property
     def fixed(self) -> int:

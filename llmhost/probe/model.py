@@ -12,7 +12,7 @@ from llmhost import demo
 from llmhost.config import Config
 from llmhost.errors import ModelError
 from llmhost.facts import CacheFacts, Kind, ModelFacts, ShapeFacts
-from llmhost.paths import Home, templates_dir
+from llmhost.paths import Home, in_user_home, templates_dir
 from llmhost.probe.cache import kv_heads_of, number, read_cache
 from llmhost.probe.families import Checkpoint, Reranker, find_reranker, infer_parsers
 from llmhost.probe.kind import infer_kind, is_decoder
@@ -26,7 +26,7 @@ PADDED_POSITIONS = ("roberta", "camembert")
 
 def models_directory(home: Home, config: Config) -> Path:
     """Where models of hubs are kept: ``models_dir``, or a directory in the home."""
-    return home.root / Path(config.models_dir).expanduser() if config.models_dir else home.models
+    return home.root / in_user_home("models_dir", config.models_dir) if config.models_dir else home.models
 
 
 def resolve_model(reference: str, models_dir: Path, base: Path | None = None) -> Path:
@@ -36,7 +36,7 @@ def resolve_model(reference: str, models_dir: Path, base: Path | None = None) ->
     ``models_dir``. Raises ModelError when a hub model is not there or the reference makes no sense.
     """
     scheme, colon, name = reference.partition(":")
-    path = (base or Path()) / Path(reference).expanduser()
+    path = (base or Path()) / in_user_home("model", reference)
     if not colon or "/" in scheme or path.exists():
         return path
     if scheme == "demo":

@@ -7,6 +7,7 @@ import pytest
 from llmhost import config
 from llmhost.config_foreign import fill, size_in_bytes
 from llmhost.errors import ConfigError
+from llmhost.paths import in_user_home
 
 
 def test_a_command_is_words_or_a_line_as_a_shell_splits_it() -> None:
@@ -139,3 +140,15 @@ def test_what_is_shown_can_be_written() -> None:
     text = "services: {a: {command: 'x {port}', kind: chat, cores: 0}, b: {model: m}, c: {command: x}}"
     found = config.parse(text)
     assert config.Config.model_validate(found.model_dump()) == found
+
+
+def test_what_only_other_hosts_serve_is_not_needed() -> None:
+    """Nobody would say that it is ready."""
+    far = "far: {model: /m, kind: chat, replicas: 0, endpoints: ['http://10.0.0.2:8000']}"
+    with pytest.raises(ConfigError, match=r"services.a.needs: far has no replica here"):
+        config.parse(f"services: {{{far}, a: {{command: x, needs: far}}}}")
+
+
+def test_a_home_of_nobody_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"services.a.command: ~nouser/x: there is no home directory of ~nouser"):
+        in_user_home("services.a.command", "~nouser/x")

@@ -9,7 +9,7 @@ import tarfile
 import tomllib
 import zlib
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -104,7 +104,7 @@ def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
     trust = _trust(url, env)
     routes = {
         pattern: httpx.HTTPTransport(verify=trust, proxy=proxy) if proxy else None
-        for pattern, proxy in proxies_of(env).items()
+        for pattern, proxy in proxies_of(env, urlsplit(url).hostname or "").items()
     }
     with (
         httpx.Client(
@@ -124,18 +124,30 @@ def _download(url: str, target: Path, env: Mapping[str, str]) -> None:
             file.write(chunk)
 
 
-def proxies_of(env: Mapping[str, str]) -> dict[str, str]:
-    """Patterns of addresses as httpx takes them, and the proxy for each, "" for none; small names win, as in uv."""
+def proxies_of(env: Mapping[str, str], host: str = "") -> dict[str, str]:
+    """Patterns of addresses as httpx takes them, and the proxy for each, "" for none; small names win, as in uv.
+
+    httpx has no pattern for a network: of those without a proxy the one that ``host`` is in counts as the host itself.
+    """
 
     def value(name: str) -> str:
         return env.get(name.lower()) or env.get(name) or ""
 
-    exempt = [name.strip() for name in value("NO_PROXY").split(",") if name.strip()]
+    written = [name.strip() for name in value("NO_PROXY").split(",") if name.strip()]
+    exempt = [host if "/" in name else name for name in written if "/" not in name or _is_in(host, name)]
     if "*" in exempt:
         return {}
     found = {f"{scheme.lower()}://": value(f"{scheme}_PROXY") or value("ALL_PROXY") for scheme in ("HTTP", "HTTPS")}
     usable = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in found.items() if proxy}
     return {**usable, **{_pattern(name): "" for name in exempt}}
+
+
+def _is_in(host: str, network: str) -> bool:
+    """Whether a host that is an address belongs to a network; False where one of them is none."""
+    try:
+        return ip_address(host) in ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def _pattern(name: str) -> str:

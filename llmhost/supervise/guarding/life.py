@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 
-from llmhost.supervise.guarding import causes, processes, shm
+from llmhost.supervise.guarding import causes, port, processes, shm
 from llmhost.supervise.guarding.alerts import Alerts
 from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.dump import dump_stacks
@@ -32,6 +32,8 @@ TELL_SECONDS = 3.0
 """Seconds of a start after which it is told what is still waited for."""
 SILENT_SECONDS = 1.0
 """Seconds that a program must run which cannot be asked whether it is ready."""
+PORT_SECONDS = 3.0
+"""Seconds in which whoever has the engine's port may leave it."""
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
@@ -76,6 +78,7 @@ class Guard:
         self._back_off()
         self._await_needs()
         self._take_locks()
+        self._await_port()
         self._start_engine()
         self._wait_until_ready()
         self.locks.release()
@@ -145,6 +148,14 @@ class Guard:
         self._enter("queued")
         self.locks.take(self._pause, lambda text: self._enter("queued", text))
         self._pause(0)
+
+    def _await_port(self) -> None:
+        """Else a stranger there would be taken for our engine, and sent what clients ask."""
+        deadline = time.monotonic() + PORT_SECONDS
+        while not port.is_free(self.spec.socket):
+            if time.monotonic() > deadline:
+                raise Ending(BROKEN, port.taken(self.spec.socket))
+            self._pause(PROBE_INTERVAL)
 
     def _start_engine(self) -> None:
         self.log.start_life()

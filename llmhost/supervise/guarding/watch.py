@@ -39,9 +39,14 @@ def interval(hang_timeout: float) -> float:
 
 
 def deadline(hang_timeout: float, load: Load | None) -> float:
-    """Seconds for the answer to one request: more when others are being served; the most when that is not known."""
+    """Seconds for the answer to one request of vLLM: more when others are served; the most when that is not known."""
     factor = LARGEST_FACTOR if load is None else min(LARGEST_FACTOR, 1 + load.requests)
     return hang_timeout / 6 * factor
+
+
+def foreign_deadline(hang_timeout: float) -> float:
+    """The same for an engine that tells nothing of its load: all questions fit into `hang_timeout`."""
+    return (hang_timeout - interval(hang_timeout)) / MISSES
 
 
 class Hung(Exception):
@@ -117,7 +122,7 @@ class Watch:
 
     def _ask(self, before: Load | None) -> None:
         """Make a request of our own, and look at what the engine did meanwhile when it is not answered."""
-        limit = self.spec.health.timeout or deadline(self.spec.hang_timeout, before)
+        limit = self.spec.health.timeout or self._limit(before)
         members = descendants(self.children.engine)
         computed, begin = cpu_seconds(members), time.monotonic()
         self._own_work, self.engine.last_answer = 0, ""
@@ -135,6 +140,10 @@ class Watch:
         told = f" ({self.engine.last_answer})" if self.engine.last_answer else ""
         words = f"no good answer to a request within {limit:.3g} s{told}"
         return self._missed(words, COMPUTING_MISSES if computing else MISSES)
+
+    def _limit(self, load: Load | None) -> float:
+        seconds = self.spec.hang_timeout
+        return deadline(seconds, load) if self.spec.is_vllm else foreign_deadline(seconds)
 
     def _pause_until(self, moment: float) -> None:
         """An engine that refuses at once gets as much time as one that does not answer."""

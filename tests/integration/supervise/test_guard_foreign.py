@@ -69,18 +69,31 @@ def test_an_answer_that_is_no_success_is_told(guard: LoneGuard, port: int) -> No
     assert 'was not ready within 0.5 s; its last answer was 404 to /health: {"path": "/health"}' in error
 
 
+LISTEN = "import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(1000)"
+"""Accepts connections and never answers."""
+
+
 def test_a_helper_is_ready_when_somebody_listens_or_when_it_runs(guard: LoneGuard, port: int) -> None:
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", port))
-        somebody.listen()  # and never answers
-        process = guard.start_command("/bin/sleep", "1000", kind="none")
-        guard.wait("ready", process)
-        process.terminate()
-        process.wait(30)
+    process = guard.start_command(*PYTHON, "-c", LISTEN.format(port=port), kind="none")
+    guard.wait("ready", process)
+    process.terminate()
+    process.wait(30)
     silent = guard.start_command("/bin/sleep", "1000", kind="none", socket="")
     guard.wait("ready", silent)
     os.kill(guard.says()["engine_pid"], signal.SIGKILL)
     assert guard.wait("ready", silent, restarts=1)["exit"]["signal"] == "SIGKILL"
+
+
+def test_a_stranger_on_its_port_is_not_taken_for_it(guard: LoneGuard, port: int) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        process = start(guard, port, "--health", "/health", foreign={"ready": request("/health")})
+        error = guard.wait("backoff", process)["error"]
+        assert error.startswith(f"port {port} is taken by ")
+        assert f"({os.getpid()})" in error
+        assert asked(guard) == []
+    guard.wait("ready", process)
 
 
 def test_requests_over_tcp_finish_before_it_is_stopped(guard: LoneGuard, port: int) -> None:

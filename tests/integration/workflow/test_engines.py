@@ -196,6 +196,18 @@ def test_warming_up_and_clearing(installed: Installed) -> None:
     assert json.loads(installed.run("engine", "cache", "list", "--json").stdout) == []
 
 
+def test_what_needs_another_is_warmed_up_only_beside_it(installed: Installed) -> None:
+    """Nobody starts what it needs for a trial."""
+    helper = "helper: {command: sleep 1000}"
+    installed.write(f"chat: {{model: {installed.model()}, needs: helper, start_timeout: 5}}\n{helper}")
+    done = installed.run("setup", "--warm", "--json")
+    assert json.loads(done.stdout)["warmed"] == {}
+    assert "chat is not tried: it needs helper, which does not run" in done.stderr
+    installed.run("up")
+    installed.run("stop", "chat")
+    assert list(json.loads(installed.run("setup", "--warm", "--json").stdout)["warmed"]) == ["chat"]
+
+
 def test_locked_needs_its_file(installed: Installed) -> None:
     error, hint = installed.refused("setup", "--locked")
     assert f"there is no lock file {installed.home.engine_lock}" in error

@@ -8,13 +8,17 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from llmhost import config
+from llmhost.foreign import read_ports
 from tests.integration.workflow.conftest import TESTS, Installed, home_in, wait_for
 
 pytestmark = pytest.mark.integration
@@ -76,7 +80,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
     assert told["body"] == '{"input": [{"model": "a"}], "model" : "BAAI/bge", "n": "\\"model\\": 1"}'
     assert told["host"] == "localhost"
     assert ask(installed, "/v1/rerank", {"model": "bge", "query": "q"})["path"] == "/rerank"
-    assert ask(installed, "/v1/embeddings", {"input": 1})["body"] == '{"model":"BAAI/bge","input": 1}'
+    assert ask(installed, "/v1/embeddings", {"input": 1})["body"] == '{"input": 1,"model":"BAAI/bge"}'
     assert told["env"]["CUDA_VISIBLE_DEVICES"] == ""
     assert told["env"]["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert told["env"]["OMP_NUM_THREADS"] == "1"
@@ -222,6 +226,58 @@ def test_a_port_that_somebody_else_has_taken_is_given_up(bare: Installed) -> Non
         somebody.bind(("127.0.0.1", port))
         somebody.listen()
         bare.run("start", "--no-wait")
-        wait_for(lambda: "Address already in use" in str(replica(bare, "e-0")["error"]))
+        wait_for(lambda: f"port {port} is taken by " in str(replica(bare, "e-0")["error"]))
         bare.run("up")
         assert ask(bare, "/v1/embeddings", {"model": "e"})["argv"][-1] != str(port)
+
+
+def test_there_are_ports_for_all_that_stand_in_one_word(bare: Installed) -> None:
+    bare.write(f'e: {{command: "x {",".join(f"{{port:p{n}}}" for n in range(20))}"}}')
+    assert len(read_ports(bare.home, config.load(bare.home.config_file)).free) >= 40
+
+
+def test_what_changes_serves_as_it_was_until_the_next_one_is_ready(bare: Installed, place: Path) -> None:
+    """Another health path and another name of the model, and a next engine that listens long before it answers."""
+    hang = place / "hang"
+    line = (
+        'e: {{command: "{server} --uds {{uds}} --health /{name} {more}", kind: embed, health: /{name},'
+        " model_name: {name}}}"
+    )
+    bare.write(line.format(server=SERVER, name="old", more=""))
+    bare.run("up")
+    hang.touch()
+    bare.write(line.format(server=SERVER, name="new", more=f"--hang {hang}"))
+    change = subprocess.Popen(bare.command("up", "--surge"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((bare.home.run / "e-1.sock").exists)
+        for _ in range(30):
+            assert json.loads(ask(bare, "/v1/embeddings", {"model": "e"})["body"])["model"] == "old"
+            time.sleep(0.05)
+        hang.unlink()
+        assert change.wait(60) == 0
+    finally:
+        change.kill()
+        change.wait()
+    assert json.loads(ask(bare, "/v1/embeddings", {"model": "e"})["body"])["model"] == "new"
+
+
+def test_helpers_take_turns_and_have_no_second_ones(bare: Installed, place: Path) -> None:
+    """The gateway does not know them, so their guards say who serves; and who asks them is not moved."""
+    own = bare.home.root / "own"
+    own.mkdir()
+    (own / "engine").write_text(f'#!/bin/sh\nexec {SERVER} "$@"\n')
+    (own / "engine").chmod(0o755)
+    bare.write("""
+        pair: {command: "engine --port {port}", ready: /health, replicas: 2, env: {PATH: "{home}/own:/bin:/usr/bin"}}
+        a: {command: "engine --uds {uds}", kind: chat, env: {PATH: "{home}/own:/bin:/usr/bin"}}
+        b: {command: "engine --uds {uds} --other {a.uds}", kind: embed, env: {PATH: "{home}/own:/bin:/usr/bin"}}
+    """)
+    bare.run("up")
+    before = bare.pids()
+    assert "pair is a helper" in bare.refused("restart", "--surge", "pair")[0]
+    assert "b-0 was given the socket of a" in bare.refused("restart", "--surge", "a")[0]
+    assert bare.pids() == before
+    bare.run("restart", "--rolling", "pair")
+    after = bare.pids()
+    assert {name for name in before if before[name] != after[name]} == {"pair-0", "pair-1"}
+    assert "no service to ask" in bare.refused("check", "pair", ok=1)[0]

@@ -27,3 +27,16 @@ PROXY = "http://proxy:3128"
 )  # fmt: skip
 def test_routes(env: dict[str, str], routes: dict[str, str]) -> None:
     assert proxies_of(env) == routes
+
+
+@pytest.mark.parametrize(
+    ("host", "routes"),
+    [
+        ("mirror", {"https://": PROXY}),
+        ("10.1.2.3", {"https://": PROXY, "all://10.1.2.3": ""}),
+        ("::1", {"https://": PROXY, "all://[::1]": ""}),
+        ("11.1.2.3", {"https://": PROXY}),
+    ],
+)
+def test_networks_without_a_proxy(host: str, routes: dict[str, str]) -> None:
+    assert proxies_of({"HTTPS_PROXY": PROXY, "NO_PROXY": "::1/128,10.0.0.0/8,no/sense"}, host) == routes

@@ -141,6 +141,19 @@ def test_members_of_two_files_together() -> None:
     assert sockets(both) == dict.fromkeys((SOCKETS[1], SOCKETS[0], SOCKETS[2]))
 
 
+def test_members_keep_their_name_of_the_model_until_they_are_renewed() -> None:
+    def members(model_name: str) -> str:
+        return member_file(make_plan(HOME, replace(CHAT, foreign=ForeignPlan(model_name=model_name))), "chat")
+
+    def names(text: str) -> list[str]:
+        (group,) = json.loads(text)["resources"][0]["endpoints"]
+        return [m["metadata"]["filter_metadata"]["llmhost"]["model"] for m in group["lb_endpoints"]]
+
+    old, new = members("old"), members("new")
+    assert names(merge_members(old, new)) == ['"old"', '"old"']
+    assert names(merge_members(old, new, {SOCKETS[1]})) == ['"old"', '"new"']
+
+
 def test_listeners_share_no_port_with_a_second_gateway() -> None:
     found = resources(PLAN, "lds")
     addresses = {r["name"]: r["address"]["socket_address"] for r in found}
@@ -324,7 +337,8 @@ def test_members_with_different_health_paths_are_only_connected_to_while_both_ar
         cluster = json.loads(merge_clusters(first, second))["resources"][0]
         assert cluster["health_checks"][0]["tcp_health_check"] == {}
         assert "http_health_check" not in cluster["health_checks"][0]
-        assert cluster["typed_extension_protocol_options"] == _first(second)["typed_extension_protocol_options"]
+        # The script is there for those that want another name, which stands with each member.
+        assert cluster["typed_extension_protocol_options"] == _first(new)["typed_extension_protocol_options"]
     assert json.loads(merge_clusters(old, old))["resources"][0] == _first(old)
 
 

@@ -280,6 +280,11 @@ services:
     assert not any("none.env" in source for source in todo)
 
 
+def test_an_include_of_no_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="an entry of include: names no file"):
+        import_files(project(tmp_path, compose="include: [{path: []}]\nservices: {}\n"), {})
+
+
 def test_include_in_its_long_form(tmp_path: Path) -> None:
     """Variables of its env_file (what is set outside counts before), paths from its project_directory."""
     main = """

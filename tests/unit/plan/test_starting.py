@@ -46,3 +46,13 @@ def test_only_those_that_start_count() -> None:
     assert start_seconds(made, {"chat-1", "gateway"}) == 600
     assert start_seconds(made, {"chat-1", "embed-0"}) == 700
     assert start_seconds(made, {"gateway"}) == 0
+
+
+def test_what_is_needed_starts_before() -> None:
+    made = plan(a=(100, ((),)), b=(200, ((),)), c=(600, ((0,), (1,))), d=(50, ((1,),)))
+    needs = {"b": ("a",), "c": ("b",), "d": ("a", "gone")}
+    made = replace(made, services=tuple(replace(s, needs=needs.get(s.name, ())) for s in made.services))
+    everything = {p.name for p in made.programs}
+    assert start_seconds(made, everything) == 100 + 200 + 650  # c and d share GPU 1
+    assert start_seconds(made, everything - {"a-0"}) == 200 + 650
+    assert start_seconds(made, {"d-0"}) == 50

@@ -9,7 +9,7 @@ import pytest
 from llmhost.supervise.guarding import gpu
 from llmhost.supervise.guarding.metrics import Load, read_load
 from llmhost.supervise.guarding.restarts import GOOD_SECONDS, Restarts
-from llmhost.supervise.guarding.watch import MISSES, deadline, interval
+from llmhost.supervise.guarding.watch import MISSES, deadline, foreign_deadline, interval
 
 PAGE = (Path(__file__).parent / "vllm_metrics.txt").read_bytes()
 """Of vLLM 0.32 after one request of 19 tokens that was answered with one."""
@@ -54,6 +54,10 @@ def test_the_deadline_grows_with_the_load() -> None:
 def test_an_idle_engine_is_found_out_in_time(hang_timeout: float) -> None:
     """With time left for the stack dump and the end of what hangs."""
     assert interval(hang_timeout) + MISSES * deadline(hang_timeout, Load(0, 0)) <= 0.8 * hang_timeout
+
+
+def test_one_whose_load_nobody_knows_is_found_out_in_time() -> None:
+    assert interval(60) + MISSES * foreign_deadline(60) == 60
 
 
 def test_back_off() -> None:
