@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhost.errors import ConfigError
+from llmhost.migrate.names import service_names
 from llmhost.migrate.project import Project
 from llmhost.migrate.report import Draft, Imported, Line
 from llmhost.migrate.tei import translate_tei
@@ -73,7 +74,8 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
     project = Project(environ)
     for source, text in texts.items():
         project.add(text, source, over=source in over)
-    drafts = [_service(name, entry, project) for name, entry in project.services.items()]
+    names = service_names(project.services)
+    drafts = [_service(name, names[name], entry, project) for name, entry in project.services.items()]
     lines = [*project.lines, *(line for draft in drafts for line in draft.lines)]
     drafts = [draft for draft in drafts if draft.keys]
     if not drafts:
@@ -96,10 +98,10 @@ def finish(drafts: Sequence[Draft], lines: list[Line], port: int = 8000) -> dict
     return {"gateway": {"host": "127.0.0.1", "port": port}, "services": services}
 
 
-def _service(name: str, entry: Mapping[str, Any], project: Project) -> Draft:
-    draft = Draft(slug(name))
-    if draft.name != name:
-        draft.became(name, f"the service {draft.name}")
+def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -> Draft:
+    draft = Draft(made)
+    if made != name:
+        draft.became(name, f"the service {made}")
     image = str(entry.get("image") or "")
     words = _words(draft, entry)
     which = _server(image, words)
@@ -125,12 +127,6 @@ def _service(name: str, entry: Mapping[str, Any], project: Project) -> Draft:
             told = NO_MEANING.get(key)
             draft.left_out(key, told) if told else draft.by_hand(key, "a key of compose that is not known here")
     return draft
-
-
-def slug(name: str) -> str:
-    """A name that llmhost takes for a service."""
-    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "service"
-    return f"{made}-service" if made in ("gateway", "supervisord", "metrics", "access") else made
 
 
 def _server(image: str, words: Sequence[str]) -> str | None:

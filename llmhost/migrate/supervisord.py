@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmhost.errors import ConfigError
-from llmhost.migrate.compose import SECRET, finish, slug
+from llmhost.migrate.compose import SECRET, finish
+from llmhost.migrate.names import service_names
 from llmhost.migrate.report import Draft, Imported, Line
 from llmhost.migrate.vllm import translate_vllm
 from llmhost.migrate.words import split_flags
@@ -48,6 +49,7 @@ def import_supervisord(text: str, source: Path) -> Imported:
     lines: list[Line] = []
     drafts: list[Draft] = []
     port = 8000
+    names = service_names(name for kind, _, name in (s.partition(":") for s in parser.sections()) if kind == "program")
     for section in parser.sections():
         kind, _, name = section.partition(":")
         if kind != "program":
@@ -57,7 +59,7 @@ def import_supervisord(text: str, source: Path) -> Imported:
         if any(module in words for module in FRONT):
             port = _front(name, words, lines, port)
             continue
-        draft = _program(name, words, dict(parser.items(section)))
+        draft = _program(name, names[name], words, dict(parser.items(section)))
         lines += draft.lines
         if draft.keys:
             drafts.append(draft)
@@ -78,8 +80,10 @@ def _front(name: str, words: Sequence[str], lines: list[Line], port: int) -> int
     return value
 
 
-def _program(name: str, words: Sequence[str], options: dict[str, str]) -> Draft:
-    draft = Draft(slug(name))
+def _program(name: str, made: str, words: Sequence[str], options: dict[str, str]) -> Draft:
+    draft = Draft(made)
+    if made != name:
+        draft.became(f"[program:{name}]", f"the service {made}")
     server = next((i for i, w in enumerate(words) if w in WORKERS or w.startswith("vllm.entrypoints")), None)
     if server is None:
         starts = [
