@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmhost.errors import ConfigError
+from llmhost.migrate.clashes import finish
+from llmhost.migrate.environment import beside, keep
+from llmhost.migrate.names import service_names
 from llmhost.migrate.project import Project
-from llmhost.migrate.report import Draft, Imported, Line
+from llmhost.migrate.report import Draft, Imported
+from llmhost.migrate.shell import started
 from llmhost.migrate.tei import translate_tei
-from llmhost.migrate.vllm import translate_vllm
-
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL", re.IGNORECASE)
-SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh")
-TRUE = ("1", "true", "yes", "on")
+from llmhost.migrate.vllm import TRUE, server_words, translate_vllm
 
 NO_MEANING = {
     "shm_size": "shared memory of the host has no such limit",
@@ -50,12 +49,7 @@ NO_MEANING = {
 }
 """Keys of a compose service that mean nothing without Docker -> what there is instead."""
 
-OF_CONTAINERS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NVIDIA_DRIVER_CAPABILITIES", "HF_HOME", "HF_HUB_CACHE")
-
 REACHABLE = "others could reach it: if they must, write gateway.host: 0.0.0.0 and make a key"
-
-OF_TEI = ("MODEL_ID", "REVISION", "DTYPE", "PORT")
-"""Variables in place of flags."""
 
 HANDLED = (
     "image", "build", "command", "entrypoint", "environment", "env_file", "ports", "volumes", "deploy", "gpus",
@@ -73,49 +67,36 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
     project = Project(environ)
     for source, text in texts.items():
         project.add(text, source, over=source in over)
-    drafts = [_service(name, entry, project) for name, entry in project.services.items()]
-    lines = [*project.lines, *(line for draft in drafts for line in draft.lines)]
-    drafts = [draft for draft in drafts if draft.keys]
-    if not drafts:
-        names = ", ".join(map(str, texts))
+    names = service_names(project.services)
+    drafts = [_service(name, names[name], entry, project) for name, entry in project.services.items()]
+    if not any(draft.keys for draft in drafts):
+        files = ", ".join(map(str, texts))
         unset = ", ".join(line.source for line in project.lines if line.source.startswith("${"))
         hint = f"these variables have no value: {unset}" if unset else "other servers cannot be moved"
-        raise ConfigError(f"{names} runs neither vLLM nor text-embeddings-inference", hint)
-    return Imported(finish(drafts, lines), tuple(lines))
+        raise ConfigError(f"{files} runs neither vLLM nor text-embeddings-inference", hint)
+    return finish(drafts, project.lines)
 
 
-def finish(drafts: Sequence[Draft], lines: list[Line], port: int = 8000) -> dict[str, Any]:
-    """The whole llmhost.yaml: ports that meet are sorted out."""
-    for draft in drafts:
-        if draft.keys.get("port") == port:
-            del draft.keys["port"]
-            lines.append(Line(draft.name, f"port {port}", "became", "the gateway's port, which serves every service"))
-    services: dict[str, Any] = {}
-    for draft in drafts:
-        services[draft.name] = draft.to_dict()
-    return {"gateway": {"host": "127.0.0.1", "port": port}, "services": services}
-
-
-def _service(name: str, entry: Mapping[str, Any], project: Project) -> Draft:
-    draft = Draft(slug(name))
-    if draft.name != name:
-        draft.became(name, f"the service {draft.name}")
+def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -> Draft:
+    draft = Draft(made)
+    if made != name:
+        draft.became(name, f"the service {made}")
     image = str(entry.get("image") or "")
-    words = _words(draft, entry)
+    env = project.environment(made, entry)
+    words = _words(draft, entry, env)
     which = _server(image, words)
     if which is None:
         draft.left_out(image or "(no image)", "neither vLLM nor text-embeddings-inference")
         return draft
     volumes = list(_volumes(draft, entry.get("volumes")))
-    env = project.environment(draft.name, entry)
-    _keep(draft, env, tei=which == "tei")
+    keep(draft, env, tei=which == "tei")
 
     def paths(path: str) -> str:
         return _host_path(path, volumes)
 
     if which == "vllm":
         modelscope = env.get("VLLM_USE_MODELSCOPE", "").lower() in TRUE
-        port = translate_vllm(draft, _server_words(words), paths, modelscope)
+        port = translate_vllm(draft, server_words(words), paths, modelscope)
     else:
         port = translate_tei(draft, words, env, paths)
     _ports(draft, entry, port)
@@ -127,12 +108,6 @@ def _service(name: str, entry: Mapping[str, Any], project: Project) -> Draft:
     return draft
 
 
-def slug(name: str) -> str:
-    """A name that llmhost takes for a service."""
-    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "service"
-    return f"{made}-service" if made in ("gateway", "supervisord", "metrics", "access") else made
-
-
 def _server(image: str, words: Sequence[str]) -> str | None:
     if "text-embeddings-inference" in image:
         return "tei"
@@ -140,15 +115,12 @@ def _server(image: str, words: Sequence[str]) -> str | None:
     return "vllm" if "vllm" in image.lower() or called else None
 
 
-def _words(draft: Draft, entry: Mapping[str, Any]) -> list[str]:
+def _words(draft: Draft, entry: Mapping[str, Any], env: dict[str, str]) -> list[str]:
     """``entrypoint`` and ``command`` as one list of words; what a shell would run is looked into."""
-    words = [*_list(entry.get("entrypoint")), *_list(entry.get("command"))]
-    if words[:1] and words[0] in SHELLS and "-c" in words[1:3]:
-        script = words[words.index("-c", 1) + 1] if words.index("-c", 1) + 1 < len(words) else ""
-        words = shlex.split(script.replace("\\\n", " "), comments=True)
-        if {"&&", "||", ";", "|", "&"} & set(words):
-            draft.by_hand(" ".join(words), "several commands: look at what it does beside starting the server")
-    return words
+    found = started([*_list(entry.get("entrypoint")), *_list(entry.get("command"))])
+    beside(draft, found.others)
+    env |= found.env
+    return found.words
 
 
 def _list(value: object) -> list[str]:
@@ -157,16 +129,6 @@ def _list(value: object) -> list[str]:
     if isinstance(value, list):
         return [str(item) if not isinstance(item, bool) else str(item).lower() for item in value]
     return shlex.split(str(value).replace("\\\n", " "))
-
-
-def _server_words(words: Sequence[str]) -> list[str]:
-    """What follows ``vllm serve`` or ``-m vllm.entrypoints.openai.api_server``; all of it when neither is there."""
-    for i, word in enumerate(words):
-        if word.startswith("vllm.entrypoints"):
-            return list(words[i + 1 :])
-        if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
-            return list(words[i + 2 :])
-    return list(words[1:] if words[:1] == ["serve"] else words)
 
 
 def _volumes(draft: Draft, volumes: object) -> Iterator[tuple[str, str]]:
@@ -190,27 +152,6 @@ def _host_path(path: str, volumes: Sequence[tuple[str, str]]) -> str:
         if path == target or path.startswith(f"{target}/"):
             return host + path[len(target) :]
     return path
-
-
-def _keep(draft: Draft, env: Mapping[str, str], *, tei: bool) -> None:
-    """Put the variables of a service where they belong."""
-    for name, value in env.items():
-        if value == "":
-            draft.left_out(f"{name}=", "it is empty")
-        elif SECRET.search(name):
-            where = "`llmhost login`" if name.startswith(("HF_", "HUGGING", "MODELSCOPE")) else "`llmhost keys add`"
-            draft.by_hand(f"{name}=…", f"a secret: {where}, or env: of the service")
-        elif name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "VLLM_USE_MODELSCOPE"):
-            draft.became(f"{name}={value}", "gpus:" if "DEVICES" in name else "the hub in model:, where it names one")
-        elif name in ("HF_ENDPOINT", "MODELSCOPE_DOMAIN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            draft.by_hand(f"{name}=…", "set it in the environment of `llmhost pull`")
-        elif name in OF_TEI and tei:
-            pass  # as the flags of the same meaning
-        elif name in OF_CONTAINERS:
-            draft.left_out(f"{name}={value}", "engines work offline, from directories")
-        else:
-            draft.env[name] = value
-            draft.became(f"{name}={value}", f"env: {{{name}: …}}")
 
 
 def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:

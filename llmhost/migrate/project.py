@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llmhost.errors import ConfigError
 from llmhost.migrate.report import Line, Outcome
+from llmhost.migrate.tags import Override, Reset, load, untagged
 from llmhost.migrate.variables import env_file, interpolated
 
 ADDED = ("ports", "volumes", "expose", "devices", "env_file", "security_opt", "cap_add", "dns", "configs", "secrets")
@@ -58,7 +58,7 @@ class Project:
 
     def _add(self, text: str, place: _Place, depth: int, over: bool) -> None:
         source, data = place.source, self._load(text, place)
-        services = data.get("services")
+        services = _bare(data.get("services"))
         if not isinstance(services, Mapping) and (services is not None or "include" not in data):
             raise ConfigError(f"{source} has no services:, so it is no compose file", "name a docker-compose.yaml")
         for key in data:
@@ -68,7 +68,12 @@ class Project:
             self._require_depth(depth, source)
             for included, above in self._included(item, place):
                 self._add(self._read(included.source), included, depth - 1, above)
-        for name, entry in (services or {}).items():
+        for name, tagged in (services or {}).items():
+            entry = _bare(tagged)
+            if isinstance(tagged, Reset | Override):
+                self.services.pop(str(name), None)
+            if isinstance(tagged, Reset):
+                continue
             whole = self._extended(entry if isinstance(entry, Mapping) else {}, services or {}, place, depth)
             self._take(str(name), _filled(whole, place.environ), source, over)
 
@@ -92,20 +97,20 @@ class Project:
     def _take(self, name: str, entry: Mapping[str, Any], source: Path, over: bool) -> None:
         there = self.services.get(name)
         if there is None:
-            self.services[name] = entry
-        elif over or "image" not in entry or entry["image"] == there.get("image"):
-            self.services[name] = merged(there, entry)
+            self.services[name] = untagged(entry)
+        elif over or "image" not in entry or untagged(entry["image"]) == there.get("image"):
+            self.services[name] = untagged(merged(there, entry))
         else:  # two projects that happen to call theirs alike
             other = f"{source.parent.name}-{name}"
             self.note(f"{source.name}: {name}", "became", f"the service {other}: another file has a {name}")
-            self.services[other] = entry
+            self.services[other] = untagged(entry)
 
     def _extended(
         self, entry: Mapping[str, Any], siblings: Mapping[str, Any], place: _Place, depth: int
     ) -> Mapping[str, Any]:
         """A service with what it extends below it, and its paths made absolute."""
         source, entry = place.source, _absolute(entry, place.base)
-        extends = entry.get("extends")
+        extends = _bare(entry.get("extends"))
         if extends is None:
             return entry
         self._require_depth(depth, source)
@@ -121,8 +126,8 @@ class Project:
             file = place.base / str(extends["file"])
             other = _Place(file, file.parent, place.environ)
         file = other.source
-        others = siblings if file == source else self._load(self._read(file), other).get("services")
-        base = others.get(str(extends.get("service"))) if isinstance(others, Mapping) else None
+        others = siblings if file == source else _bare(self._load(self._read(file), other).get("services"))
+        base = _bare(others.get(str(extends.get("service")))) if isinstance(others, Mapping) else None
         if not isinstance(others, Mapping) or not isinstance(base, Mapping):
             raise ConfigError(
                 f"{source}: it extends the service {extends.get('service')}, which {file} does not have",
@@ -143,7 +148,7 @@ class Project:
     def _load(self, text: str, place: _Place) -> Mapping[str, Any]:
         source, missing = place.source, dict[str, str]()
         try:
-            data = YAML(typ="safe", pure=True).load(interpolated(text, place.environ, missing))
+            data = load(interpolated(text, place.environ, missing))
         except (YAMLError, ValueError, RecursionError) as e:  # a date that does not exist is a ValueError
             raise ConfigError(
                 f"{source} is not YAML: {str(e).splitlines()[0]}", "check it with `docker compose config`"
@@ -175,7 +180,11 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     result = dict(below)
     for key, value in above.items():
         there = result.get(key)
-        if key == "environment" and there is not None:
+        if isinstance(value, Reset | Override) or isinstance(there, Reset):
+            result[key] = value
+        elif isinstance(there, Override):
+            result[key] = Override(merged({key: there.value}, {key: value})[key])
+        elif key == "environment" and there is not None:
             result[key] = _pairs(there) | _pairs(value)
         elif isinstance(there, Mapping) and isinstance(value, Mapping):
             result[key] = merged(there, value)
@@ -205,8 +214,11 @@ def _filled(entry: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, A
     written = entry.get("environment")
     if written is None:
         return dict(entry)
-    pairs = {name: environ.get(name) if value is None else value for name, value in _pairs(written).items()}
-    return {**entry, "environment": pairs}
+
+    def pairs(values: object) -> dict[str, Any]:
+        return {name: environ.get(name) if value is None else value for name, value in _pairs(values).items()}
+
+    return {**entry, "environment": _inside(written, pairs)}
 
 
 def _env_files(value: object) -> list[tuple[Path, bool]]:
@@ -223,14 +235,28 @@ def _env_files(value: object) -> list[tuple[Path, bool]]:
 def _absolute(entry: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """Relative paths of a service count from the file that has them."""
     result = dict(entry)
-    if "volumes" in entry:
-        result["volumes"] = [_absolute_volume(volume, base) for volume in _items(entry["volumes"])]
+    if entry.get("volumes"):
+        result["volumes"] = _inside(entry["volumes"], lambda value: [_absolute_volume(v, base) for v in _items(value)])
     if entry.get("env_file"):
-        result["env_file"] = [
-            {**item, "path": str(base / str(item.get("path")))} if isinstance(item, Mapping) else str(base / str(item))
-            for item in _items(entry["env_file"])
-        ]
+        result["env_file"] = _inside(entry["env_file"], lambda value: [_absolute_file(f, base) for f in _items(value)])
     return result
+
+
+def _inside(value: object, change: Callable[[Any], Any]) -> object:
+    """``change`` below the tags of compose."""
+    if isinstance(value, Override):
+        return Override(change(value.value))
+    return value if isinstance(value, Reset) else change(value)
+
+
+def _bare(value: Any) -> Any:
+    return value.value if isinstance(value, Override) else None if isinstance(value, Reset) else value
+
+
+def _absolute_file(item: object, base: Path) -> object:
+    if isinstance(item, Mapping):
+        return {**item, "path": str(base / str(item.get("path")))}
+    return str(base / str(item))
 
 
 def _absolute_volume(volume: object, base: Path) -> object:

@@ -28,7 +28,7 @@ def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:
     if any(_is_supervisord(path, text) for path, text in texts.items()):
         if len(texts) > 1:
             raise ConfigError("several files are compose files only", "import each supervisord.conf by itself")
-        return import_supervisord(texts[first], paths[0])
+        return import_supervisord(texts[first], paths[0], environ)
     over = overrides(first, paths)
     texts |= {path: _read(path) for path in over}
     beside = first.with_name(".env")

@@ -28,6 +28,8 @@ class Draft:
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    profiles: tuple[str, ...] = ()
+    """Services of different ones are alternatives."""
 
     def became(self, source: str, detail: str) -> None:
         self.lines.append(Line(self.name, source, "became", detail))

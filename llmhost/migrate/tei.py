@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from llmhost.migrate.masking import masked
 from llmhost.migrate.report import Draft
 from llmhost.migrate.vllm import Paths
 from llmhost.migrate.words import Flag, split_flags
@@ -28,15 +29,21 @@ NO_MEANING: Mapping[str, str] = {
     "default_prompt_name": "send the prompt with the input",
     "dense_path": "vLLM reads the dense layers that modules.json names",
 }
+TRANSLATED = (
+    "model_id", "revision", "port", "served_model_name", "dtype", "max_batch_tokens", "max_concurrent_requests",
+    "payload_limit", "api_key", "hf_api_token", "hf_token",
+)  # fmt: skip
+VARIABLES: Mapping[str, str] = {name.upper(): name for name in (*TRANSLATED, *NO_MEANING)}
+"""Every flag has a variable of its name (text-embeddings-inference's `router/src/main.rs`)."""
 
 
 def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], paths: Paths) -> int:
     """Write the flags (and their variables) into the draft; the port that the server listened on."""
     positional, flags = split_flags(words)
     by_name = {flag.name: flag for flag in flags}
-    for variable, name in (("MODEL_ID", "model_id"), ("REVISION", "revision"), ("DTYPE", "dtype"), ("PORT", "port")):
-        if variable in env:
-            by_name.setdefault(name, Flag(name, (env[variable],), f"{variable}={env[variable]}"))
+    for variable, name in VARIABLES.items():
+        if env.get(variable):
+            by_name.setdefault(name, Flag(name, (env[variable],), masked([f"{variable}={env[variable]}"])))
     for word in positional:
         draft.by_hand(word, "this word belongs to no flag")
     _model(draft, by_name, paths)
@@ -85,7 +92,7 @@ def _flag(draft: Draft, flag: Flag) -> None:
         draft.by_hand(flag.written, "write it as gateway.max_body_mib (in MiB)")
     elif name in ("api_key", "hf_api_token", "hf_token"):
         what = "make keys with `llmhost keys add NAME`" if name == "api_key" else "keep it with `llmhost login hf`"
-        draft.by_hand(f"--{name.replace('_', '-')} …", f"a secret: {what}")
+        draft.by_hand(flag.written, f"a secret: {what}")
     elif name in NO_MEANING:
         draft.left_out(flag.written, NO_MEANING[name])
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from llmhost.migrate.masking import is_secret
 from llmhost.migrate.report import Draft
 from llmhost.migrate.words import Flag, split_flags
 from llmhost.plan.removed import OWNED, REMOVED
@@ -14,12 +15,22 @@ KINDS = {
 }  # fmt: skip
 """Values of the former --task."""
 
-SECRETS = ("api_key", "hf_token")
-
 SHARED_OUT = "the plan shares out memory among all services; write it under args: to insist"
+
+TRUE = ("1", "true", "yes", "on")
 
 Paths = Callable[[str], str]
 """A path in a container -> the path on this machine."""
+
+
+def server_words(words: Sequence[str]) -> list[str]:
+    """What follows ``vllm serve`` or ``-m vllm.entrypoints.openai.api_server``; all of it when neither is there."""
+    for i, word in enumerate(words):
+        if word.startswith("vllm.entrypoints"):
+            return list(words[i + 1 :])
+        if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
+            return list(words[i + 2 :])
+    return list(words[1:] if words[:1] == ["serve"] else words)
 
 
 def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope: bool = False) -> int:
@@ -60,10 +71,10 @@ def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
     name = flag.name
     if name in _SPECIAL:
         _SPECIAL[name](draft, flag)
-    elif name in SECRETS:
-        _secret(draft, flag)
     elif name in REMOVED:
         _removed(draft, flag)
+    elif is_secret(name):
+        _secret(draft, flag)
     elif name in OWNED:
         draft.left_out(flag.written, OWNED[name].removeprefix("leave it out: "))
     elif name.startswith("no_") and not flag.values:
@@ -77,7 +88,13 @@ def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
 
 def _secret(draft: Draft, flag: Flag) -> None:
     """The value is not repeated anywhere."""
-    what = "make keys with `llmhost keys add NAME`" if flag.name == "api_key" else "keep it with `llmhost login hf`"
+    instead = {"api_key": "make keys with `llmhost keys add NAME`", "hf_token": "keep it with `llmhost login hf`"}
+    tls = (
+        "TLS belongs in front of the gateway"
+        if flag.name.startswith("ssl")
+        else "under args: every process list has it"
+    )
+    what = instead.get(flag.name, tls)
     draft.by_hand(f"--{flag.name.replace('_', '-')} …", f"a secret: {what}")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmhost.migrate.masking import masked
+
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 SHORT = {
     "-tp": "tensor_parallel_size", "-pp": "pipeline_parallel_size", "-dp": "data_parallel_size", "-q": "quantization",
@@ -17,7 +19,7 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Flag:
-    """``--max-model-len 8192``: name as in llmhost.yaml, its values as text, and how it was written."""
+    """``--max-model-len 8192``: name as in llmhost.yaml, its values as text, and how it was written (masked)."""
 
     name: str
     values: tuple[str, ...]
@@ -54,7 +56,7 @@ def _is_flag(word: str) -> bool:
 def _flags(pairs: list[tuple[str, list[str]]]) -> Iterator[Flag]:
     for option, values in pairs:
         name = SHORT.get(option) or option.removeprefix("--").replace("-", "_")
-        yield Flag(name, tuple(values), " ".join((option, *values)))
+        yield Flag(name, tuple(values), masked((option, *values)))
 
 
 def yaml_value(text: str) -> Any:
