@@ -33,6 +33,7 @@ from llmhost.plan.gpu import Shares, gpus_have_room
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.plan.starting import start_seconds
+from llmhost.plan.values import check_arguments
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
@@ -344,11 +345,12 @@ def make_home_plan(home: Home, insecure: bool = False) -> Plan:
 def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
     """Where the services of a home would run on GPUs that need not be here, and with how much memory.
 
-    Needs no engine, and no models: what a hub has is asked there. Raises PlanError when they do not fit, with the
-    nearest change that would.
+    Needs no engine (but checks flags against one that is there), and no models: what a hub has is asked there. Raises
+    PlanError when they do not fit, with the nearest change that would.
     """
     config = configuration.load(home.config_file)
     models = read_models(home, config, read_anywhere)
+    check_arguments(config.services, models, find_engine(home, config.engine))
     return config, models, require_gpus(config.services, gpus, models)
 
 

@@ -39,7 +39,8 @@ def show(config: Config, models: Mapping[str, ModelFacts], gpus: Sequence[Gpu], 
 def _row(program: str, kind: str, share: GpuShare) -> tuple[str, ...]:
     need = share.need
     other = need.activations + need.graphs + need.base
-    split = [f"{n} {what}" for n, what in ((share.tensor, "tensor"), (share.pipeline, "pipeline")) if n > 1]
+    sizes = ((share.tensor, "tensor"), (share.pipeline, "pipeline"), (share.data, "data"))
+    split = [f"{n} {what}" for n, what in sizes if n > 1]
     return (
         program,
         kind,

@@ -99,7 +99,7 @@ def _row(model: StoredModel) -> tuple[str, ...]:
 def verify_command(session: Session, models: tuple[str, ...], as_json: bool) -> int:
     """Read every file of MODELs (default: all that were pulled) and compare it with the hub's digests.
 
-    Exit status 1 when something is wrong; `llmhost models remove` and `llmhost pull` mend it.
+    Exit status 1 when something is wrong; the next `llmhost pull` (or `up`) of the model fetches those files again.
     """
     from llmhost.models import find_stored, stored_models, verify_model
 
@@ -111,6 +111,9 @@ def verify_command(session: Session, models: tuple[str, ...], as_json: bool) -> 
         console.result(f"{name}: {'all files are right' if not found else f'{len(found)} files are wrong'}")
         for problem in found:
             console.result(f"  {problem.path}: {problem.problem}")
+    broken = [model.source for model in chosen if problems[model.name]]
+    if broken:
+        console.remark(f"fetch them again: `llmhost pull {' '.join(broken)}`; what is right does not come again")
     return 1 if any(problems.values()) else 0
 
 

@@ -15,11 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmhost import writer
 from llmhost.env.progress import Progress
 from llmhost.errors import BusyError, HubError, ModelError
 from llmhost.hub.remote import Hub, Reference, RemoteFile, Snapshot, from_listing, partial_path, to_listing
@@ -96,9 +97,14 @@ def pull(
 
 
 def is_complete(directory: Path, revision: str, everything: bool = False) -> bool:
-    """Whether a pull of that revision has put the model there; only sizes are looked at, `verify` reads the files."""
+    """Whether a pull of that revision has put the model there; only sizes are looked at, `verify` reads the files.
+
+    What a `verify` has found wrong (`note_wrong`) is not complete, whatever its size.
+    """
     manifest = read_manifest(directory)
     if manifest is None or manifest["revision"] != revision or (everything and not manifest["everything"]):
+        return False
+    if manifest.get("wrong"):
         return False
     return all(_size(directory / f.path) == f.size for f in from_listing(manifest["files"]))
 
@@ -115,6 +121,16 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 def read_manifest_files(directory: Path) -> tuple[RemoteFile, ...]:
     manifest = read_manifest(directory)
     return from_listing(manifest["files"]) if manifest else ()
+
+
+def note_wrong(directory: Path, paths: Sequence[str]) -> None:
+    """Write down which files of a pulled model are wrong (none: all are right), so that the next pull fetches them."""
+    manifest = read_manifest(directory)
+    if manifest is None or manifest.get("wrong", []) == list(paths):
+        return
+    text = json.dumps({**manifest, "wrong": list(paths)}, indent=1) + "\n"
+    with suppress(OSError):  # who may not write here still wants to know what is wrong
+        writer.replace_file(directory / MANIFEST, text, mode=0o644)
 
 
 def _require_same(reference: Reference, pinned: Snapshot, files: Sequence[RemoteFile]) -> None:

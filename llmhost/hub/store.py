@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost.errors import LlmhostError, ModelError
-from llmhost.hub.pull import read_manifest, read_manifest_files
+from llmhost.hub.pull import note_wrong, read_manifest, read_manifest_files
 from llmhost.hub.remote import RemoteFile
 from llmhost.probe.model import read_model
 
@@ -83,6 +83,7 @@ class Verified:
 def verify(directory: Path) -> list[Verified]:
     """Read every file of a pulled model and compare it with the hub's digests: the files that are wrong.
 
+    They are written down in the model's directory, so that the next pull fetches them again and nothing else.
     Raises ModelError for a directory that was not pulled: there is nothing to compare it with.
     """
     manifest = read_manifest(directory)
@@ -90,7 +91,9 @@ def verify(directory: Path) -> list[Verified]:
         raise ModelError(
             f"{directory} was not pulled, so there are no digests for it", "`llmhost inspect` reads it at least"
         )
-    return [problem for file in read_manifest_files(directory) if (problem := _check(directory, file))]
+    found = [problem for file in read_manifest_files(directory) if (problem := _check(directory, file))]
+    note_wrong(directory, [problem.path for problem in found])
+    return found
 
 
 def _check(directory: Path, file: RemoteFile) -> Verified | None:

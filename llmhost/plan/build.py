@@ -33,6 +33,7 @@ from llmhost.plan.types import (
     StickyPlan,
     TlsPlan,
 )
+from llmhost.plan.values import check_arguments
 
 MIB = 2**20
 
@@ -68,6 +69,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
     enough memory) and HomeError (a socket path too long).
     """
+    check_arguments(config.services, models, machine.engine)
     shares: Mapping[str, Mapping[str, Share]] = (
         require_gpus(config.services, machine.gpus, models, running)
         if machine.engine.device == "cuda"

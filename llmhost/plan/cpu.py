@@ -219,10 +219,10 @@ def _divide_cores(cores: tuple[int, ...], wanted: Sequence[int | None]) -> list[
 def context_length(service: Service, model: ModelFacts) -> int:
     """Tokens of the longest sequence: ``max_model_len`` when it is written as a number, else the model's own."""
     written = {flag_name(key): value for key, value in service.args.items()}.get("max_model_len")
-    return _tokens(written) or model.context_length
+    return tokens_of(written) or model.context_length
 
 
-def _tokens(written: object) -> int:
+def tokens_of(written: object) -> int:
     """``8192``, ``"8k"`` (thousands), ``"8K"`` (1024), as vLLM reads them; 0 for ``auto``, -1 and what is none."""
     found = HUMAN_READABLE.fullmatch(str(written).strip())
     if found is None:

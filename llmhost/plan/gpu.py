@@ -11,7 +11,7 @@ from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import Gpu, ModelFacts
 from llmhost.plan.demand import ENGINE_BASE_BYTES, NO_MODEL, gpu_bytes, host_bytes, wanted_gpus
-from llmhost.plan.memory import MIB, Asked, Need, rank_need, read_asked
+from llmhost.plan.memory import MIB, Asked, Need, rank_need, read_asked, written_share
 from llmhost.plan.running import NOTHING, Running, program_names
 from llmhost.plan.types import ProgramPlan
 
@@ -42,6 +42,7 @@ class GpuShare:
     utilization: float
     """Its share of the whole memory of a GPU, as vLLM's --gpu-memory-utilization wants it."""
     host_bytes: int = ENGINE_BASE_BYTES
+    data: int = 1
 
     @property
     def gpu_memory_bytes(self) -> int:
@@ -50,7 +51,7 @@ class GpuShare:
     @property
     def sequences(self) -> float:
         """Sequences of full length that the KV cache holds at once; infinity without a cache."""
-        return self.kv_cache_bytes / self.need.kv_sequence if self.need.kv_sequence else math.inf
+        return self.data * self.kv_cache_bytes / self.need.kv_sequence if self.need.kv_sequence else math.inf
 
     @property
     def cores(self) -> tuple[int, ...]:
@@ -84,10 +85,11 @@ class Shape:
 
     tensor: int
     pipeline: int
+    data: int = 1
 
     @property
     def gpus(self) -> int:
-        return self.tensor * self.pipeline
+        return self.tensor * self.pipeline * self.data
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Task:
         if self.config.is_foreign:
             return _taken(gpu_bytes(self.config, int(gpu_memory * ALL_LEAST)), grows=not self.config.gpu_memory)
         kind = self.config.kind or self.model.kind
-        return rank_need(self.model, kind, self.asked, shape.tensor, shape.pipeline, gpu_memory)
+        need = rank_need(self.model, kind, self.asked, shape.tensor, shape.pipeline, gpu_memory)
+        share = None if self.asked.share is None else min(self.asked.share, 1 - RESERVE)
+        return written_share(need, share, gpu_memory)
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,9 @@ def _kept(tasks: Sequence[Task], gpus: Sequence[Gpu], running: Running) -> dict[
             need = task.need(shape, total)
             if need.grows:  # it has grown before, and goes on with what it has
                 need = _taken(max(need.fixed, program.gpu_memory_bytes))
-            fits = need.kv_least <= program.kv_cache_bytes and _allowed(task, program.gpus)
+            enough = need.kv_least <= program.kv_cache_bytes and not need.over
+            same = task.asked.share is None or need.kv_least == program.kv_cache_bytes
+            fits = enough and same and _allowed(task, program.gpus)
             if fits and program.gpu_memory_bytes == need.fixed + program.kv_cache_bytes:
                 kept[task.program] = _share(program.gpus, shape, need, program.kv_cache_bytes, total)
     return kept
@@ -230,21 +236,35 @@ def _shapes(task: Task, gpus: Sequence[Gpu]) -> list[Shape]:
         count = wanted_gpus(task.config)
     if count is not None and count > len(gpus):
         raise PlanError(f"{path}.gpus: {count} GPUs are asked for, there are {len(gpus)}", "ask for fewer")
+    data = 1 if task.config.is_foreign else asked.data
     if asked.tensor or asked.pipeline:
-        shape = Shape(asked.tensor or 1, asked.pipeline or 1)
+        shape = Shape(asked.tensor or 1, asked.pipeline or 1, data)
         if count is not None and count != shape.gpus:
             raise PlanError(
-                f"{path}.gpus: {count} GPUs, but its args split the model over {shape.gpus}",
+                f"{path}.gpus: {count} GPUs, but its args split the model over {_product(shape)}",
                 "leave tensor_parallel_size and pipeline_parallel_size out: they follow from gpus",
             )
         return [shape] if shape.gpus <= len(gpus) else _too_many(path, shape, gpus)
-    return [_split(task.model, n) for n in ((count,) if count else range(1, len(gpus) + 1))]
+    if data > len(gpus):
+        _too_many(path, Shape(1, 1, data), gpus)
+    if count and count % data:
+        raise PlanError(
+            f"{path}.gpus: {count} GPUs cannot be divided among {data} data-parallel ranks",
+            f"write a multiple of {data}, or leave gpus out",
+        )
+    sizes = (count // data,) if count else range(1, len(gpus) // data + 1)
+    return [replace(_split(task.model, n), data=data) for n in sizes]
+
+
+def _product(shape: Shape) -> str:
+    parts = [str(n) for n in (shape.tensor, shape.pipeline, shape.data) if n > 1]
+    return f"{shape.gpus}" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
 
 
 def _too_many(path: str, shape: Shape, gpus: Sequence[Gpu]) -> list[Shape]:
     raise PlanError(
-        f"{path}.args: tensor and pipeline parallelism ask for {shape.gpus} GPUs, there are {len(gpus)}",
-        "leave them out: they follow from gpus, which is found out as well",
+        f"{path}.args: tensor, pipeline and data parallelism ask for {_product(shape)} GPUs, there are {len(gpus)}",
+        "leave the first two out, they follow from gpus; data_parallel_size multiplies them, replicas do as well",
     )
 
 
@@ -317,7 +337,7 @@ class _Search:
             for chosen in choices:
                 need = task.need(shape, min(self.gpus[i].total for i in chosen))
                 alike = tuple(sorted((self.free[i], self.gpus[i].total) for i in chosen))
-                if alike in seen or any(self.free[i] < need.least for i in chosen):
+                if alike in seen or need.over or any(self.free[i] < need.least for i in chosen):
                     continue
                 seen.add(alike)
                 yield tuple(chosen) if isinstance(written, list) else tuple(sorted(chosen)), shape, need
@@ -332,12 +352,12 @@ class _Search:
         ranked = written if isinstance(written, list) else sorted(self.then_free, key=lambda i: -self.then_free[i])
         chosen = ranked[: shape.gpus]
         need = task.need(shape, min(self.gpus[i].total for i in chosen))
-        return Misfit(task, shape, need, sum(max(0, need.least - self.then_free[i]) for i in chosen))
+        return Misfit(task, shape, need, sum(max(need.over, need.least - self.then_free[i], 0) for i in chosen))
 
 
 def _share(gpus: Sequence[int], shape: Shape, need: Need, kv: int, total: int) -> GpuShare:
     utilization = math.ceil((need.fixed + kv) / total * 1000) / 1000
-    return GpuShare(tuple(gpus), shape.tensor, shape.pipeline, need, kv, min(utilization, 1.0))
+    return GpuShare(tuple(gpus), shape.tensor, shape.pipeline, need, kv, min(utilization, 1.0), data=shape.data)
 
 
 def _grow(shares: dict[str, GpuShare], gpus: Sequence[Gpu], free: Mapping[int, int]) -> dict[str, GpuShare]:
@@ -361,7 +381,7 @@ def _grow(shares: dict[str, GpuShare], gpus: Sequence[Gpu], free: Mapping[int, i
         for i in share.gpus:
             left[i] -= extra
         total = min(totals[i] for i in share.gpus)
-        shape = Shape(share.tensor, share.pipeline)
+        shape = Shape(share.tensor, share.pipeline, share.data)
         need, cache = share.need, share.kv_cache_bytes + extra
         if need.grows:
             need, cache = _taken(need.fixed + extra), 0

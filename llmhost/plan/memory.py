@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmhost.config import Service
@@ -60,6 +60,10 @@ class Asked:
     concurrency: int
     tensor: int | None
     pipeline: int | None
+    data: int
+    """Ranks of data parallelism: whole copies of the engine, each with GPUs of its own."""
+    share: float | None
+    """Part of each GPU that is to be the engine's (gpu_memory_utilization)."""
     batched_tokens: int | None
     batched_sequences: int | None
     eager: bool
@@ -87,6 +91,8 @@ class Need:
     """That length in tokens."""
     grows: bool = False
     """It has no cache that is known, and takes what is left all the same."""
+    over: int = 0
+    """Bytes that are more than the share of the GPU that was written for it."""
 
     @property
     def fixed(self) -> int:
@@ -105,6 +111,8 @@ def read_asked(service: Service, model: ModelFacts) -> Asked:
         concurrency=service.concurrency or 1,
         tensor=_whole(args, "tensor_parallel_size"),
         pipeline=_whole(args, "pipeline_parallel_size"),
+        data=max(1, _whole(args, "data_parallel_size_local") or _whole(args, "data_parallel_size") or 1),
+        share=_share(args) if args.get("kv_cache_memory_bytes") is None else None,
         batched_tokens=_whole(args, "max_num_batched_tokens"),
         batched_sequences=_whole(args, "max_num_seqs"),
         eager=args.get("enforce_eager") is True,
@@ -117,7 +125,18 @@ def read_asked(service: Service, model: ModelFacts) -> Asked:
 
 def _whole(args: Mapping[str, Any], key: str) -> int | None:
     value = args.get(key)
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _share(args: Mapping[str, Any]) -> float | None:
+    """vLLM looks at it only where the size of the cache is not written; what is no part of a GPU is refused before."""
+    try:
+        share = float(str(args.get("gpu_memory_utilization")))
+    except ValueError:
+        return None
+    return share if 0 < share <= 1 else None
 
 
 def loaded_bytes(model: ModelFacts, wide: bool = False) -> int:
@@ -136,7 +155,7 @@ def rank_need(model: ModelFacts, kind: Kind, asked: Asked, tensor: int, pipeline
     if not decoder:
         tokens = max(tokens, asked.context)
     sequence = _sequence_bytes(model, asked, tokens, tensor, pipeline)
-    least = sequence * asked.concurrency if asked.cache_bytes is None else asked.cache_bytes
+    least = sequence * math.ceil(asked.concurrency / asked.data) if asked.cache_bytes is None else asked.cache_bytes
     most = None if kind == "chat" and asked.cache_bytes is None else max(least, _most(asked, sequence))
     return Need(
         weights=max(0, _weights(model, asked, tensor, pipeline) - asked.offloaded),
@@ -148,6 +167,21 @@ def rank_need(model: ModelFacts, kind: Kind, asked: Asked, tensor: int, pipeline
         kv_sequence=sequence,
         context=asked.context,
     )
+
+
+def written_share(need: Need, share: float | None, gpu_memory: int) -> Need:
+    """The need where the share of a GPU is written: all of it, what the engine leaves over is cache.
+
+    An engine without a cache gets it as well: vLLM does not start when less than its share is free.
+    """
+    if share is None:
+        return need
+    rest = (int(gpu_memory * share) - need.fixed) // MIB * MIB
+    if rest < need.kv_least:
+        return replace(need, over=need.kv_least - rest)
+    if not need.kv_sequence:
+        return replace(need, base=need.base + rest)
+    return replace(need, kv_least=rest, kv_most=rest)
 
 
 def _base(model: ModelFacts, kind: Kind, asked: Asked, gpu_memory: int, decoder: bool) -> int:

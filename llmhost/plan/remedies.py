@@ -39,11 +39,19 @@ def require_gpus(
         return found
     name, need = found.task.service, found.need
     on = "one GPU" if found.shape.gpus == 1 else f"each of {found.shape.gpus} GPUs"
+    ways = _remedies(found, services, gpus, models)
     cache = f" and {need.kv_least / GIB:.1f} GiB of KV cache for {_sequences(found)}" if need.kv_least else ""
+    if need.over:
+        written = found.task.asked.share
+        raise PlanError(
+            f"services.{name}.args.gpu_memory_utilization: {written:g} is {_size(need.over)} less of a GPU than it"
+            f" takes: {need.fixed / GIB:.1f} GiB{cache}",
+            "; or ".join(["write more, or leave it out: it follows from what is there", *ways]),
+        )
     raise PlanError(
         f"services.{name}: {_size(found.missing)} of GPU memory are missing: it takes {need.fixed / GIB:.1f} GiB"
         f"{cache} on {on}",
-        "; or ".join(_remedies(found, services, gpus, models)) or "use a smaller model, or serve fewer services here",
+        "; or ".join(ways) or "use a smaller model, or serve fewer services here",
     )
 
 

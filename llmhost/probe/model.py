@@ -20,6 +20,11 @@ from llmhost.probe.safetensors import refuse_lfs_pointer
 from llmhost.probe.weights import quantization, read_weights
 
 HUBS = ("modelscope", "hf")
+SENTENCE_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where vLLM looks for ``max_seq_length`` (``get_sentence_transformer_tokenizer_config``)."""
 PADDED_POSITIONS = ("roberta", "camembert")
 """Model types whose position numbers start behind the padding index, so that two of them hold no token."""
 
@@ -94,7 +99,7 @@ def read_model(path: Path, kind: Kind | None = None) -> ModelFacts:
         kind_reason=reason,
         weight_bytes=weights.size,
         kv_bytes_per_token=cache.full_bytes + cache.window_bytes,
-        context_length=_context_length(text),
+        context_length=_sentence_length(path) or _context_length(text),
         model_type=str(config.get("model_type") or ""),
         parameters=weights.parameters,
         dtype=str(text.get("dtype") or text.get("torch_dtype") or ""),
@@ -245,8 +250,25 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
+SCALED_ALREADY = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+"""Kinds of rotary embedding whose factor does not count (vLLM's ``_get_and_verify_max_len``)."""
+
+
 def _context_length(text: Mapping[str, Any]) -> int:
     """Tokens that fit into one sequence, 0 when config.json does not say."""
     positions = number(text, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-    padded = any(name in str(text.get("model_type")) for name in PADDED_POSITIONS)
-    return max(0, positions - 2) if padded else positions
+    model_type = str(text.get("model_type"))
+    if any(name in model_type for name in PADDED_POSITIONS):
+        return max(0, positions - 2)
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    kind = rope.get("rope_type") or rope.get("type") if isinstance(rope, Mapping) else None
+    if isinstance(rope, Mapping) and kind and kind not in SCALED_ALREADY and "gemma3" not in model_type:
+        factor = rope.get("factor")
+        return int(positions * factor) if isinstance(factor, int | float) and factor > 1 else positions
+    return positions
+
+
+def _sentence_length(path: Path) -> int:
+    """What sentence-transformers cuts a text to, which vLLM takes for the length of the model."""
+    files = [f for f in sorted(path.glob("sentence_*_config.json")) if f.name in SENTENCE_FILES]
+    return next((n for f in files if (n := number(_optional_json(f), "max_seq_length"))), 0)

@@ -21,7 +21,7 @@ from tests.samples import GIB, machine, model
 
 THREE = """
 services:
-  chat: {model: /m, args: {max_model_len: 8192, enforce_eager: true}, env: {HF_TOKEN: secret}}
+  chat: {model: /m, args: {max_model_len: 4096, enforce_eager: true}, env: {HF_TOKEN: secret}}
   embedding: {model: /e, served_as: [bge, 向量]}
   rerank: {model: /r}
 """
@@ -34,13 +34,13 @@ def three(**changes: int) -> Plan:
 
 def test_the_command_of_a_chat_service() -> None:
     (program,) = three().services[0].replicas
-    kv = str(8 * 8192 * 65536)
+    kv = str(8 * 4096 * 65536)
     assert program.argv == (
         "/srv/llmhost/engines/default/bin/python", "-m", "vllm.entrypoints.openai.api_server",
         "--model", "/data/models/m", "--served-model-name", "chat", "--uds", "/srv/llmhost/run/chat-0.sock",
         "--kv-cache-memory-bytes", kv, "--shutdown-timeout", "30", "--disable-uvicorn-access-log",
         "--disable-access-log-for-endpoints", "/health,/metrics",
-        "--max-model-len", "8192", "--enforce-eager",
+        "--max-model-len", "4096", "--enforce-eager",
     )  # fmt: skip
 
 

@@ -280,7 +280,15 @@ def test_list_verify_prune(home: Path, scheme: str, capsys: Output) -> None:
     data[-1] ^= 1
     file.write_bytes(data)
     assert run(["models", "verify"]) == 1
-    assert "model.safetensors: its content has changed" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "model.safetensors: its content has changed" in said.out
+    assert f"llmhost pull {scheme}:org/model" in said.err
+    assert run(["pull"]) == 0
+    assert "was here already" not in capsys.readouterr().out
+    assert weights_are_right(home)
+    assert run(["models", "verify"]) == 0
+    assert run(["pull"]) == 0
+    assert "was here already" in capsys.readouterr().out
     (home / "llmhost.yaml").write_text("services: {}")
     assert run(["models", "prune", "--yes"]) == 0
     assert not (home / "models/org").exists()

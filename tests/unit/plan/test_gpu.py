@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmhost import config
 from llmhost.config import Service
 from llmhost.errors import PlanError
-from llmhost.facts import CacheFacts, Gpu, ModelFacts, ShapeFacts
+from llmhost.facts import CacheFacts, Gpu, ModelFacts, ShapeFacts, VllmFlag
 from llmhost.plan.build import make_plan
 from llmhost.plan.gpu import GpuShare, Misfit, Shares, gpus_have_room, share_gpus
 from llmhost.plan.memory import loaded_bytes, rank_need, read_asked
@@ -156,6 +156,56 @@ def test_what_is_written_is_done() -> None:
 def test_what_cannot_be(text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         share_gpus(services(text), gpus(4, 80), {"c": QWEN7})
+
+
+def test_data_parallel_ranks_have_gpus_of_their_own() -> None:
+    one_copy = one(placed("c: {model: /m}", gpus(1, 80), c=QWEN7), "c")
+    two = one(placed("c: {model: /m, args: {data_parallel_size: 2}}", gpus(4, 80), c=QWEN7), "c")
+    assert (two.gpus, two.tensor, two.data) == ((0, 1), 1, 2)
+    assert two.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert two.gpu_memory_bytes == one_copy.gpu_memory_bytes
+    assert two.sequences == pytest.approx(2 * one_copy.sequences)
+    all_three = "tensor_parallel_size: 4, pipeline_parallel_size: 2, data-parallel-size: 2"
+    large = one(placed(f"c: {{model: /m, gpus: 16, args: {{{all_three}}}}}", gpus(16, 80), c=QWEN72), "c")
+    assert (len(large.gpus), large.tensor, large.pipeline, large.data) == (16, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus: 3, args: {data_parallel_size: 2}", "3 GPUs cannot be divided among 2"),
+        ("args: {data_parallel_size: 8}", "ask for 8 GPUs, there are 4"),
+        ("gpus: 4, args: {data_parallel_size: 4, tensor_parallel_size: 2}", r"over 8 \(2 x 4\)"),
+    ],
+)
+def test_data_parallel_ranks_without_gpus(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        share_gpus(services(f"c: {{model: /m, {text}}}"), gpus(4, 80), {"c": QWEN7})
+
+
+@pytest.mark.parametrize(("name", "model"), [("c", QWEN7), ("e", BERT)])
+def test_a_written_share_is_what_it_gets(name: str, model: ModelFacts) -> None:
+    text = f"{name}: {{model: /m, args: {{gpu_memory_utilization: 0.5}}}}"
+    share = one(placed(text, gpus(1, 80), **{name: model}), name)
+    assert share.gpu_memory_bytes == pytest.approx(40 * GIB, abs=2 * MIB)
+    assert share.gpu_memory_bytes <= 40 * GIB
+
+
+def test_a_written_share_that_is_too_small() -> None:
+    with pytest.raises(PlanError, match=r"services\.c\.args\.gpu_memory_utilization: 0\.1 is .* GiB less") as e:
+        require_gpus(services("c: {model: /m, args: {gpu_memory_utilization: 0.1}}"), gpus(1, 80), {"c": QWEN7})
+    assert "leave it out" in e.value.hint
+
+
+def test_another_written_share_is_planned_anew() -> None:
+    text = "c: {model: /m, args: {gpu_memory_utilization: %s}}"
+    flags = {**machine().engine.flags, "gpu_memory_utilization": VllmFlag("gpu_memory_utilization", boolean=False)}
+    engine = replace(machine().engine, device="cuda", flags=flags)
+    there = replace(machine(), gpus=gpus(1, 80), engine=engine)
+    before = make_plan(config.parse(f"services: {{{text % 0.5}}}"), there, {"c": QWEN7})
+    again = share_gpus(services(text % 0.3), gpus(1, 80), {"c": QWEN7}, Running(before.programs))
+    assert not isinstance(again, Misfit)
+    assert one(again, "c").gpu_memory_bytes <= 0.3 * 80 * GIB
 
 
 def test_what_others_hold_is_not_shared_out() -> None:

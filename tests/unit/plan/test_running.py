@@ -72,7 +72,8 @@ def test_unbound_engines_keep_the_number_of_their_threads() -> None:
 
 def test_a_share_that_does_not_do_any_more_is_given_out_anew() -> None:
     before = plan("services: {chat: {model: /m, args: {max_model_len: 1024}}}")
-    after = plan("services: {chat: {model: /m, args: {max_model_len: 65536}}}", all_of(before))
+    longer = "args: {max_model_len: 65536}, env: {VLLM_ALLOW_LONG_MAX_MODEL_LEN: '1'}"
+    after = plan(f"services: {{chat: {{model: /m, {longer}}}}}", all_of(before))
     assert after.programs[0].kv_cache_bytes >= 65536 * model().kv_bytes_per_token
     heavier = plan(CHAT, all_of(plan(CHAT)), {"chat": model(weights_gib=9)})
     assert heavier.programs[0].memory_bytes > 9 * GIB
