@@ -210,6 +210,7 @@ class Rollout:
     def _renew(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
         lifecycle.renew(self.home, programs, waiting(self.told))
+        deploy.renew_members(self.home, self.plan, balancing.sockets(self.plan, programs))
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
