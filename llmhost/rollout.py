@@ -210,6 +210,7 @@ class Rollout:
     def _renew(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
         lifecycle.renew(self.home, programs, waiting(self.told))
+        deploy.renew_members(self.home, self.plan, balancing.sockets(self.plan, programs))
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
@@ -345,10 +346,15 @@ def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> 
 
 
 def _serves_beside(home: Home, service: ServicePlan, own: Collection[str], others: Iterable[ProgramState]) -> bool:
-    """Whether somebody does what an engine does; the gateway does not know helpers, their guards do."""
+    """Whether somebody does what an engine does; the gateway does not know helpers, their guards do.
+
+    The gateway may only know of one that is just starting that it listens, see `llmhost.gateway.elsewhere.united`.
+    """
     if not service.routed:
         return any(s.state == "ready" for s in others)
-    return bool(balancing.served_of(home, service.name) - set(own))
+    starting = {s.name for s in others if s.state in STARTING}
+    unproven = {p.socket for p in service.replicas if p.name in starting}
+    return bool(balancing.served_of(home, service.name) - set(own) - unproven)
 
 
 def _await_ready(home: Home, plan: Plan, program: str) -> None:

@@ -24,7 +24,7 @@ from llmhost.env.releases import Release, dotted
 from llmhost.env.uv import Uv
 from llmhost.errors import EngineError
 from llmhost.facts import Device, MachineFacts
-from llmhost.paths import Home
+from llmhost.paths import Home, in_user_home
 from llmhost.probe.host import free_bytes
 from llmhost.probe.machine import read_machine
 
@@ -166,7 +166,7 @@ def _require_version(version: tuple[int, ...], release: Release, asked: str | No
 
 def _interpreter(python: str) -> str:
     """A version as it is; a path in full, because uv does not run where the user stands."""
-    return str(Path(python).expanduser().absolute()) if "/" in python else python
+    return str(in_user_home("engine.python", python).absolute()) if "/" in python else python
 
 
 def _venv_version(build: Path) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from llmhost.env.manifest import Manifest, Spec
 from llmhost.env.python import Python, read_python
 from llmhost.env.releases import choose_device, dotted
 from llmhost.errors import EngineError
+from llmhost.paths import in_user_home
 
 OLDEST = (3, 10)
 """No vLLM that llmhost knows runs on an older Python."""
@@ -22,7 +23,7 @@ def adopt(construction: Construction, build: Path) -> Manifest:
     not pass the import check.
     """
     engine = construction.engine
-    path = Path(str(engine.python)).expanduser().absolute()
+    path = in_user_home("engine.python", str(engine.python)).absolute()
     journal = Journal(build, construction.order)
     with journal.step(ENVIRONMENT) as detail:
         found = _require_usable(path, engine.vllm)

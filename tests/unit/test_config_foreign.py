@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llmhost import config
-from llmhost.config_foreign import fill, size_in_bytes
+from llmhost.config_foreign import Environment, fill, size_in_bytes
+from llmhost.env.environments import find_environment
 from llmhost.errors import ConfigError
-from llmhost.paths import in_user_home
+from llmhost.foreign import read_foreign
+from llmhost.paths import Home
+from llmhost.probe.model import resolve_model
 
 
 def test_a_command_is_words_or_a_line_as_a_shell_splits_it() -> None:
@@ -149,6 +154,13 @@ def test_what_only_other_hosts_serve_is_not_needed() -> None:
         config.parse(f"services: {{{far}, a: {{command: x, needs: far}}}}")
 
 
-def test_a_home_of_nobody_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"services.a.command: ~nouser/x: there is no home directory of ~nouser"):
-        in_user_home("services.a.command", "~nouser/x")
+def test_a_home_of_nobody_is_an_error(tmp_path: Path) -> None:
+    told = "~nouser/x: there is no home directory of ~nouser"
+    with pytest.raises(ConfigError, match=f"environment e: interpreter: {told}"):
+        find_environment(Home(tmp_path), "e", Environment(interpreter="~nouser/x"))
+    with pytest.raises(ConfigError, match=f"model: {told}"):
+        resolve_model("~nouser/x", tmp_path)
+    for service, key in (("command: ~nouser/x", "command"), ("command: sh, model_dir: ~nouser/x", "model_dir")):
+        found = config.parse(f"services: {{a: {{{service}}}}}")
+        with pytest.raises(ConfigError, match=f"services.a.{key}: (model: )?{told}"):
+            read_foreign(Home(tmp_path), found)

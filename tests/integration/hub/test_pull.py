@@ -262,6 +262,19 @@ def test_upgrade_takes_only_what_changed(home: Path, hub: FakeHub, scheme: str) 
     assert "f" * 40 in (home / "llmhost.lock").read_text()
 
 
+def test_up_fetches_what_its_services_need(home: Path, scheme: str, capsys: Output) -> None:
+    """The environment that is built next cannot be: nothing is started here."""
+    home.mkdir()
+    (home / "llmhost.yaml").write_text(f"""
+        services:
+          b: {{command: sleep 1, model_dir: '{scheme}:org/model'}}
+          a: {{command: sleep 1, needs: b, environment: {{requirements: [./gone.whl]}}}}
+    """)
+    assert run(["up", "a"]) == 1
+    assert "the environment a" in capsys.readouterr().err
+    assert fetched(home) == NEEDED
+
+
 def test_list_verify_prune(home: Path, scheme: str, capsys: Output) -> None:
     home.mkdir()
     (home / "llmhost.yaml").write_text(f"services: {{e: {{model: '{scheme}:org/model'}}}}")
