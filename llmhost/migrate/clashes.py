@@ -13,7 +13,7 @@ PER_REPLICA = ("port", "gpus", "replicas")
 
 def finish(drafts: Sequence[Draft], before: Sequence[Line], port: int = 8000) -> Imported:
     """The whole llmhost.yaml with its report, which begins with the lines ``before``; ``port`` is the gateway's."""
-    services = _balanced([draft for draft in drafts if draft.keys])
+    services = _balanced([draft for draft in drafts if "model" in draft.keys])
     _ports(services, port)
     _model_names(services)
     return Imported(
@@ -92,14 +92,13 @@ def _model_names(drafts: Sequence[Draft]) -> None:
     owners: dict[str, str] = {}
     for draft in drafts:
         names: list[str] = draft.keys.get("served_as") or [draft.name]
-        free = [name for name in names if name not in owners]
-        for name in (name for name in names if name in owners):
-            draft.by_hand(
-                f"served as {name}", f"{owners[name]} is: clients ask for this one as {(free or [draft.name])[0]}"
-            )
-        if free != names:
-            draft.keys["served_as"] = free or [_unused(draft.name, owners)]
-        owners |= dict.fromkeys(draft.keys.get("served_as") or names, draft.name)
+        taken = [name for name in names if name in owners]
+        free = [name for name in names if name not in owners] or [_unused(draft.name, owners)]
+        for name in taken:
+            draft.by_hand(f"served as {name}", f"{owners[name]} is: clients ask for this one as {free[0]}")
+        if taken:
+            draft.keys["served_as"] = free
+        owners |= dict.fromkeys(free, draft.name)
 
 
 def _unused(name: str, owners: Mapping[str, Any]) -> str:

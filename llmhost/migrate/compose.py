@@ -69,7 +69,7 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
         project.add(text, source, over=source in over)
     names = service_names(project.services)
     drafts = [_service(name, names[name], entry, project) for name, entry in project.services.items()]
-    if not any(draft.keys for draft in drafts):
+    if not any("model" in draft.keys for draft in drafts):
         files = ", ".join(map(str, texts))
         unset = ", ".join(line.source for line in project.lines if line.source.startswith("${"))
         hint = f"these variables have no value: {unset}" if unset else "other servers cannot be moved"
@@ -88,6 +88,7 @@ def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -
     if which is None:
         draft.left_out(image or "(no image)", "neither vLLM nor text-embeddings-inference")
         return draft
+    draft.profiles = tuple(map(str, entry.get("profiles") or ()))
     volumes = list(_volumes(draft, entry.get("volumes")))
     keep(draft, env, tei=which == "tei")
 

@@ -58,7 +58,7 @@ def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], pa
 
 def _model(draft: Draft, flags: Mapping[str, Flag], paths: Paths) -> None:
     if "model_id" not in flags or not flags["model_id"].values:
-        draft.by_hand("model", "there is no --model-id: write model: in llmhost.yaml")
+        draft.by_hand("model", "there is no --model-id: the service is not in llmhost.yaml, write it there")
         return
     model = flags["model_id"].values[0]
     path = paths(model)

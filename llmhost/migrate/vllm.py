@@ -41,7 +41,7 @@ def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope:
     if model:
         _model(draft, model, by_name.get("revision"), paths, modelscope)
     else:
-        draft.by_hand("model", "there is no --model: write model: in llmhost.yaml")
+        draft.by_hand("model", "there is no --model: the service is not in llmhost.yaml, write it there")
     for extra in positional[0 if "model" in by_name else 1 :]:
         draft.by_hand(extra, "this word belongs to no flag")
     for flag in flags:
