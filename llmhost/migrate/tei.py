@@ -43,7 +43,11 @@ def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], pa
     by_name = {flag.name: flag for flag in flags}
     for variable, name in VARIABLES.items():
         if env.get(variable):
-            by_name.setdefault(name, Flag(name, (env[variable],), masked([f"{variable}={env[variable]}"])))
+            shown = masked([f"{variable}={env[variable]}"])
+            if name in by_name:
+                draft.left_out(shown, f"{by_name[name].written} counts")
+            else:
+                by_name[name] = Flag(name, (env[variable],), shown)
     for word in positional:
         draft.by_hand(word, "this word belongs to no flag")
     _model(draft, by_name, paths)
