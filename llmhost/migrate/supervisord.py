@@ -144,5 +144,6 @@ def _worker(draft: Draft, words: Sequence[str]) -> list[str]:
         elif flag.name in OF_WORKERS:
             draft.left_out(flag.written, OF_WORKERS[flag.name])
         else:
-            rest += [f"--{flag.name.replace('_', '-')}", *flag.values]
+            option = flag.name if flag.name.startswith("-") else f"--{flag.name.replace('_', '-')}"
+            rest += [option, *flag.values]
     return rest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from llmhost.migrate.masking import is_secret
 from llmhost.migrate.report import Draft
@@ -77,13 +79,18 @@ def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
         _secret(draft, flag)
     elif name in OWNED:
         draft.left_out(flag.written, OWNED[name].removeprefix("leave it out: "))
+    elif name.startswith("-"):
+        draft.by_hand(flag.written, "a short flag that vLLM does not have today: write its long form under args:")
     elif name.startswith("no_") and not flag.values:
-        draft.args[name.removeprefix("no_")] = False
-        draft.became(flag.written, f"args: {{{name.removeprefix('no_')}: false}}")
+        _argument(draft, flag, name.removeprefix("no_"), False)
     else:
         value = flag.value
-        draft.args[name] = paths(value) if isinstance(value, str) else value
-        draft.became(flag.written, f"args: {{{name}: {draft.args[name]}}}")
+        _argument(draft, flag, name, paths(value) if isinstance(value, str) else value)
+
+
+def _argument(draft: Draft, flag: Flag, name: str, value: Any) -> None:
+    draft.args[name] = value
+    draft.became(flag.written, f"args: {{{name}: {value if isinstance(value, str) else json.dumps(value)}}}")
 
 
 def _secret(draft: Draft, flag: Flag) -> None:
@@ -135,8 +142,24 @@ def _executor(draft: Draft, flag: Flag) -> None:
     if flag.values[:1] == ("ray",):
         draft.left_out(flag.written, "on one machine vLLM needs no Ray to use several GPUs")
     else:
-        draft.args[flag.name] = flag.value
-        draft.became(flag.written, f"args: {{{flag.name}: {flag.value}}}")
+        _argument(draft, flag, flag.name, flag.value)
+
+
+def _per_prompt(draft: Draft, flag: Flag) -> None:
+    """``image=2,video=1``, as it once was written, is a mapping today."""
+    pairs = [part.partition("=") for value in flag.values for part in value.split(",")]
+    if pairs and all(count.isdigit() for _, _, count in pairs):
+        _argument(draft, flag, flag.name, {kind.strip(): int(count) for kind, _, count in pairs})
+    else:
+        _argument(draft, flag, flag.name, flag.value)
+
+
+def _compilation(draft: Draft, flag: Flag) -> None:
+    """What vLLM once called a level is a mode today."""
+    value = flag.value
+    if isinstance(value, dict) and "level" in value:
+        value = {"mode": value["level"]} | {key: item for key, item in value.items() if key != "level"}
+    _argument(draft, flag, flag.name, {"mode": value} if isinstance(value, int) else value)
 
 
 def _by_plan(draft: Draft, flag: Flag) -> None:
@@ -155,6 +178,8 @@ _SPECIAL: Mapping[str, Callable[[Draft, Flag], None]] = {
     "task": _task,
     "served_model_name": _served,
     "distributed_executor_backend": _executor,
+    "limit_mm_per_prompt": _per_prompt,
+    "compilation_config": _compilation,
     "gpu_memory_utilization": _by_plan,
     "download_dir": _cache,
     "tensor_parallel_size": _later,
