@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from llmhost.migrate.masking import masked
 from llmhost.migrate.report import Draft
-from llmhost.migrate.vllm import Paths
+from llmhost.migrate.vllm import Paths, listening_port
 from llmhost.migrate.words import Flag, split_flags
 
 GATEWAY = "the gateway's, see `llmhost config schema`"
@@ -56,8 +56,7 @@ def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], pa
     draft.by_hand(
         "clients of /embed and /rerank", "vLLM answers /v1/embeddings (input) and /v1/rerank (query, documents) instead"
     )
-    port = by_name["port"].value if "port" in by_name else 80
-    return port if isinstance(port, int) else 80
+    return listening_port(draft, by_name.get("port"), 80)
 
 
 def _model(draft: Draft, flags: Mapping[str, Flag], paths: Paths) -> None:

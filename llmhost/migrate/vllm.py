@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from llmhost.migrate.masking import is_secret
@@ -21,6 +22,9 @@ SHARED_OUT = "the plan shares out memory among all services; write it under args
 
 TRUE = ("1", "true", "yes", "on")
 
+OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "run-batch", "launch")
+"""Commands of vLLM beside ``serve``."""
+
 Paths = Callable[[str], str]
 """A path in a container -> the path on this machine."""
 
@@ -33,6 +37,14 @@ def server_words(words: Sequence[str]) -> list[str]:
         if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
             return list(words[i + 2 :])
     return list(words[1:] if words[:1] == ["serve"] else words)
+
+
+def other_command(words: Sequence[str]) -> str:
+    """What ``vllm`` is told to do instead of serving: bench, complete …; empty when it serves."""
+    for word, after in pairwise(words):
+        if word.rpartition("/")[2] == "vllm" and after in OTHER_COMMANDS:
+            return after
+    return ""
 
 
 def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope: bool = False) -> int:
@@ -53,8 +65,16 @@ def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope:
     if "served_as" not in draft.keys and model:
         draft.keys["served_as"] = [model]
         draft.became("(no --served-model-name)", f"served_as: [{model}]: vLLM calls a model as it was given to it")
-    port = by_name["port"].value if "port" in by_name else 8000
-    return port if isinstance(port, int) else 8000
+    return listening_port(draft, by_name.get("port"), 8000)
+
+
+def listening_port(draft: Draft, flag: Flag | None, default: int) -> int:
+    """The port of ``--port``; one that is no number is told, and the default taken."""
+    port = flag.value if flag else default
+    if isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536:
+        return port
+    draft.by_hand(flag.written if flag else "port", f"no port: {default} was taken, write port: if clients need it")
+    return default
 
 
 def _model(draft: Draft, model: str, revision: Flag | None, paths: Paths, modelscope: bool) -> None:
