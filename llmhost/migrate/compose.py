@@ -91,8 +91,8 @@ def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -
     if which == "vllm" and (command := other_command(words)):
         draft.left_out(f"{image}: vllm {command}", "it serves no model")
         return draft
-    draft.needs = tuple(map(str, entry.get("depends_on") or ()))
-    draft.profiles = tuple(map(str, entry.get("profiles") or ()))
+    draft.needs = _names(entry.get("depends_on"))
+    draft.profiles = _names(entry.get("profiles"))
     volumes = list(_volumes(draft, entry.get("volumes")))
     keep(draft, env, tei=which == "tei")
 
@@ -106,13 +106,18 @@ def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -
         port = translate_tei(draft, words, env, paths)
     _ports(draft, entry, port)
     translate_resources(draft, entry, env)
-    for key in entry:
+    for key in map(str, entry):
         if key.startswith("x-"):
             draft.left_out(key, "an extension, which other parts of the file refer to")
         elif key not in (*HANDLED, *NO_LIMITS):
             told = NO_MEANING.get(key)
             draft.left_out(key, told) if told else draft.by_hand(key, "a key of compose that is not known here")
     return draft
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """A list, or the keys of a mapping."""
+    return tuple(map(str, value)) if isinstance(value, list | Mapping) else (str(value),) if value else ()
 
 
 def _server(image: str, words: Sequence[str]) -> str | None:
@@ -167,7 +172,8 @@ def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:
         draft.keys["port"] = listened
         draft.became(f"port {listened} of the host", f"port: {listened}")
         return
-    for port in entry.get("ports") or ():
+    ports = entry.get("ports") or []
+    for port in ports if isinstance(ports, list) else (ports,):
         if isinstance(port, Mapping):
             published, target = str(port.get("published", "")), str(port.get("target", ""))
         else:

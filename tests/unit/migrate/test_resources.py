@@ -112,3 +112,12 @@ def test_what_serves_no_model() -> None:
     assert told["vllm/vllm-openai: vllm bench"] == "it serves no model"
     with pytest.raises(ConfigError):
         compose("  bench: {image: vllm/vllm-openai, entrypoint: vllm bench}\n")
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["depends_on: redis", "profiles: 3", "ports: 8000", "deploy: [a]", "deploy: {resources: {limits: [a]}}", "3: 4",
+     "scale: many", "depends_on: {a: {}}", "devices: 3", "volumes: 7"],
+)  # fmt: skip
+def test_what_compose_would_refuse_stops_nothing(written: str) -> None:
+    assert compose(f"  a:\n    image: vllm\n    command: --model /m/q\n    {written}\n").config["services"]
