@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,15 @@ SHARED_OUT = "the plan shares out memory among all services; write it under args
 
 TRUE = ("1", "true", "yes", "on")
 
+SEVERAL = (
+    "served_model_name",
+    "lora_modules",
+    "middleware",
+    "api_key",
+    "allowed_local_media_path",
+    "logits_processors",
+)
+"""Flags whose values may hold a / and be several."""
 OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "run-batch", "launch")
 """Commands of vLLM beside ``serve``."""
 
@@ -36,7 +46,7 @@ def server_words(words: Sequence[str]) -> list[str]:
             return list(words[i + 1 :])
         if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
             return list(words[i + 2 :])
-    return list(words[1:] if words[:1] == ["serve"] else words)
+    return list(words[1:] if words[:1] in (["serve"], ["vllm"]) else words)
 
 
 def other_command(words: Sequence[str]) -> str:
@@ -50,6 +60,8 @@ def other_command(words: Sequence[str]) -> str:
 def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope: bool = False) -> int:
     """Write the flags into the draft; the port that the server listened on."""
     positional, flags = split_flags(words)
+    if not positional and "model" not in {flag.name for flag in flags}:
+        positional, flags = _model_behind(flags)
     by_name = {flag.name: flag for flag in flags}
     model = by_name["model"].values[0] if "model" in by_name and by_name["model"].values else next(iter(positional), "")
     if model:
@@ -66,6 +78,16 @@ def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope:
         draft.keys["served_as"] = [model]
         draft.became("(no --served-model-name)", f"served_as: [{model}]: vLLM calls a model as it was given to it")
     return listening_port(draft, by_name.get("port"), 8000)
+
+
+def _model_behind(flags: Sequence[Flag]) -> tuple[list[str], list[Flag]]:
+    """A model that stands behind a flag which takes fewer values: ``--enforce-eager /models/q``."""
+    for i, flag in enumerate(flags):
+        switch = flag.name == "enforce_eager" or flag.name.startswith(("trust_", "enable_", "disable_", "no_"))
+        if flag.name not in SEVERAL and len(flag.values) == (1 if switch else 2) and "/" in flag.values[-1]:
+            before = replace(flag, values=flag.values[:-1], written=flag.written.rpartition(" ")[0])
+            return [flag.values[-1]], [*flags[:i], before, *flags[i + 1 :]]
+    return [], list(flags)
 
 
 def listening_port(draft: Draft, flag: Flag | None, default: int) -> int:

@@ -51,3 +51,19 @@ def test_a_short_flag_that_is_not_known_is_no_value() -> None:
     service, lines = moved("--dtype half -zz 3")
     assert service["args"] == {"dtype": "half"}
     assert [line.source for line in lines if line.outcome == "by hand"] == ["-zz 3"]
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("--trust-remote-code org/m --port 9", {"trust_remote_code": True}),
+        ("--port 9 --max-model-len 4096 org/m", {"max_model_len": 4096}),
+        ("--lora-modules a=/l/a b=/l/b --seed 1 org/m", {"lora_modules": ["a=/l/a", "b=/l/b"], "seed": 1}),
+    ],
+)
+def test_a_model_behind_flags(command: str, args: dict[str, Any]) -> None:
+    text = f"services: {{s: {{image: vllm, command: vllm serve {command}}}}}"
+    imported = import_compose({Path("/srv/compose.yaml"): text}, {})
+    service = imported.config["services"]["s"]
+    assert (service["model"], service["args"]) == ("hf:org/m", args)
+    assert not [line for line in imported.lines if line.outcome == "by hand"]
