@@ -20,7 +20,7 @@ def import_command(_: Session, files: tuple[str, ...], output: str | None, force
 
     It is a docker compose file with vLLM or text-embeddings-inference, or a supervisord.conf with vLLM or FastChat
     workers. Several compose files become one llmhost.yaml; `include`, `extends`, `env_file`, `.env` and override files
-    are followed as Docker does.
+    are followed as Docker does, supervisord's `[include]` as supervisord does.
 
     \b
       llmhost import docker-compose.yaml -o ~/.llmhost/llmhost.yaml

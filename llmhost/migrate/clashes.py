@@ -11,11 +11,17 @@ PER_REPLICA = ("port", "gpus", "replicas")
 """Keys in which two engines of one service may differ."""
 
 
-def finish(drafts: Sequence[Draft], before: Sequence[Line], port: int = 8000) -> Imported:
-    """The whole llmhost.yaml with its report, which begins with the lines ``before``; ``port`` is the gateway's."""
-    services = _balanced([draft for draft in drafts if draft.keys])
+def finish(
+    drafts: Sequence[Draft], before: Sequence[Line], port: int = 8000, names: Mapping[str, str] | None = None
+) -> Imported:
+    """The whole llmhost.yaml with its report, which begins with the lines ``before``.
+
+    ``port`` is the gateway's; ``names`` has the names of the services by their old ones.
+    """
+    services, owners = _balanced([draft for draft in drafts if "model" in draft.keys])
     _ports(services, port)
     _model_names(services)
+    _needs(drafts, owners, names or {})
     return Imported(
         {
             "gateway": {"host": "127.0.0.1", "port": port},
@@ -25,9 +31,13 @@ def finish(drafts: Sequence[Draft], before: Sequence[Line], port: int = 8000) ->
     )
 
 
-def _balanced(drafts: Sequence[Draft]) -> list[Draft]:
-    """Services that are the same but for port and GPUs are one with replicas, as behind a balancer."""
+def _balanced(drafts: Sequence[Draft]) -> tuple[list[Draft], dict[str, Draft]]:
+    """Services that are the same but for port and GPUs are one with replicas, as behind a balancer.
+
+    Also each service by name, with the one that it became a part of.
+    """
     kept: list[Draft] = []
+    owners: dict[str, Draft] = {}
     for draft in drafts:
         same = next((d for d in kept if d.profiles == draft.profiles and _alike(d, draft)), None)
         if same is None:
@@ -35,7 +45,31 @@ def _balanced(drafts: Sequence[Draft]) -> list[Draft]:
         else:
             draft.became("the service", f"a replica of {same.name}, which it is like but for port and GPUs")
             as_replica(same, draft)
-    return kept
+        owners[draft.name] = same or draft
+    return kept, owners
+
+
+def _needs(drafts: Sequence[Draft], owners: Mapping[str, Draft], names: Mapping[str, str]) -> None:
+    """``depends_on`` among the services that are there; compose itself refuses circles."""
+    for draft in drafts:
+        service = owners.get(draft.name)
+        for old in draft.needs if service else ():
+            needed = owners.get(names.get(old, old))
+            if service is None or needed is None:
+                draft.left_out(f"depends_on {old}", "it is not a service of llmhost.yaml")
+            elif _reaches(needed, service, owners):
+                draft.by_hand(f"depends_on {old}", "it waits for this one itself")
+            else:
+                written = service.keys.setdefault("needs", [])
+                written += [needed.name] if needed.name not in written else []
+                draft.became(f"depends_on {old}", f"needs: [{needed.name}]")
+
+
+def _reaches(start: Draft, goal: Draft, owners: Mapping[str, Draft]) -> bool:
+    """Whether ``start`` waits for ``goal`` by the needs that are written so far."""
+    if start is goal:
+        return True
+    return any(_reaches(owners[name], goal, owners) for name in start.keys.get("needs", ()))
 
 
 def _alike(one: Draft, other: Draft) -> bool:
@@ -92,14 +126,13 @@ def _model_names(drafts: Sequence[Draft]) -> None:
     owners: dict[str, str] = {}
     for draft in drafts:
         names: list[str] = draft.keys.get("served_as") or [draft.name]
-        free = [name for name in names if name not in owners]
-        for name in (name for name in names if name in owners):
-            draft.by_hand(
-                f"served as {name}", f"{owners[name]} is: clients ask for this one as {(free or [draft.name])[0]}"
-            )
-        if free != names:
-            draft.keys["served_as"] = free or [_unused(draft.name, owners)]
-        owners |= dict.fromkeys(draft.keys.get("served_as") or names, draft.name)
+        taken = [name for name in names if name in owners]
+        free = [name for name in names if name not in owners] or [_unused(draft.name, owners)]
+        for name in taken:
+            draft.by_hand(f"served as {name}", f"{owners[name]} is: clients ask for this one as {free[0]}")
+        if taken:
+            draft.keys["served_as"] = free
+        owners |= dict.fromkeys(free, draft.name)
 
 
 def _unused(name: str, owners: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from llmhost.migrate.environment import beside, keep
 from llmhost.migrate.names import service_names
 from llmhost.migrate.project import Project
 from llmhost.migrate.report import Draft, Imported
+from llmhost.migrate.resources import NO_LIMITS, translate_resources
 from llmhost.migrate.shell import started
 from llmhost.migrate.tei import translate_tei
-from llmhost.migrate.vllm import TRUE, server_words, translate_vllm
+from llmhost.migrate.vllm import TRUE, other_command, server_words, translate_vllm
 
 NO_MEANING = {
     "shm_size": "shared memory of the host has no such limit",
@@ -25,7 +26,6 @@ NO_MEANING = {
     "healthcheck": "the guard asks engines with real requests",
     "container_name": "the service's name",
     "hostname": "engines are processes of the host",
-    "depends_on": "services start together, the gateway answers when they are ready",
     "networks": "engines listen on unix sockets",
     "network_mode": "engines listen on unix sockets",
     "runtime": "GPUs are the host's",
@@ -45,15 +45,15 @@ NO_MEANING = {
     "working_dir": "paths are those of the host",
     "extra_hosts": "/etc/hosts of the host counts",
     "dns": "the host's resolver counts",
-    "profiles": "start services by name: `llmhost start NAME`",
+    "profiles": "all services start; stop one by name: `llmhost stop NAME`",
 }
 """Keys of a compose service that mean nothing without Docker -> what there is instead."""
 
 REACHABLE = "others could reach it: if they must, write gateway.host: 0.0.0.0 and make a key"
 
 HANDLED = (
-    "image", "build", "command", "entrypoint", "environment", "env_file", "ports", "volumes", "deploy", "gpus",
-    "devices",
+    "image", "build", "command", "entrypoint", "environment", "env_file", "ports", "volumes", "deploy", "gpus", "scale",
+    "depends_on",
 )  # fmt: skip
 
 
@@ -69,12 +69,12 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
         project.add(text, source, over=source in over)
     names = service_names(project.services)
     drafts = [_service(name, names[name], entry, project) for name, entry in project.services.items()]
-    if not any(draft.keys for draft in drafts):
+    if not any("model" in draft.keys for draft in drafts):
         files = ", ".join(map(str, texts))
         unset = ", ".join(line.source for line in project.lines if line.source.startswith("${"))
         hint = f"these variables have no value: {unset}" if unset else "other servers cannot be moved"
         raise ConfigError(f"{files} runs neither vLLM nor text-embeddings-inference", hint)
-    return finish(drafts, project.lines)
+    return finish(drafts, project.lines, names=names)
 
 
 def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -> Draft:
@@ -88,6 +88,11 @@ def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -
     if which is None:
         draft.left_out(image or "(no image)", "neither vLLM nor text-embeddings-inference")
         return draft
+    if which == "vllm" and (command := other_command(words)):
+        draft.left_out(f"{image}: vllm {command}", "it serves no model")
+        return draft
+    draft.needs = _names(entry.get("depends_on"))
+    draft.profiles = _names(entry.get("profiles"))
     volumes = list(_volumes(draft, entry.get("volumes")))
     keep(draft, env, tei=which == "tei")
 
@@ -100,12 +105,19 @@ def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -
     else:
         port = translate_tei(draft, words, env, paths)
     _ports(draft, entry, port)
-    _gpus(draft, entry, env)
-    for key in entry:
-        if key not in HANDLED:
+    translate_resources(draft, entry, env)
+    for key in map(str, entry):
+        if key.startswith("x-"):
+            draft.left_out(key, "an extension, which other parts of the file refer to")
+        elif key not in (*HANDLED, *NO_LIMITS):
             told = NO_MEANING.get(key)
             draft.left_out(key, told) if told else draft.by_hand(key, "a key of compose that is not known here")
     return draft
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """A list, or the keys of a mapping."""
+    return tuple(map(str, value)) if isinstance(value, list | Mapping) else (str(value),) if value else ()
 
 
 def _server(image: str, words: Sequence[str]) -> str | None:
@@ -160,7 +172,8 @@ def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:
         draft.keys["port"] = listened
         draft.became(f"port {listened} of the host", f"port: {listened}")
         return
-    for port in entry.get("ports") or ():
+    ports = entry.get("ports") or []
+    for port in ports if isinstance(ports, list) else (ports,):
         if isinstance(port, Mapping):
             published, target = str(port.get("published", "")), str(port.get("target", ""))
         else:
@@ -178,26 +191,3 @@ def _ports(draft: Draft, entry: Mapping[str, Any], listened: int) -> None:
             draft.became(f"ports {port}", f"port: {published}, beside the gateway's port")
         else:
             draft.by_hand(f"ports {port}", f"the server listened on {listened}: write port: if clients need it")
-
-
-def _gpus(draft: Draft, entry: Mapping[str, Any], env: Mapping[str, str]) -> None:
-    deploy = entry.get("deploy")
-    resources = deploy.get("resources") if isinstance(deploy, Mapping) else None
-    reserved = resources.get("reservations") if isinstance(resources, Mapping) else None
-    devices = reserved.get("devices") if isinstance(reserved, Mapping) else None
-    visible = env.get("CUDA_VISIBLE_DEVICES") or env.get("NVIDIA_VISIBLE_DEVICES") or ""
-    indices = [part.strip() for part in visible.split(",")] if visible else []
-    count: object = entry.get("gpus")
-    for device in devices if isinstance(devices, list) else ():
-        if isinstance(device, Mapping):
-            indices = [str(i) for i in device.get("device_ids") or indices]
-            count = device.get("count", count)
-    for key in (k for k in deploy or () if k != "resources"):
-        draft.left_out(f"deploy.{key}", "write replicas: for several engines" if key == "replicas" else "Docker's")
-    if indices and all(i.isdigit() for i in indices):
-        draft.keys["gpus"] = [int(i) for i in indices]
-        draft.became(f"devices {', '.join(indices)}", f"gpus: [{', '.join(indices)}]")
-    elif isinstance(count, int) and "gpus" not in draft.keys:
-        draft.became(f"devices count: {count}", "gpus: auto (the plan takes the fewest that are enough)")
-    elif count is not None or indices:
-        draft.left_out(f"devices {count or ', '.join(indices)}", "gpus: auto is the default")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from llmhost.errors import ConfigError
 from llmhost.migrate.report import Line
+from llmhost.migrate.resources import MOST
 
-MOST = 64
-"""Processes of a program, and replicas of a service."""
 ENVIRONMENT = re.compile(r"([\w%().]+)\s*=\s*(\"[^\"]*\"|'[^']*'|[^,\n]*)")
 _COMMENT = re.compile(r"\s;.*$", re.MULTILINE)
 

@@ -30,6 +30,8 @@ class Draft:
     lines: list[Line] = field(default_factory=list)
     profiles: tuple[str, ...] = ()
     """Services of different ones are alternatives."""
+    needs: tuple[str, ...] = ()
+    """Services, by their old names, that start before it."""
 
     def became(self, source: str, detail: str) -> None:
         self.lines.append(Line(self.name, source, "became", detail))

@@ -14,6 +14,9 @@ WORKERS = ("fastchat.serve.vllm_worker", "fastchat.serve.model_worker")
 FRONT = ("fastchat.serve.controller", "fastchat.serve.openai_api_server", "fastchat.serve.gradio_web_server")
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _REDIRECTS = re.compile(r"\d?[<>]+&?\d?|&>+|[<>]+&|\d?[<>]+&?\S+")
+_PROGRAM = re.compile(r"python[\d.]*|vllm")
+_WITH_VALUE = ("-u", "-C", "-n")
+"""Options of env and nice with a value of their own."""
 _DEEP = 4
 
 
@@ -41,8 +44,10 @@ def started(words: Sequence[str]) -> Started:
     found = Started([])
     commands = list(_commands(list(words), found, _DEEP))
     server = next((command for command in commands if is_server(command)), commands[0] if commands else [])
-    found.words = server
-    found.others = [command for command in commands if command is not server]
+    start = next((i for i, word in enumerate(server) if _PROGRAM.fullmatch(word.rpartition("/")[2])), 0)
+    found.words = server[start:]
+    before = [server[:start]] if start else []  # numactl, taskset, conda run
+    found.others = [*before, *(command for command in commands if command is not server)]
     return found
 
 
@@ -64,13 +69,18 @@ def _commands(words: list[str], found: Started, depth: int) -> Iterator[list[str
 def _bare(words: list[str], found: Started) -> list[str]:
     """Without assignments, `env`, `exec` and the like; the assignments are kept."""
     given: dict[str, str] = {}
+    wrapped = False
     while words:
-        assigned = _ASSIGNED.fullmatch(words[0])
-        if assigned:
+        used = 1
+        if assigned := _ASSIGNED.fullmatch(words[0]):
             given[assigned[1]] = assigned[2]
-        elif words[0].rpartition("/")[2] not in ("env", *BEFORE):
+        elif words[0].rpartition("/")[2] in ("env", *BEFORE):
+            wrapped = True
+        elif wrapped and words[0].startswith("-"):
+            used = 2 if words[0] in _WITH_VALUE else 1
+        else:
             break
-        words = words[1:]
+        words = words[used:]
     if is_server(words) or (words and _script(words) is not None):
         found.env |= given
     return words

@@ -49,7 +49,7 @@ def import_supervisord(text: str, source: Path, environ: Mapping[str, str] | Non
             port = _front(program.name, words, found.lines, port)
         else:
             drafts += _replicated(program, names[program.name])
-    if not any(draft.keys for draft in drafts):
+    if not any("model" in draft.keys for draft in drafts):
         raise ConfigError(f"{source} runs neither vLLM nor a FastChat worker", "other programs cannot be moved")
     return finish(drafts, found.lines, port)
 
@@ -73,7 +73,7 @@ def _replicated(program: Program, name: str) -> list[Draft]:
     service, *others = (_program(program, process, name) for process in program.processes)
     if name != program.name:
         service.became(f"[program:{program.name}]", f"the service {name}")
-    if not service.keys:
+    if "model" not in service.keys:
         return [service]
     for key, value in program.options.items():
         if key == "numprocs" and others:
@@ -144,5 +144,6 @@ def _worker(draft: Draft, words: Sequence[str]) -> list[str]:
         elif flag.name in OF_WORKERS:
             draft.left_out(flag.written, OF_WORKERS[flag.name])
         else:
-            rest += [f"--{flag.name.replace('_', '-')}", *flag.values]
+            option = flag.name if flag.name.startswith("-") else f"--{flag.name.replace('_', '-')}"
+            rest += [option, *flag.values]
     return rest

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from llmhost.migrate.masking import masked
 from llmhost.migrate.report import Draft
-from llmhost.migrate.vllm import Paths
+from llmhost.migrate.vllm import Paths, listening_port
 from llmhost.migrate.words import Flag, split_flags
 
 GATEWAY = "the gateway's, see `llmhost config schema`"
@@ -43,7 +43,11 @@ def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], pa
     by_name = {flag.name: flag for flag in flags}
     for variable, name in VARIABLES.items():
         if env.get(variable):
-            by_name.setdefault(name, Flag(name, (env[variable],), masked([f"{variable}={env[variable]}"])))
+            shown = masked([f"{variable}={env[variable]}"])
+            if name in by_name:
+                draft.left_out(shown, f"{by_name[name].written} counts")
+            else:
+                by_name[name] = Flag(name, (env[variable],), shown)
     for word in positional:
         draft.by_hand(word, "this word belongs to no flag")
     _model(draft, by_name, paths)
@@ -52,13 +56,12 @@ def translate_tei(draft: Draft, words: Sequence[str], env: Mapping[str, str], pa
     draft.by_hand(
         "clients of /embed and /rerank", "vLLM answers /v1/embeddings (input) and /v1/rerank (query, documents) instead"
     )
-    port = by_name["port"].value if "port" in by_name else 80
-    return port if isinstance(port, int) else 80
+    return listening_port(draft, by_name.get("port"), 80)
 
 
 def _model(draft: Draft, flags: Mapping[str, Flag], paths: Paths) -> None:
     if "model_id" not in flags or not flags["model_id"].values:
-        draft.by_hand("model", "there is no --model-id: write model: in llmhost.yaml")
+        draft.by_hand("model", "there is no --model-id: the service is not in llmhost.yaml, write it there")
         return
     model = flags["model_id"].values[0]
     path = paths(model)

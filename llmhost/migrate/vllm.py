@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 from llmhost.migrate.masking import is_secret
 from llmhost.migrate.report import Draft
@@ -19,6 +23,18 @@ SHARED_OUT = "the plan shares out memory among all services; write it under args
 
 TRUE = ("1", "true", "yes", "on")
 
+SEVERAL = (
+    "served_model_name",
+    "lora_modules",
+    "middleware",
+    "api_key",
+    "allowed_local_media_path",
+    "logits_processors",
+)
+"""Flags whose values may hold a / and be several."""
+OTHER_COMMANDS = ("bench", "chat", "complete", "collect-env", "run-batch", "launch")
+"""Commands of vLLM beside ``serve``."""
+
 Paths = Callable[[str], str]
 """A path in a container -> the path on this machine."""
 
@@ -30,18 +46,28 @@ def server_words(words: Sequence[str]) -> list[str]:
             return list(words[i + 1 :])
         if word.rpartition("/")[2] == "vllm" and words[i + 1 : i + 2] == ["serve"]:
             return list(words[i + 2 :])
-    return list(words[1:] if words[:1] == ["serve"] else words)
+    return list(words[1:] if words[:1] in (["serve"], ["vllm"]) else words)
+
+
+def other_command(words: Sequence[str]) -> str:
+    """What ``vllm`` is told to do instead of serving: bench, complete …; empty when it serves."""
+    for word, after in pairwise(words):
+        if word.rpartition("/")[2] == "vllm" and after in OTHER_COMMANDS:
+            return after
+    return ""
 
 
 def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope: bool = False) -> int:
     """Write the flags into the draft; the port that the server listened on."""
     positional, flags = split_flags(words)
+    if not positional and "model" not in {flag.name for flag in flags}:
+        positional, flags = _model_behind(flags)
     by_name = {flag.name: flag for flag in flags}
     model = by_name["model"].values[0] if "model" in by_name and by_name["model"].values else next(iter(positional), "")
     if model:
         _model(draft, model, by_name.get("revision"), paths, modelscope)
     else:
-        draft.by_hand("model", "there is no --model: write model: in llmhost.yaml")
+        draft.by_hand("model", "there is no --model: the service is not in llmhost.yaml, write it there")
     for extra in positional[0 if "model" in by_name else 1 :]:
         draft.by_hand(extra, "this word belongs to no flag")
     for flag in flags:
@@ -51,8 +77,26 @@ def translate_vllm(draft: Draft, words: Sequence[str], paths: Paths, modelscope:
     if "served_as" not in draft.keys and model:
         draft.keys["served_as"] = [model]
         draft.became("(no --served-model-name)", f"served_as: [{model}]: vLLM calls a model as it was given to it")
-    port = by_name["port"].value if "port" in by_name else 8000
-    return port if isinstance(port, int) else 8000
+    return listening_port(draft, by_name.get("port"), 8000)
+
+
+def _model_behind(flags: Sequence[Flag]) -> tuple[list[str], list[Flag]]:
+    """A model that stands behind a flag which takes fewer values: ``--enforce-eager /models/q``."""
+    for i, flag in enumerate(flags):
+        switch = flag.name == "enforce_eager" or flag.name.startswith(("trust_", "enable_", "disable_", "no_"))
+        if flag.name not in SEVERAL and len(flag.values) == (1 if switch else 2) and "/" in flag.values[-1]:
+            before = replace(flag, values=flag.values[:-1], written=flag.written.rpartition(" ")[0])
+            return [flag.values[-1]], [*flags[:i], before, *flags[i + 1 :]]
+    return [], list(flags)
+
+
+def listening_port(draft: Draft, flag: Flag | None, default: int) -> int:
+    """The port of ``--port``; one that is no number is told, and the default taken."""
+    port = flag.value if flag else default
+    if isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536:
+        return port
+    draft.by_hand(flag.written if flag else "port", f"no port: {default} was taken, write port: if clients need it")
+    return default
 
 
 def _model(draft: Draft, model: str, revision: Flag | None, paths: Paths, modelscope: bool) -> None:
@@ -77,13 +121,18 @@ def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
         _secret(draft, flag)
     elif name in OWNED:
         draft.left_out(flag.written, OWNED[name].removeprefix("leave it out: "))
+    elif name.startswith("-"):
+        draft.by_hand(flag.written, "a short flag that vLLM does not have today: write its long form under args:")
     elif name.startswith("no_") and not flag.values:
-        draft.args[name.removeprefix("no_")] = False
-        draft.became(flag.written, f"args: {{{name.removeprefix('no_')}: false}}")
+        _argument(draft, flag, name.removeprefix("no_"), False)
     else:
         value = flag.value
-        draft.args[name] = paths(value) if isinstance(value, str) else value
-        draft.became(flag.written, f"args: {{{name}: {draft.args[name]}}}")
+        _argument(draft, flag, name, paths(value) if isinstance(value, str) else value)
+
+
+def _argument(draft: Draft, flag: Flag, name: str, value: Any) -> None:
+    draft.args[name] = value
+    draft.became(flag.written, f"args: {{{name}: {value if isinstance(value, str) else json.dumps(value)}}}")
 
 
 def _secret(draft: Draft, flag: Flag) -> None:
@@ -135,8 +184,24 @@ def _executor(draft: Draft, flag: Flag) -> None:
     if flag.values[:1] == ("ray",):
         draft.left_out(flag.written, "on one machine vLLM needs no Ray to use several GPUs")
     else:
-        draft.args[flag.name] = flag.value
-        draft.became(flag.written, f"args: {{{flag.name}: {flag.value}}}")
+        _argument(draft, flag, flag.name, flag.value)
+
+
+def _per_prompt(draft: Draft, flag: Flag) -> None:
+    """``image=2,video=1``, as it once was written, is a mapping today."""
+    pairs = [part.partition("=") for value in flag.values for part in value.split(",")]
+    if pairs and all(count.isdigit() for _, _, count in pairs):
+        _argument(draft, flag, flag.name, {kind.strip(): int(count) for kind, _, count in pairs})
+    else:
+        _argument(draft, flag, flag.name, flag.value)
+
+
+def _compilation(draft: Draft, flag: Flag) -> None:
+    """What vLLM once called a level is a mode today."""
+    value = flag.value
+    if isinstance(value, dict) and "level" in value:
+        value = {"mode": value["level"]} | {key: item for key, item in value.items() if key != "level"}
+    _argument(draft, flag, flag.name, {"mode": value} if isinstance(value, int) else value)
 
 
 def _by_plan(draft: Draft, flag: Flag) -> None:
@@ -155,6 +220,8 @@ _SPECIAL: Mapping[str, Callable[[Draft, Flag], None]] = {
     "task": _task,
     "served_model_name": _served,
     "distributed_executor_backend": _executor,
+    "limit_mm_per_prompt": _per_prompt,
+    "compilation_config": _compilation,
     "gpu_memory_utilization": _by_plan,
     "download_dir": _cache,
     "tensor_parallel_size": _later,

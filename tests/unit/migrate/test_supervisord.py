@@ -55,6 +55,14 @@ def test_variables_before_a_command_count(tmp_path: Path) -> None:
     assert (service["gpus"], service["env"]) == ([0, 1], {"D": "1"})
 
 
+def test_programs_before_a_command_are_told(tmp_path: Path) -> None:
+    service, told = program(
+        tmp_path, "command=nice -n 5 env -i -u X A=b numactl -N 0 python3 -m vllm.entrypoints.x /m/q"
+    )
+    assert (service["model"], service["env"]) == ("/m/q", {"A": "b"})
+    assert told["numactl -N 0"] == "by hand"
+
+
 def test_a_script_is_named(tmp_path: Path) -> None:
     text = "[program:s]\ncommand=/opt/run_chat.sh\n[program:w]\ncommand=vllm serve /m/q --port 8001\n"
     lines = moved(tmp_path, text).lines
