@@ -64,6 +64,14 @@ class ModelError(LlmhostError):
     """A model directory is missing, incomplete or not what the service needs."""
 
 
+class UnknownKindError(ModelError):
+    """The kind of a model cannot be told; ``why`` says so in words."""
+
+    def __init__(self, message: str, hint: str = "", why: str = "") -> None:
+        super().__init__(message, hint)
+        self.why = why
+
+
 class PlanError(LlmhostError):
     """The configuration does not fit this machine or the installed engine."""
 
