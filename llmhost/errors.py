@@ -60,6 +60,10 @@ class HubError(LlmhostError):
     """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
 
 
+class NotOnHubError(HubError):
+    """The hub has no such repository or revision, or does not show it to this user."""
+
+
 class ModelError(LlmhostError):
     """A model directory is missing, incomplete or not what the service needs."""
 
