@@ -1,4 +1,4 @@
-"""GPUs of a machine that is not here, to plan for it: ``4x24``, ``4x24,2x48``, a YAML or JSON file, or its `llmhost facts --json`."""
+"""GPUs of a machine that is not here, to plan for it: ``4x24,2x48``, a YAML or JSON file, `llmhost facts --json`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ GIB = 2**30
 SHORT = re.compile(r"(\d+)\s*[x×*]\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", re.IGNORECASE)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|MiB|MB|M)?", re.IGNORECASE)
 FORM = (
-    "write how many of how many GiB (4x24, or 4x24,2x48), or name a file: gpus: [{name: RTX 4090, memory: 24GiB, count: 4}], or what"
-    " `llmhost facts --json` says there"
+    "write how many of how many GiB (4x24, or 4x24,2x48), or name a file:"
+    " gpus: [{name: RTX 4090, memory: 24GiB, count: 4}], or what `llmhost facts --json` says there"
 )
 
 
