@@ -60,8 +60,20 @@ class HubError(LlmhostError):
     """A model hub does not have what is asked for, does not give it to this user, or cannot be reached."""
 
 
+class NotOnHubError(HubError):
+    """The hub has no such repository or revision, or does not show it to this user."""
+
+
 class ModelError(LlmhostError):
     """A model directory is missing, incomplete or not what the service needs."""
+
+
+class UnknownKindError(ModelError):
+    """The kind of a model cannot be told; ``why`` says so in words."""
+
+    def __init__(self, message: str, hint: str = "", why: str = "") -> None:
+        super().__init__(message, hint)
+        self.why = why
 
 
 class PlanError(LlmhostError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ GIB = 2**30
 def inspect_command(session: Session, model: str, as_json: bool) -> None:
     """Show what MODEL is: a directory, demo:chat, hf:owner/name or modelscope:owner/name.
 
+    A relative directory starts from the current one, or from the home when it is not there.
+
     Kind, parameters, bytes of its weights, KV cache, context length, quantization, and which tool-call and reasoning
     parser it wants, each with the reason. No weights are read and no code of the model runs. A model that is not here
     is looked at on its hub: a few MB come from there, nothing is kept. The same facts go into `llmhost plan`.
@@ -34,13 +37,16 @@ def inspect_command(session: Session, model: str, as_json: bool) -> None:
         console.json_result(_json(found))
         return
     for name, value in _lines(found):
-        console.result(f"{name:18}{value}")
+        console.result(f"{name:17} {value}")
 
 
 def _json(found: Inspected) -> dict[str, Any]:
     data = asdict(found.facts)
     return {
         **data,
+        "kind": None if found.no_kind else data["kind"],
+        "kind_reason": found.no_kind or data["kind_reason"],
+        "not_registered": found.not_registered,
         "tool_parser": {**data["tool_parser"], "chosen": found.tool_parser},
         "reasoning_parser": {**data["reasoning_parser"], "chosen": found.reasoning_parser},
         "vllm_version": found.vllm_version,
@@ -51,7 +57,7 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
     facts = found.facts
     lines = [
         ("path", facts.path),
-        ("kind", f"{facts.kind}  ({facts.kind_reason})"),
+        ("kind", f"not known  ({found.no_kind})" if found.no_kind else f"{facts.kind}  ({facts.kind_reason})"),
         ("architecture", facts.architecture),
         ("parameters", _parameters(facts.parameters)),
         ("weights", f"{facts.weight_bytes / GIB:.2f} GiB" + (f"  {facts.dtype}" if facts.dtype else "")),
@@ -59,9 +65,11 @@ def _lines(found: Inspected) -> list[tuple[str, str]]:
         ("context length", f"{facts.context_length or '?'} tokens"),
         ("KV cache", _cache(found)),
     ]
-    if facts.kind == "chat":
+    if found.not_registered:
+        lines.insert(3, ("supported", f"no: {found.not_registered}"))
+    if facts.kind == "chat" and not found.no_kind:
         lines += [("tool_call_parser", found.tool_parser_text), ("reasoning_parser", found.reasoning_parser_text)]
-    lines += [(f"needs {flag}", str(value)) for flag, value in facts.overrides.items()]
+    lines += [(f"needs {flag}", v if isinstance(v, str) else json.dumps(v)) for flag, v in facts.overrides.items()]
     if facts.multimodal:
         lines.append(("multimodal", "it takes images, sound or video, too"))
     if facts.remote_code:

@@ -35,6 +35,7 @@ def pull_command(session: Session, models: tuple[str, ...], everything: bool, up
     HF_TOKEN, MODELSCOPE_API_TOKEN and HTTPS_PROXY are honoured; `llmhost login` keeps a token.
     """
     from llmhost.cli.progress import shown_progress
+    from llmhost.hub.select import lacking
     from llmhost.models import pull_models
 
     with shown_progress() as progress:
@@ -48,6 +49,8 @@ def pull_command(session: Session, models: tuple[str, ...], everything: bool, up
         else:
             news = f"{pulled.fetched / GIB:.2f} GiB fetched" if pulled.fetched else "was here already"
             console.result(f"{text}: {pulled.directory}, revision {pulled.revision[:12]}, {news}")
+            if missing := lacking(pulled.files):
+                console.remark(f"{text}: {missing} that vLLM could load; --all takes other forms (GGUF, ONNX), too")
 
 
 def _pulled(text: str, pulled: Any) -> dict[str, Any]:
@@ -156,7 +159,7 @@ def prune_command(session: Session, yes: bool) -> None:
 
 @click.command("login")
 @click.argument("hub", type=click.Choice(["hf", "modelscope"]))
-@click.option("--token-stdin", is_flag=True, help="Read the token from standard input instead of asking for it.")
+@click.option("--token-stdin", is_flag=True, help="Read the token from standard input, as without a terminal.")
 @click.option("--forget", is_flag=True, help="Forget the token that is kept.")
 @click.option("--no-check", is_flag=True, help="Do not ask the hub whether the token is good.")
 @click.pass_obj
@@ -175,7 +178,8 @@ def login_command(session: Session, hub: str, token_stdin: bool, forget: bool, n
         write_token(session.home, hub, None)
         console.result(f"the token for {hub} is forgotten")
         return
-    token = sys.stdin.readline().strip() if token_stdin else click.prompt("token", hide_input=True, err=True).strip()
+    piped = token_stdin or not sys.stdin.isatty()
+    token = sys.stdin.readline().strip() if piped else click.prompt("token", hide_input=True, err=True).strip()
     if not token or not token.isprintable():
         raise HubError("that is no token", "make one in the settings of your account on the hub")
     owner = "" if no_check else f" of {check_token(hub, token)}"

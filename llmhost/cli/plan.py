@@ -20,9 +20,9 @@ GIB = 2**30
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON; values of env: are left out.")
 @click.option(
     "--gpus",
-    metavar="FILE|NxGIB",
-    help="Would it fit on these GPUs? 4x24, or a file: gpus: [{name: RTX 4090, memory: 24GiB, free: 23GiB, count: 4}],"
-    " or what `llmhost facts --json` said on another machine.",
+    metavar="FILE|NxGIB[,…]",
+    help="Would it fit on these GPUs? 4x24 or 4x24,2x48, or a file: gpus: [{name: RTX 4090, memory: 24GiB, free: 23GiB,"
+    " count: 4}], or what `llmhost facts --json` said on another machine.",
 )
 @click.option("--commands", is_flag=True, help="The command of every replica, too.")
 @click.pass_obj

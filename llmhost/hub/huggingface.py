@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_h
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]
 
-from llmhost.errors import HubError
+from llmhost.errors import HubError, NotOnHubError
 from llmhost.hub.remote import RemoteFile, Snapshot, explained, partial_path, transport_error
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -93,12 +93,12 @@ class HuggingFace:
                 f"{what} is gated: its owner lets in whom he agreed to", f"ask for access at {page}, and give {token}"
             )
         if isinstance(error, errors.RevisionNotFoundError):
-            return HubError(f"hf:{repository} has no revision {revision}", "see its branches and tags on the hub")
+            return NotOnHubError(f"hf:{repository} has no revision {revision}", "see its branches and tags on the hub")
         if status == 401 and self.token:
             return HubError(f"the hub {self.endpoint} refuses the token", f"make a new one there, and give {token}")
         if isinstance(error, errors.RepositoryNotFoundError | errors.EntryNotFoundError) or status in (401, 403, 404):
             hint = f"check its name; for a private one give {token}"
-            return HubError(f"{what} does not exist on {self.endpoint}, or this user may not see it", hint)
+            return NotOnHubError(f"{what} does not exist on {self.endpoint}, or this user may not see it", hint)
         return transport_error(what, self.endpoint, "HF_ENDPOINT", status, error)
 
 

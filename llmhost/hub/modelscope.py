@@ -9,7 +9,7 @@ from typing import Any
 
 from modelscope_hub import HubApi, errors
 
-from llmhost.errors import HubError
+from llmhost.errors import HubError, NotOnHubError
 from llmhost.hub.remote import RemoteFile, Snapshot, explained, transport_error
 
 DEFAULT_ENDPOINT = "https://www.modelscope.cn"
@@ -61,7 +61,7 @@ class ModelScope:
             return HubError(f"{what} is gated or private", f"ask for access at {page}, and give {token}")
         if isinstance(error, errors.NotExistError):
             hint = f"check its name and revision; for a private one give {token}"
-            return HubError(f"{what} does not exist on {self.endpoint}, or this user may not see it", hint)
+            return NotOnHubError(f"{what} does not exist on {self.endpoint}, or this user may not see it", hint)
         if isinstance(error, errors.FileIntegrityError):
             return HubError(f"{what}: what came is not what the hub lists", "try again later, or from the other hub")
         status = getattr(error, "status_code", None)

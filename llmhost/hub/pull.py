@@ -22,7 +22,7 @@ from typing import Any
 
 from llmhost import writer
 from llmhost.env.progress import Progress
-from llmhost.errors import BusyError, HubError, ModelError
+from llmhost.errors import BusyError, HubError, ModelError, NotOnHubError
 from llmhost.hub.remote import Hub, Reference, RemoteFile, Snapshot, from_listing, partial_path, to_listing
 from llmhost.hub.select import needed
 from llmhost.probe.host import free_bytes
@@ -76,7 +76,7 @@ def pull(
     pinned = locked if locked and reference.revision in (None, locked.revision) else None
     if pinned and is_complete(target, pinned.revision, everything):
         return Pulled(target, pinned.revision, read_manifest_files(target), 0)
-    snapshot = hub.snapshot(reference.repository, pinned.revision if pinned else reference.revision)
+    snapshot = _snapshot(hub, reference, pinned)
     if is_complete(target, snapshot.revision, everything):
         return Pulled(target, snapshot.revision, read_manifest_files(target), 0)
     files = snapshot.files if everything else needed(snapshot.files)
@@ -94,6 +94,19 @@ def pull(
     except OSError as e:
         raise _disk_error(e, target) from e
     return Pulled(target, snapshot.revision, files, fetched)
+
+
+def _snapshot(hub: Hub, reference: Reference, pinned: Snapshot | None) -> Snapshot:
+    if pinned is None:
+        return hub.snapshot(reference.repository, reference.revision)
+    try:
+        return hub.snapshot(reference.repository, pinned.revision)
+    except NotOnHubError as e:
+        raise NotOnHubError(
+            f"{reference.text}: revision {pinned.revision[:12]}, which llmhost.lock pins, cannot be had: {e.message}",
+            f"copy the model from a machine that has it; or take the newest with `llmhost pull --upgrade"
+            f" {reference.text}`, which pins that one in llmhost.lock",
+        ) from e
 
 
 def is_complete(directory: Path, revision: str, everything: bool = False) -> bool:
@@ -239,8 +252,8 @@ class _Fetch:
         if free < missing + DISK_MARGIN:
             lacking = (missing + DISK_MARGIN - free) / GIB
             raise ModelError(
-                f"not enough disk space for {self.reference.text}: {missing / GIB:.2f} GiB are to come,"
-                f" {self.partial.parent} has {free / GIB:.2f} GiB free",
+                f"not enough disk space for {self.reference.text}: {missing / GIB:.2f} GiB are to come and"
+                f" {DISK_MARGIN / GIB:.2f} GiB are to stay free, {self.partial.parent} has {free / GIB:.2f} GiB free",
                 f"free {lacking:.2f} GiB (`llmhost models prune`), or write another models_dir",
             )
 

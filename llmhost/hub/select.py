@@ -34,6 +34,15 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     return tuple(rest)
 
 
+def lacking(files: Iterable[RemoteFile]) -> str:
+    """What vLLM would miss in these files, in words; '' when there are a config.json and weights."""
+    paths = [file.path for file in files]
+    no_config = "config.json" not in paths
+    no_weights = not any(path.endswith((".safetensors", *(t[1:] for t in TORCH))) for path in paths)
+    found = [what for what, missing in (("config.json", no_config), ("weights", no_weights)) if missing]
+    return f"it has no {' and no '.join(found)}" if found else ""
+
+
 def _like(file: RemoteFile, patterns: Iterable[str]) -> bool:
     """A pattern with a slash is about the path, any other about the name."""
     name = file.path.rpartition("/")[2]

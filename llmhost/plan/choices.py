@@ -14,13 +14,13 @@ WRITTEN = "written in llmhost.yaml"
 
 
 def make_choices(service: Service, kind: Kind, model: ModelFacts, engine: EngineFacts) -> tuple[Choice, ...]:
-    """Flags that follow from the model: parsers of a chat model, overrides of a reranker in disguise.
+    """Flags that follow from the model: parsers of a chat model, overrides of one that vLLM does not know as it is.
 
     A flag that is written under ``args:`` stays as it is, also as null, which switches it off.
     """
     args = {flag_name(key): value for key, value in service.args.items()}
     if kind != "chat":
-        overrides = model.overrides.items() if kind == "rerank" else ()
+        overrides = model.overrides.items() if kind == model.kind else ()
         return tuple(
             Choice(flag, value if isinstance(value, str) else json.dumps(value), model.kind_reason)
             for flag, value in overrides

@@ -114,7 +114,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Misfit:
-    """The engine for which no place was found, its need in the way that came nearest, and what was missing for it."""
+    """The engine for which no place was found, its need in the way that came nearest, and what was missing for it
+    and those that were to be placed after it."""
 
     task: Task
     shape: Shape
@@ -345,7 +346,9 @@ class _Search:
     def misfit(self, tasks: Sequence[Task]) -> Misfit:
         task = tasks[max(self.deepest, 0)]
         ways = [self._nearest(task, shape) for shape in _shapes(task, tuple(self.gpus.values()))]
-        return min(ways, key=lambda way: (way.missing, way.shape.gpus))
+        found = min(ways, key=lambda way: (way.missing, way.shape.gpus))
+        lacking = sum(_size(t, tuple(self.gpus.values())) for t in tasks) - sum(self.free.values())
+        return replace(found, missing=max(found.missing, lacking))
 
     def _nearest(self, task: Task, shape: Shape) -> Misfit:
         written = task.config.gpus

@@ -9,6 +9,7 @@ from typing import Protocol
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import Gpu, ModelFacts
+from llmhost.plan.args import flag_name
 from llmhost.plan.cpu import context_length
 from llmhost.plan.gpu import Misfit, Shares, more_gpus, share_gpus
 from llmhost.plan.memory import GIB, MIB
@@ -23,10 +24,15 @@ FOUR_BIT = 0.3
 
 
 class Fits(Protocol):
-    """Would it fit if a service had these args, this model, or the machine these GPUs?"""
+    """Would it fit if a service had these args, this model, this concurrency, or the machine these GPUs?"""
 
     def __call__(
-        self, name: str, change: Mapping[str, object], model: ModelFacts | None = None, on: Sequence[Gpu] = ...
+        self,
+        name: str,
+        change: Mapping[str, object],
+        model: ModelFacts | None = None,
+        on: Sequence[Gpu] = ...,
+        concurrency: int | None = None,
     ) -> bool: ...
 
 
@@ -67,12 +73,18 @@ def _sequences(found: Misfit) -> str:
 def _remedies(
     found: Misfit, services: Mapping[str, Service], gpus: Sequence[Gpu], models: Mapping[str, ModelFacts]
 ) -> list[str]:
-    """What would fit, the smallest change first; at most three."""
+    """What would fit, the smallest change first; at most four."""
 
     def fits(
-        name: str, change: Mapping[str, object], model: ModelFacts | None = None, on: Sequence[Gpu] = gpus
+        name: str,
+        change: Mapping[str, object],
+        model: ModelFacts | None = None,
+        on: Sequence[Gpu] = gpus,
+        concurrency: int | None = None,
     ) -> bool:
-        service = services[name].model_copy(update={"args": {**services[name].args, **change}})
+        written = {key: value for key, value in services[name].args.items() if flag_name(key) not in change}
+        at_once = concurrency or services[name].concurrency
+        service = services[name].model_copy(update={"args": {**written, **change}, "concurrency": at_once})
         known = {**models, name: model or models[name]} if name in models else models
         changed = share_gpus({**services, name: service}, on, known)
         return not isinstance(changed, Misfit)
@@ -80,10 +92,11 @@ def _remedies(
     ways = [
         _smaller_cache(_by_cache(found, services, models), fits),
         _shorter(_by_cache(found, services, models), services, models, fits),
+        _fewer(_by_cache(found, services, models), services, fits),
         _more(found, fits, gpus),
         _quantized(found, fits),
     ]
-    return [way for way in ways if way][:3]
+    return [way for way in ways if way][:4]
 
 
 def _by_cache(found: Misfit, services: Mapping[str, Service], models: Mapping[str, ModelFacts]) -> list[str]:
@@ -104,11 +117,29 @@ def _smaller_cache(names: Sequence[str], fits: Fits) -> str:
 def _shorter(
     names: Sequence[str], services: Mapping[str, Service], models: Mapping[str, ModelFacts], fits: Fits
 ) -> str:
+    """Of the services whose shorter context would do, the one that loses the smallest part of it."""
+    contexts = {name: context_length(services[name], models[name]) for name in names}
+    lengths = {name: length for name, context in contexts.items() if (length := _longest(name, context, fits))}
+    if not lengths:
+        return ""
+    name = max(lengths, key=lambda name: lengths[name] / contexts[name])
+    return f"write max_model_len: {lengths[name]} under services.{name}.args (it is {contexts[name]})"
+
+
+def _fewer(names: Sequence[str], services: Mapping[str, Service], fits: Fits) -> str:
+    """Fewer sequences at once, for the service that keeps the largest part of them."""
+    kept: dict[str, int] = {}
     for name in names:
-        context = context_length(services[name], models[name])
-        if length := _longest(name, context, fits):
-            return f"write max_model_len: {length} under services.{name}.args (it is {context})"
-    return ""
+        low, high = 0, (services[name].concurrency or 1) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(name, {}, concurrency=middle) else (low, middle - 1)
+        if low:
+            kept[name] = low
+    if not kept:
+        return ""
+    name = max(kept, key=lambda name: kept[name] / (services[name].concurrency or 1))
+    return f"write concurrency: {kept[name]} under services.{name} (it is {services[name].concurrency})"
 
 
 def _longest(name: str, context: int, fits: Fits) -> int:

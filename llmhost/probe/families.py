@@ -31,6 +31,7 @@ class Family:
     tool: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
     reasoning_markers: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     rendered_by_vllm: bool = False
     describes_itself: bool = False
     note: str = ""
@@ -61,6 +62,8 @@ class Checkpoint:
     response_template: Mapping[str, Any] | None = None
     """The checkpoint's own description of what it writes (tokenizer_config.json)."""
     directory: str = ""
+    tokens: frozenset[str] = frozenset()
+    """Tokens that were added to its vocabulary (tokenizer_config.json)."""
 
 
 @cache
@@ -78,6 +81,12 @@ def registered_kind(architecture: str) -> Kind | None:
     """The kind where vLLM's model registry differs from what the architecture's name says."""
     kinds: Mapping[Kind, list[str]] = _data()["kinds"]
     return next((kind for kind, names in kinds.items() if architecture in names), None)
+
+
+def renamed_architecture(architecture: str) -> str | None:
+    """The name under which vLLM has the code of an architecture that it does not know by its own."""
+    found: str | None = _data()["renamed"].get(architecture)
+    return found
 
 
 def named_parsers() -> frozenset[str]:
@@ -146,6 +155,12 @@ def _reasoning(family: Family, checkpoint: Checkpoint) -> ParserFacts:
     found = [marker for marker in family.reasoning_markers if marker in checkpoint.template]
     if family.reasoning_markers and not found:
         return ParserFacts((), f"{family.name}: this one does not think aloud (no {family.reasoning_markers[0]})")
+    if lacking := [token for token in family.tokens if token not in checkpoint.tokens]:
+        return ParserFacts(
+            (),
+            f"{family.name} thinks aloud, but {lacking[0]} is no token of its vocabulary (tokenizer_config.json), and"
+            f" {family.reasoning[0]} does not start without: its thoughts stay in the text",
+        )
     return ParserFacts(family.reasoning, _why(family, checkpoint, (*family.markers, *found)))
 
 

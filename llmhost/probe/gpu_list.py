@@ -1,4 +1,4 @@
-"""GPUs of a machine that is not here, to plan for it: ``4x24``, a YAML or JSON file, or its `llmhost facts --json`."""
+"""GPUs of a machine that is not here, to plan for it: ``4x24,2x48``, a YAML or JSON file, `llmhost facts --json`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ GIB = 2**30
 SHORT = re.compile(r"(\d+)\s*[x×*]\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", re.IGNORECASE)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|MiB|MB|M)?", re.IGNORECASE)
 FORM = (
-    "write how many of how many GiB (4x24), or name a file: gpus: [{name: RTX 4090, memory: 24GiB, count: 4}], or what"
-    " `llmhost facts --json` says there"
+    "write how many of how many GiB (4x24, or 4x24,2x48), or name a file:"
+    " gpus: [{name: RTX 4090, memory: 24GiB, count: 4}], or what `llmhost facts --json` says there"
 )
 
 
 def read_gpu_list(written: str) -> tuple[Gpu, ...]:
-    """The GPUs that ``4x24`` or a file describes, all of them free unless the file says otherwise.
+    """The GPUs that ``4x24``, ``4x24,2x48`` or a file describes, all of them free unless the file says otherwise.
 
     Sizes are GiB unless they end in MiB; as on the sticker of a GPU, GB is taken for GiB. The facts of a machine are
     taken as they are. Raises PlanError for anything else, and FactsError for facts that are not understood.
     """
-    if short := SHORT.fullmatch(written.strip()):
-        return tuple(_gpus([{"memory": short[2], "count": int(short[1])}]))
+    short = [SHORT.fullmatch(part.strip()) for part in written.split(",")]
+    if all(short):
+        return tuple(_gpus([{"memory": part[2], "count": int(part[1])} for part in short if part]))
     try:
         text = Path(written).read_text(encoding="utf-8")
         data = YAML(typ="safe", pure=True).load(text)

@@ -14,7 +14,7 @@ from llmhost.errors import ModelError
 from llmhost.facts import CacheFacts, Kind, ModelFacts, ShapeFacts
 from llmhost.paths import Home, in_user_home, templates_dir
 from llmhost.probe.cache import kv_heads_of, number, read_cache
-from llmhost.probe.families import Checkpoint, Reranker, find_reranker, infer_parsers
+from llmhost.probe.families import Checkpoint, Reranker, find_reranker, infer_parsers, renamed_architecture
 from llmhost.probe.kind import infer_kind, is_decoder
 from llmhost.probe.safetensors import refuse_lfs_pointer
 from llmhost.probe.weights import quantization, read_weights
@@ -110,7 +110,7 @@ def read_model(path: Path, kind: Kind | None = None) -> ModelFacts:
         reasoning_parser=reasoning,
         multimodal=any(key in config for key in ("vision_config", "audio_config", "visual", "vision_tower")),
         remote_code="auto_map" in config,
-        overrides=_overrides(reranker) if reranker and inferred == "rerank" else {},
+        overrides=_overrides(reranker) if reranker and inferred == "rerank" else _renamed(architecture),
     )
 
 
@@ -129,13 +129,21 @@ def _overrides(reranker: Reranker) -> dict[str, Any]:
     return {"hf_overrides": dict(reranker.overrides), "chat_template": str(template)}
 
 
+def _renamed(architecture: str) -> dict[str, Any]:
+    name = renamed_architecture(architecture)
+    return {"hf_overrides": {"architectures": [name]}} if name else {}
+
+
 def _checkpoint(path: Path, config: Mapping[str, Any], text: Mapping[str, Any], architecture: str) -> Checkpoint:
     tokenizer = _optional_json(path / "tokenizer_config.json")
     own = tokenizer.get("response_template")
     types = tuple(dict.fromkeys(str(t) for t in (config.get("model_type"), text.get("model_type")) if t))
     template = _template(path, tokenizer)
     directory = path.resolve().name
-    return Checkpoint(architecture, types, template, own if isinstance(own, dict) else None, directory)
+    added = tokenizer.get("added_tokens_decoder")
+    entries = added.values() if isinstance(added, dict) else ()
+    tokens = frozenset(str(entry.get("content")) for entry in entries if isinstance(entry, dict))
+    return Checkpoint(architecture, types, template, own if isinstance(own, dict) else None, directory, tokens)
 
 
 def _template(path: Path, tokenizer: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ def home(tmp_path: Path) -> Path:
 
 def test_short_form() -> None:
     assert read_gpu_list("2x24GB") == tuple(Gpu(i, "", 24 * GIB, 24 * GIB) for i in range(2))
+    mixed = read_gpu_list("2x24, 1x48")
+    assert [(g.index, g.total // GIB) for g in mixed] == [(0, 24), (1, 24), (2, 48)]
     assert read_gpu_list("1 x 140.4")[0].total == int(140.4 * GIB)
 
 
@@ -63,6 +65,13 @@ def test_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chat = data["services"]["chat"]["chat-0"]
     assert chat["gpu_memory_bytes"] < 24 * GIB
     assert chat["sequences"] > 1
+
+
+def test_values_are_checked_without_an_engine(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values are checked without an engine; flags with the one that is there (test_values.py)."""
+    (home / "llmhost.yaml").write_text("services: {c: {model: 'demo:chat', args: {max_model_len: 40000}}}")
+    assert run(["--home", str(home), "plan", "--gpus", "1x24"]) == 1
+    assert "services.c.args.max_model_len: 40000 tokens, but the model has 4096" in capsys.readouterr().err
 
 
 def test_what_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

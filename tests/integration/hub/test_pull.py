@@ -211,6 +211,8 @@ def test_login_asks_the_hub(home: Path, hub: FakeHub, monkeypatch: Patch, capsys
     monkeypatch.setattr("sys.stdin", open_line("hf_right\n"))
     assert run(["login", "hf", "--token-stdin"]) == 0
     assert "the token of somebody for hf is kept" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", open_line("hf_right\n"))
+    assert run(["login", "hf"]) == 0
     monkeypatch.setattr("sys.stdin", open_line("hf_wrong\n"))
     assert run(["login", "hf", "--token-stdin"]) == 1
     assert json.loads((home / "tokens.json").read_text()) == {"hf": "hf_right"}
@@ -249,6 +251,25 @@ def test_pinned(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
     assert "README.md is not what llmhost.lock has" in capsys.readouterr().err
     assert run(["pull", f"{scheme}:org/model", "--upgrade"]) == 0
     assert (home / "models/org/model/README.md").read_bytes() == b"# Another"
+
+
+def test_a_pinned_revision_that_is_gone(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
+    assert run(["pull", f"{scheme}:org/model"]) == 0
+    assert run(["models", "remove", "org/model"]) == 0
+    lock = home / "llmhost.lock"
+    lock.write_text(lock.read_text().replace(COMMIT, "e" * 40))
+    capsys.readouterr()
+    assert run(["pull", f"{scheme}:org/model"]) == 1
+    error = capsys.readouterr().err
+    assert "revision eeeeeeeeeeee, which llmhost.lock pins, cannot be had" in error
+    assert f"`llmhost pull --upgrade {scheme}:org/model`" in error
+    assert run(["pull", f"{scheme}:org/model", "--upgrade"]) == 0
+
+
+def test_a_repository_that_is_no_model(home: Path, hub: FakeHub, scheme: str, capsys: Output) -> None:
+    hub.repositories["org/words"] = {"README.md": b"# Words", "words.gguf": b"GGUF"}
+    assert run(["pull", f"{scheme}:org/words"]) == 0
+    assert "it has no config.json and no weights that vLLM could load" in capsys.readouterr().err
 
 
 def test_upgrade_takes_only_what_changed(home: Path, hub: FakeHub, scheme: str) -> None:
@@ -312,7 +333,9 @@ def test_full_disk(home: Path, hub: FakeHub, scheme: str, monkeypatch: Patch, ca
     """Said before anything comes; a disk that fills up anyway is in test_full_disk.py."""
     monkeypatch.setattr("llmhost.hub.pull.DISK_MARGIN", 1 << 60)
     assert run(["pull", f"{scheme}:org/model"]) == 1
-    assert "not enough disk space" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "not enough disk space" in error
+    assert "are to stay free" in error
     assert hub.transfers == []
 
 

@@ -224,6 +224,35 @@ def test_misfit_says_how_much_is_missing_and_what_would_fit() -> None:
         assert isinstance(share_gpus(shorter, gpus(1, 21), {"c": QWEN7, "e": BERT}), Misfit) != fits
 
 
+def test_the_nearest_remedy_is_named() -> None:
+    """A chat model that would fit with little less context, beside small ones that have little to give."""
+    small = "s: {model: /s, concurrency: 4, args: {max_model_len: 8192}}"
+    wanted = services(f"{small}, c: {{model: /m, args: {{max-model-len: 32768}}}}")
+    on = gpus(1, 24.4)
+    with pytest.raises(PlanError) as e:
+        require_gpus(wanted, on, {"c": QWEN7, "s": SMALL})
+    length = int(e.value.hint.partition("max_model_len: ")[2].split()[0])
+    assert "under services.c.args (it is 32768)" in e.value.hint
+    assert 16384 < length < 32768
+
+
+def test_lower_concurrency_is_a_remedy() -> None:
+    with pytest.raises(PlanError) as e:
+        require_gpus(services("c: {model: /m, concurrency: 64}"), gpus(1, 80), {"c": QWEN7})
+    at_once = int(e.value.hint.partition("concurrency: ")[2].split()[0])
+    assert f"write concurrency: {at_once} under services.c (it is 64)" in e.value.hint
+    placed(f"c: {{model: /m, concurrency: {at_once}}}", gpus(1, 80), c=QWEN7)
+
+
+def test_what_is_missing_counts_everybody() -> None:
+    """The first one that finds no place is not the last one that has none."""
+    found = share_gpus(
+        services("a: {model: /m}, b: {model: /m}, c: {model: /m}"), gpus(1, 24), dict.fromkeys("abc", QWEN7)
+    )
+    assert isinstance(found, Misfit)
+    assert found.missing >= 2 * found.need.least - 24 * GIB + found.need.least
+
+
 def test_a_narrow_cache_holds_twice_as_much() -> None:
     def sequences(args: str) -> float:
         return one(placed(f"c: {{model: /m, args: {args}}}", gpus(1, 40), c=QWEN7), "c").sequences
