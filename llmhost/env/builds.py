@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from llmhost.env.manifest import MANIFEST, read_manifest
-from llmhost.errors import BusyError
+from llmhost.errors import BusyError, EngineError
 
 GONE_SECONDS = 5.0
 """Seconds for what a killed setup left to let go of its lock."""
@@ -121,3 +121,16 @@ def _text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:  # not there, ended meanwhile, or somebody else's
         return ""
+
+
+@contextmanager
+def disk_errors(what: str, directory: Path) -> Iterator[None]:
+    """Raise EngineError, with what to look at, where the disk or its permissions do not let ``what`` be built."""
+    try:
+        yield
+    except OSError as e:
+        place = f"{e.filename}: " if e.filename else ""
+        raise EngineError(
+            f"cannot build {what} in {directory}: {place}{e.strerror}",
+            "see `df -h` and who owns the home, or put it elsewhere with --home",
+        ) from e

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from llmhost.config_foreign import Environment
-from llmhost.env.builds import new_build, remove_all_but, setup_lock
+from llmhost.env.builds import disk_errors, new_build, remove_all_but, setup_lock
 from llmhost.env.log import SetupLog
 from llmhost.env.manifest import python_of, write_record
 from llmhost.env.progress import Progress
@@ -21,7 +21,7 @@ from llmhost.env.python import read_python
 from llmhost.env.releases import dotted
 from llmhost.env.setup import user_uv
 from llmhost.env.uv import Uv
-from llmhost.errors import ConfigError, EngineError, LlmhostError
+from llmhost.errors import ConfigError, LlmhostError
 from llmhost.paths import Home, in_user_home
 
 RECORD = "environment.json"
@@ -56,17 +56,14 @@ def ensure_environment(home: Home, name: str, environment: Environment, progress
     if found := find_environment(home, name, environment):
         return found
     directory = home.environment_dir(name)
-    try:
-        with setup_lock(directory), SetupLog(home.log_file(f"environment-{name}")) as log:
-            if found := find_environment(home, name, environment):  # somebody was faster
-                return found
-            return _build(home, name, environment, user_uv(home, directory, log, progress)) / "bin"
-    except OSError as e:
-        place = f"{e.filename}: " if e.filename else ""
-        raise EngineError(
-            f"cannot build the environment {name} in {directory}: {place}{e.strerror}",
-            "see `df -h` and who owns the home, or put it elsewhere with --home",
-        ) from e
+    with (
+        disk_errors(f"the environment {name}", directory),
+        setup_lock(directory),
+        SetupLog(home.log_file(f"environment-{name}")) as log,
+    ):
+        if found := find_environment(home, name, environment):  # somebody was faster
+            return found
+        return _build(home, name, environment, user_uv(home, directory, log, progress)) / "bin"
 
 
 def _build(home: Home, name: str, environment: Environment, uv: Uv) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmhost import config
 from llmhost.env.build import Construction, make, with_flash_attn
-from llmhost.env.builds import clean_up, new_build, remove_unused, setup_lock
+from llmhost.env.builds import clean_up, disk_errors, new_build, remove_unused, setup_lock
 from llmhost.env.current import engine_name
 from llmhost.env.existing import adopt
 from llmhost.env.journal import Journal
@@ -21,7 +21,7 @@ from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
 from llmhost.env.releases import Release, choose_release, read_releases
 from llmhost.env.uv import Uv, default_cache_dir, find_uv
-from llmhost.errors import EngineError, LlmhostError
+from llmhost.errors import LlmhostError
 from llmhost.facts import EngineFacts, MachineFacts
 from llmhost.paths import Home
 from llmhost.probe.machine import read_machine
@@ -82,21 +82,12 @@ def ensure_engine(
         progress.note(
             f"{home.engine_lock} will be written anew: what it has now is installed by `llmhost setup --locked`"
         )
-    try:
-        with setup_lock(directory), SetupLog(home.log_file("setup")) as log:
-            # Somebody may have been faster.
-            if found := _find(home, engine, own, lock):
-                return found
-            construction = Construction(
-                home, own, engine, release, user_uv(home, directory, log, progress), facts, lock
-            )
-            return _build(construction)
-    except OSError as e:
-        place = f"{e.filename}: " if e.filename else ""
-        raise EngineError(
-            f"cannot build the engine in {directory}: {place}{e.strerror}",
-            "see `df -h` and who owns the home, or put it elsewhere with --home",
-        ) from e
+    with disk_errors("the engine", directory), setup_lock(directory), SetupLog(home.log_file("setup")) as log:
+        # Somebody may have been faster.
+        if found := _find(home, engine, own, lock):
+            return found
+        construction = Construction(home, own, engine, release, user_uv(home, directory, log, progress), facts, lock)
+        return _build(construction)
 
 
 def _as_locked(engine: config.Engine, lock: Lock | None) -> config.Engine:
