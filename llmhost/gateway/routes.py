@@ -55,7 +55,8 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
         "name": name,
         "domains": ["*"],
         "routes": routes,
-        "typed_per_filter_config": access.host_configuration(plan.gateway) | limits.host_configuration(plan.gateway),
+        "typed_per_filter_config": access.host_configuration(plan.gateway)
+        | limits.host_configuration(plan.gateway, services),
         "virtual_clusters": statistics.virtual_clusters(plan.gateway.keys),
         # What the gateway knows of a client is not for engines.
         "request_headers_to_remove": list(access.INTERNAL),
@@ -282,9 +283,9 @@ def _not_allowed(regex: str, allow: str) -> Data:
 
 
 def _forward(found: Data, service: ServicePlan) -> Data:
-    filters = limits.route_configuration(service.limits) | sticky.route_filters(service)
-    route = {"match": found, "route": route_action(service), "metadata": _route_metadata(service=service.name)}
-    return route | {"typed_per_filter_config": filters}
+    about = _route_metadata(service=service.name, **limits.route_metadata(service.limits))
+    route = {"match": found, "route": route_action(service), "metadata": about}
+    return route | {"typed_per_filter_config": sticky.route_filters(service)}
 
 
 def _metrics(found: Data) -> Data:

@@ -227,6 +227,19 @@ def test_requests_per_minute_of_a_service(gateway: Gateway) -> None:
             assert [client.post(CHAT, json={"model": "other"}).status_code for _ in range(4)] == [200] * 4
 
 
+def test_a_service_counts_whoever_asks_it_however(locked: Locked) -> None:
+    """Keys of different scopes have routes of their own, and so have paths; what is counted is one service."""
+    chat, embedding = locked.services
+    locked.services = (replace(chat, limits=Limits(requests_per_minute=3)), embedding)
+    locked.gateway.change(*locked.services)
+    assert locked.post(CHAT, "gpt-4", locked.secret).status_code == 200
+    assert locked.post(CHAT, "gpt-4", locked.chat_secret).status_code == 200
+    assert locked.post(CHAT, None, locked.chat_secret).status_code == 200
+    error(locked.post("/tokenize", "gpt-4", locked.secret), 429)
+    error(locked.post(CHAT, "gpt-4", locked.chat_secret), 429)
+    assert locked.post("/v1/embeddings", "gte", locked.secret).status_code == 200
+
+
 def test_requests_at_once_of_a_service(gateway: Gateway) -> None:
     services = limited(gateway, Limits(concurrent_requests=2))
     with Stub(Path(services[0].replicas[0].socket)) as stub:
