@@ -25,6 +25,8 @@ SAID = {"x_ratelimit_option": "DRAFT_VERSION_03"}
 
 SERVICE = "service"
 """Metadata of a route: the service that it leads to."""
+LIMITED = "limited"
+"""Metadata of a route: who has a limit of requests at once on it, in words."""
 WAIT = "wait"
 """Metadata of a route: seconds until a service with a limit takes one more."""
 
@@ -66,9 +68,20 @@ def _of_services(services: Sequence[ServicePlan]) -> Data:
     return {SERVICE_LIMIT: found} if limits else {}
 
 
-def route_metadata(limits: Limits) -> dict[str, str]:
-    """What the route to a service says of its limit: the time until there is one more, in whole seconds."""
-    return {WAIT: str(-(-60 // limits.requests_per_minute))} if limits.requests_per_minute else {}
+def route_metadata(service: ServicePlan) -> dict[str, str]:
+    """What the route to a service says of it and its limits; times in whole seconds."""
+    about = {SERVICE: service.name, LIMITED: f"The service '{service.name}'"}
+    often = service.limits.requests_per_minute
+    return about | ({WAIT: str(-(-60 // often))} if often else {})
+
+
+def sizes(gateway: GatewayPlan) -> dict[int, list[str]]:
+    """The names of keys by the largest body that they may send, in bytes, where that is less than anybody may."""
+    found: dict[int, list[str]] = {}
+    for name, size in {key.name: key.limits.max_body_bytes for key in gateway.keys}.items():
+        if size is not None and size < gateway.max_body_bytes:
+            found.setdefault(size, []).append(name)
+    return found
 
 
 def too_long(maximum: int) -> Data:
