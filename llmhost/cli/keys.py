@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from datetime import datetime
@@ -28,6 +29,12 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> int |
     return int(found[1]) * UNITS[found[2]]
 
 
+def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which is in every range
+        raise click.BadParameter("nan is not a number")
+    return value
+
+
 @click.group("keys")
 def keys_command() -> None:
     """API keys: who may use the gateway, which services, and how much.
@@ -52,6 +59,7 @@ def keys_command() -> None:
 @click.option(
     "--max-body-mib",
     type=click.FloatRange(0, 1024, min_open=True),
+    callback=_number,
     metavar="MIB",
     help="A larger request is answered with 413.",
 )
