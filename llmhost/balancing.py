@@ -15,6 +15,7 @@ from llmhost import writer
 from llmhost.errors import GatewayError
 from llmhost.gateway.clusters import members_file, members_out, take_out
 from llmhost.gateway.envoy import version_of
+from llmhost.gateway.listeners import is_inside
 from llmhost.gateway.routes import MAIN, routes_file
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -49,7 +50,7 @@ def rebind(home: Home) -> None:
     if not state.live or not file.exists():
         return
     text = file.read_text(encoding="utf-8")
-    if state.errors or not set(_names(text)) <= set(state.listeners):
+    if state.errors or not set(_ports(home.gateway_conf)) <= set(state.listeners):
         replace_file(file, text)
         _await(home, lambda now: now.serves({"lds": version_of(text)}), REBIND_SECONDS)
 
@@ -209,7 +210,8 @@ def _versions(folder: Path) -> dict[str, str]:
 def _ports(folder: Path) -> dict[str, int]:
     """Of the listeners in a folder of files that Envoy reads, by name."""
     resources = json.loads((folder / "lds.json").read_text(encoding="utf-8"))["resources"]
-    return {str(r["name"]): int(r["address"]["socket_address"]["port_value"]) for r in resources}
+    there = (r for r in resources if not is_inside(r))
+    return {str(r["name"]): int(r["address"]["socket_address"]["port_value"]) for r in there}
 
 
 def _names(text: str) -> list[str]:

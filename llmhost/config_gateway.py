@@ -23,6 +23,10 @@ class KeyLimits(Section):
 
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     """Requests in a minute; beyond that the answer is 429 with Retry-After."""
+    concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests with engines at once; beyond that the answer is 429."""
+    max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
+    """Largest request body in MiB, below the gateway's own limit."""
 
 
 class Gateway(Section):

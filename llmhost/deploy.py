@@ -19,8 +19,9 @@ from typing import TypeVar
 from llmhost import keys as keyring
 from llmhost import run, writer
 from llmhost.errors import BusyError, GatewayError, NotReadyError
+from llmhost.files import RenderedFile
 from llmhost.gateway import render_routes, render_static
-from llmhost.gateway.clusters import members_out, merge_clusters, merge_members, take_out
+from llmhost.gateway.clusters import cluster_file, members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway.envoy import version_of
 from llmhost.keys import Keys
 from llmhost.paths import Home
@@ -190,14 +191,28 @@ def _require_safe_without_keys(plan: Plan) -> None:
 
 
 def _replace_routes(home: Home, plans: Mapping[str, Plan], keys: Keys) -> None:
-    """Write the route files with these keys, nothing else: no listener changes with keys.
+    """Write the route files with these keys, and the clusters of keys: no listener changes with keys.
 
     They are of the plan in force, or of the one that a change which is under way has switched to: the last of these.
     """
     current = {path: replace(plan, gateway=with_keys(plan.gateway, keys)) for path, plan in plans.items()}
-    routes = render_routes(list(current.values())[-1]) if current else ()
-    for file in (*routes, *(plan_file(plan, path) for path, plan in current.items())):
+    if not current:
+        return
+    last = list(current.values())[-1]
+    for file in (
+        *_clusters_of_keys(home, last),
+        *render_routes(last),
+        *(plan_file(plan, path) for path, plan in current.items()),
+    ):
         writer.replace_file(home.root / file.path, file.text, file.mode)
+
+
+def _clusters_of_keys(home: Home, plan: Plan) -> Iterator[RenderedFile]:
+    """To be written before routes that lead to them."""
+    there = writer.read(home, CLUSTERS)
+    text = None if there is None else cluster_file(there, plan.gateway)
+    if text is not None and text != there:
+        yield RenderedFile(CLUSTERS, text)
 
 
 def await_keys(home: Home) -> None:
@@ -207,7 +222,10 @@ def await_keys(home: Home) -> None:
     """
     deadline = time.monotonic() + EFFECT_SECONDS
     while (state := read_gateway(home.gateway_admin_socket)).live:
-        if state.knows(_route_versions(home, state.versions)):
+        routes, clusters = _route_versions(home, state.versions), writer.read(home, CLUSTERS)
+        # Not whether engines of other clusters have been found meanwhile: what keys have is there at once.
+        known = clusters is None or state.versions.get("cds") == version_of(clusters)
+        if known and state.knows(routes):
             return
         if time.monotonic() > deadline:
             raise GatewayError(

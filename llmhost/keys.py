@@ -41,6 +41,9 @@ class ApiKey:
     expires: int | None = None
     revoked: int | None = None
     requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    max_body_mib: float | None = None
+    """Limits; None: what llmhost.yaml says for every key."""
 
     @property
     def user(self) -> str:
@@ -64,6 +67,8 @@ def add(
     services: Iterable[str] | None = None,
     expires: int | None = None,
     requests_per_minute: int | None = None,
+    concurrent_requests: int | None = None,
+    max_body_mib: float | None = None,
 ) -> tuple[Keys, str]:
     """The keys with a new one, and the new one in full: nobody can tell it again.
 
@@ -81,7 +86,8 @@ def add(
         )
     scope = None if services is None else tuple(sorted(set(services)))
     number = max((k.number for k in former), default=0) + 1
-    made, text = _issue(ApiKey(name, number, "", now, scope, expires, None, requests_per_minute))
+    limits = (requests_per_minute, concurrent_requests, max_body_mib)
+    made, text = _issue(ApiKey(name, number, "", now, scope, expires, None, *limits))
     return (*(k for k in keys if k.name != name), made), text
 
 

@@ -128,12 +128,13 @@ def _engine_program(home: Home, plan: Plan, service: ServicePlan, program: Progr
 
 def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> SupervisedProgram:
     bootstrap = next(f for f in files if f.path == GATEWAY_BOOTSTRAP)
-    watched = (str(home.root / f.path) for f in files if f.path == WATCHED_FILE)
+    # Named with HTTPS and without, so that switching it on or off is no other program.
+    certificates = str(home.root / WATCHED_FILE)
     return SupervisedProgram(
         name=GATEWAY_PROGRAM,
         comment="",
         # Envoy needs no guard; it is only tied to the life of supervisord, and started again at once.
-        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--keep", *watched, "--", *gateway_argv(plan)),
+        argv=(plan.tools.python, "-I", "-S", plan.tools.guard, "--keep", certificates, "--", *gateway_argv(plan)),
         # Services, names and ports are in files that Envoy watches. Its bootstrap needs a restart, and so does another
         # address: the kernel refuses 0.0.0.0 beside 127.0.0.1 on one port.
         fingerprint=_fingerprint(bootstrap.text + plan.gateway.host),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from datetime import datetime
@@ -14,6 +15,7 @@ from llmhost.cli import Session, console
 if TYPE_CHECKING:
     from llmhost.keys import ApiKey, Keys
 
+COLUMNS = ("NAME", "STATE", "SERVICES", "PER MINUTE", "AT ONCE", "BODY", "CREATED", "EXPIRES")
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -25,6 +27,12 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> int |
     if found is None:
         raise click.BadParameter(f"{value!r} is not a duration; write 30m, 12h, 90d or 2w")
     return int(found[1]) * UNITS[found[2]]
+
+
+def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which is in every range
+        raise click.BadParameter("nan is not a number")
+    return value
 
 
 @click.group("keys")
@@ -43,6 +51,18 @@ def keys_command() -> None:
     "--expires", callback=_duration, metavar="90d", help="How long it is good: 30m, 12h, 90d, 2w.  [default: for ever]"
 )
 @click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000), help="More are answered with 429.")
+@click.option(
+    "--concurrent-requests",
+    type=click.IntRange(1, 1_000_000),
+    help="So many may be with engines at once, streams until their last byte; more are answered with 429.",
+)
+@click.option(
+    "--max-body-mib",
+    type=click.FloatRange(0, 1024, min_open=True),
+    callback=_number,
+    metavar="MIB",
+    help="A larger request is answered with 413.",
+)
 @click.option("--json", "as_json", is_flag=True, help='{"name", "key", "services", "expires"}')
 @click.pass_obj
 def add(
@@ -51,11 +71,14 @@ def add(
     services: str | None,
     expires: int | None,
     requests_per_minute: int | None,
+    concurrent_requests: int | None,
+    max_body_mib: float | None,
     as_json: bool,
 ) -> None:
     """Make a key called NAME and print it. It is shown this once: llmhost keeps only a hash of it.
 
     It lasts until it is revoked, unless --expires is given; then the gateway refuses it by itself from that moment on.
+    Limits that are not given are those of `gateway: {limits: …}` in llmhost.yaml.
 
     \b
     export LLMHOST_API_KEY=$(llmhost keys add me)
@@ -70,7 +93,8 @@ def add(
         session.home,
         lambda old: keys.add(
             old, name, now, services=scope, expires=None if expires is None else now + expires,
-            requests_per_minute=requests_per_minute,
+            requests_per_minute=requests_per_minute, concurrent_requests=concurrent_requests,
+            max_body_mib=max_body_mib,
         ),
     )  # fmt: skip
     _show_new(session, name, text, as_json)
@@ -131,7 +155,7 @@ def list_keys(session: Session, as_json: bool) -> None:
     elif not found:
         console.remark("no keys: whoever can reach the gateway can use it")
     else:
-        console.table(("NAME", "STATE", "SERVICES", "PER MINUTE", "CREATED", "EXPIRES"), [_row(k, now) for k in found])
+        console.table(COLUMNS, [_row(k, now) for k in found])
 
 
 @keys_command.command("reset")
@@ -197,12 +221,14 @@ def _as_json(key: ApiKey, now: float) -> dict[str, Any]:
     return {
         "name": key.name, "state": key.state(now), "services": key.services, "created": key.created,
         "expires": key.expires, "revoked": key.revoked, "requests_per_minute": key.requests_per_minute,
+        "concurrent_requests": key.concurrent_requests, "max_body_mib": key.max_body_mib,
     }  # fmt: skip
 
 
 def _row(key: ApiKey, now: float) -> tuple[str, ...]:
-    limit = str(key.requests_per_minute or "-")
-    return key.name, key.state(now), _scope(key), limit, _date(key.created), _date(key.expires)
+    body = "-" if key.max_body_mib is None else f"{key.max_body_mib:g} MiB"
+    limits = (str(key.requests_per_minute or "-"), str(key.concurrent_requests or "-"), body)
+    return key.name, key.state(now), _scope(key), *limits, _date(key.created), _date(key.expires)
 
 
 def _scope(key: ApiKey) -> str:

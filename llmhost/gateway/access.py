@@ -22,7 +22,11 @@ TIME = "x-llmhost-time"
 """Request header inside the gateway: seconds since 1970, for keys that expire."""
 CREDENTIAL = "x-llmhost-credential"
 """Request header inside the gateway: the key in the form of basic_auth."""
-INTERNAL = (USER, TIME, CREDENTIAL)
+WAY = "x-llmhost-way"
+"""Request header inside the gateway: the cluster of the key, where requests at once are counted for it."""
+INTERNAL = (USER, TIME, CREDENTIAL, WAY)
+TO = "x-llmhost-service"
+"""Request header from that cluster to the listener inside: the service that is meant."""
 
 KEY = "key"
 """Dynamic metadata: the name of the key."""
@@ -37,7 +41,7 @@ KEY_NAME = f"%DYNAMIC_METADATA({METADATA}:{KEY})%"
 
 def early_mutation() -> Data:
     """Before anything is decided: remove what only the gateway may say, and say what time it is."""
-    removed = [{"remove": name} for name in INTERNAL]
+    removed = [{"remove": name} for name in (*INTERNAL, TO)]
     now = _append(TIME, "%START_TIME(%s)%")
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
@@ -72,18 +76,22 @@ def _rule(header: str, target: Data, regex: str) -> Data:
     return {"header": header, "on_header_present": target | {"regex_value_rewrite": rewrite}}
 
 
-def host_configuration(gateway: GatewayPlan) -> Data:
-    """What the virtual host says to these filters: nothing at all unless the gateway is locked."""
+def host_configuration(gateway: GatewayPlan, more: Sequence[Data] = ()) -> Data:
+    """What the virtual host says to these filters: nothing at all unless the gateway is locked.
+
+    ``more`` are mutations of a request whose key is known.
+    """
     if not gateway.locked:
         return {}
     # Lines as in an htpasswd file; one that is a comment, so that no key at all is a list, too.
     lines = "\n".join(("# llmhost", *(_htpasswd(key) for key in gateway.keys)))
     # Engines have no use for the key, and whoever can read an engine's log must not find it there.
-    strip = [{"remove": "authorization"}, {"remove": "x-api-key"}]
+    mutations = [{"remove": "authorization"}, {"remove": "x-api-key"}, *more]
     return {
         AUTH: typed("extensions.filters.http.basic_auth.v3.BasicAuthPerRoute", users={"inline_string": lines}),
         STRIP: typed(
-            "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute", mutations={"request_mutations": strip}
+            "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+            mutations={"request_mutations": mutations},
         ),
     }
 

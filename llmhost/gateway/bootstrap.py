@@ -8,7 +8,7 @@ from pathlib import Path
 from llmhost.files import RenderedFile
 from llmhost.gateway.clusters import static_clusters
 from llmhost.gateway.envoy import Data, extension, gateway_dir, resource_source
-from llmhost.gateway.listeners import listeners
+from llmhost.gateway.listeners import is_inside, listeners
 from llmhost.gateway.routes import route_configurations
 from llmhost.gateway.tls import static_filter_chain
 from llmhost.paths import Home
@@ -25,6 +25,11 @@ RUNTIME: Data = {
     # Envoy refuses regular expressions above 100 instructions, for the sake of foreign ones; ours are lists of paths.
     "layers": [{"name": "llmhost", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
 }
+
+EXTENSIONS: list[Data] = [
+    # Listeners inside this process, see `llmhost.gateway.by_key`.
+    extension("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")
+]
 
 MAX_CONNECTIONS = 10_000
 """Clients that may be connected at once, idle ones included; beyond that new connections are closed."""
@@ -84,6 +89,7 @@ def render_bootstrap(plan: Plan) -> RenderedFile:
     text = environment.get_template("envoy.yaml.j2").render(
         admin_socket=str(Home(Path(plan.home)).gateway_admin_socket),
         runtime=RUNTIME,
+        extensions=EXTENSIONS,
         overload=_overload(),
         release=RELEASE,
         lds=resource_source(plan, "lds"),
@@ -100,7 +106,7 @@ def render_static(plan: Plan) -> str:
     routes = {r["name"]: _plain(r) for r in route_configurations(plan)}
     static = [_with_files(plan, _with_routes(_plain(listener), routes)) for listener in listeners(plan)]
     resources = {"listeners": static, "clusters": [_plain(c) for c in static_clusters(plan)]}
-    return _json({"layered_runtime": RUNTIME, "static_resources": resources}) + "\n"
+    return _json({"layered_runtime": RUNTIME, "bootstrap_extensions": EXTENSIONS, "static_resources": resources}) + "\n"
 
 
 def _plain(resource: Data) -> Data:
@@ -117,7 +123,7 @@ def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
 
 
 def _with_files(plan: Plan, listener: Data) -> Data:
-    if plan.gateway.tls is not None:
+    if plan.gateway.tls is not None and not is_inside(listener):
         listener["filter_chains"][0] |= static_filter_chain(plan.gateway.tls)
     return listener
 

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from llmhost.gateway import elsewhere, foreign, sticky
+from llmhost.gateway import by_key, elsewhere, foreign, sticky
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
 from llmhost.gateway.limits import breaker
 from llmhost.paths import Home
-from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
+from llmhost.plan.types import GatewayPlan, Plan, ProgramPlan, ServicePlan
 
 UPSTREAM_IDLE = "3s"
 """vLLM closes a connection that was idle for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); we must be the first to let go,
@@ -82,12 +82,21 @@ def members_file(service: str) -> str:
 
 
 METRICS_CLUSTER = "llmhost_metrics"
-"""No service can be called so. `llmhost.metrics.page.OWN_CLUSTER` is the same."""
+"""No service can be called so. It is one of `llmhost.metrics.page.OWN_CLUSTERS`."""
 
 
 def clusters(plan: Plan) -> tuple[Data, ...]:
     """The resources of cds.json; they do not change with the number of replicas."""
-    return (*(_cluster(plan, service) for service in plan.routed), _metrics_cluster(plan))
+    return (*(_cluster(plan, service) for service in plan.routed), _metrics_cluster(plan), *_of_keys(plan.gateway))
+
+
+def _of_keys(gateway: GatewayPlan) -> tuple[Data, ...]:
+    return by_key.clusters(gateway, NO_LIMIT)
+
+
+def cluster_file(text: str, gateway: GatewayPlan) -> str:
+    """The text of cds.json with the clusters of these keys."""
+    return by_key.replace_clusters(text, _of_keys(gateway))
 
 
 def members(plan: Plan) -> dict[str, Data]:
@@ -97,7 +106,8 @@ def members(plan: Plan) -> dict[str, Data]:
 
 def static_clusters(plan: Plan) -> tuple[Data, ...]:
     """The clusters with their members in them, for a configuration that is only validated."""
-    return (*(_static(_cluster(plan, service), service) for service in plan.routed), _metrics_cluster(plan))
+    of_services = (_static(_cluster(plan, service), service) for service in plan.routed)
+    return (*of_services, _metrics_cluster(plan), *_of_keys(plan.gateway))
 
 
 def route_action(service: ServicePlan) -> Data:

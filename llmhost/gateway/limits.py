@@ -1,16 +1,17 @@
-"""How much: requests per minute for a key and for a service, requests at once, size of a body.
+"""How much: requests per minute, requests at once and the size of a body, for a key and for a service.
 
 Envoy counts, in token buckets that fill all the time: a limit of 60 lets 60 through at once, and then one each second.
-Buckets live in the configuration of the routes, so a change of routes or keys fills them anew.
+Buckets live in the configuration of the routes, so a change of routes or keys fills them anew. Requests at once are
+counted by the circuit breaker of a cluster: that of the service, and for a key `llmhost.gateway.by_key`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llmhost.gateway.access import KEY
 from llmhost.gateway.envoy import METADATA, Data, extension, typed
-from llmhost.plan.types import GatewayPlan, KeyPlan, Limits
+from llmhost.plan.types import GatewayPlan, KeyPlan, Limits, ServicePlan
 
 KEY_LIMIT = "llmhost.key_limit"
 SERVICE_LIMIT = "llmhost.service_limit"
@@ -22,8 +23,15 @@ MINUTE = "60s"
 SAID = {"x_ratelimit_option": "DRAFT_VERSION_03"}
 """For the bucket of a key: say in each answer what is left in it."""
 
+SERVICE = "service"
+"""Metadata of a route: the service that it leads to."""
+LIMITED = "limited"
+"""Metadata of a route: who has a limit of requests at once on it, in words."""
+WAIT = "wait"
+"""Metadata of a route: seconds until a service with a limit takes one more."""
+
 WITHOUT_LIMIT = {"max_tokens": 4_000_000_000, "tokens_per_fill": 4_000_000_000, "fill_interval": MINUTE}
-"""For keys that have none: Envoy wants a bucket for what no descriptor matches."""
+"""For keys and services that have none: Envoy wants a bucket for what no descriptor matches."""
 
 
 def key_filter() -> Data:
@@ -32,47 +40,47 @@ def key_filter() -> Data:
 
 
 def service_filter() -> Data:
-    """After the body was read, which names the service. It is never switched off: Envoy decides that by the first route
-    that it finds, which may be another; without a bucket it does nothing."""
+    """After the body was read, which names the service. It is never switched off for a service: Envoy decides that by
+    the first route that it finds, which may be another; without a bucket it does nothing."""
     return extension(SERVICE_LIMIT, TYPE, stat_prefix="service_limit")
 
 
-def host_configuration(gateway: GatewayPlan) -> Data:
-    """What the virtual host says to `key_filter`: a bucket for each key that has a limit."""
-    limited = [key for key in gateway.keys if key.limits.requests_per_minute]
-    if not limited:
-        return {}
+def host_configuration(gateway: GatewayPlan, services: Sequence[ServicePlan]) -> Data:
+    """What the virtual host says to both filters: a bucket for each key and each service that has a limit.
+
+    Said by the virtual host there is one bucket, however many routes lead to a service.
+    """
+    return _of_keys(gateway.keys) | _of_services(services)
+
+
+def _of_keys(keys: Sequence[KeyPlan]) -> Data:
     # One bucket for each name: a key that was rotated and its predecessor share it.
-    descriptors = [_descriptor(key) for key in {key.name: key for key in limited}.values()]
-    action = {
-        "metadata": {
-            "descriptor_key": KEY, "metadata_key": {"key": METADATA, "path": [{"key": KEY}]}, "source": "DYNAMIC",
-        }
-    }  # fmt: skip
-    return {
-        KEY_LIMIT: _limit(
-            "key_limit", WITHOUT_LIMIT, descriptors=descriptors, rate_limits=[{"actions": [action], **SAID}],
-            always_consume_default_token_bucket=False,
-        )
-    }  # fmt: skip
+    limits = {key.name: key.limits.requests_per_minute for key in keys if key.limits.requests_per_minute}
+    where = {"metadata_key": {"key": METADATA, "path": [{"key": KEY}]}, "source": "DYNAMIC"}
+    return {KEY_LIMIT: _limit("key_limit", KEY, limits, where, SAID)} if limits else {}
 
 
-def _descriptor(key: KeyPlan) -> Data:
-    return {
-        "entries": [{"key": KEY, "value": key.name}],
-        "token_bucket": _bucket(key.limits.requests_per_minute or 0),
-    }
+def _of_services(services: Sequence[ServicePlan]) -> Data:
+    limits = {s.name: s.limits.requests_per_minute for s in services if s.limits.requests_per_minute}
+    where = {"metadata_key": {"key": METADATA, "path": [{"key": SERVICE}]}, "source": "ROUTE_ENTRY"}
+    wait = {"header": {"key": "retry-after", "value": f"%METADATA(ROUTE:{METADATA}:{WAIT})%"}}
+    found = _limit("service_limit", SERVICE, limits, where, {}, response_headers_to_add=[wait])
+    return {SERVICE_LIMIT: found} if limits else {}
 
 
-def route_configuration(limits: Limits) -> Data:
-    """What the route to a service says to `service_filter`."""
-    found: Data = {}
-    if limits.requests_per_minute:
-        # The time until there is one more, in whole seconds.
-        wait = {"header": {"key": "retry-after", "value": str(-(-60 // limits.requests_per_minute))}}
-        found[SERVICE_LIMIT] = _limit(
-            "service_limit", _bucket(limits.requests_per_minute), response_headers_to_add=[wait]
-        )
+def route_metadata(service: ServicePlan) -> dict[str, str]:
+    """What the route to a service says of it and its limits; times in whole seconds."""
+    about = {SERVICE: service.name, LIMITED: f"The service '{service.name}'"}
+    often = service.limits.requests_per_minute
+    return about | ({WAIT: str(-(-60 // often))} if often else {})
+
+
+def sizes(gateway: GatewayPlan) -> dict[int, list[str]]:
+    """The names of keys by the largest body that they may send, in bytes, where that is less than anybody may."""
+    found: dict[int, list[str]] = {}
+    for name, size in {key.name: key.limits.max_body_bytes for key in gateway.keys}.items():
+        if size is not None and size < gateway.max_body_bytes:
+            found.setdefault(size, []).append(name)
     return found
 
 
@@ -88,7 +96,7 @@ def of_unknown_length() -> Data:
 
 def unlimited() -> Data:
     """Configuration of a route whose requests are not counted."""
-    return {KEY_LIMIT: typed("config.route.v3.FilterConfig", disabled=True)}
+    return {name: typed("config.route.v3.FilterConfig", disabled=True) for name in (KEY_LIMIT, SERVICE_LIMIT)}
 
 
 def breaker(limits: Limits) -> Data:
@@ -100,10 +108,17 @@ def _bucket(per_minute: int) -> Data:
     return {"max_tokens": per_minute, "tokens_per_fill": per_minute, "fill_interval": MINUTE}
 
 
-def _limit(prefix: str, bucket: Data, **more: object) -> Data:
+def _limit(prefix: str, name: str, limits: Mapping[str, int | None], where: Data, said: Data, **more: object) -> Data:
+    """A bucket for each value of the metadata ``where``; in all of the others is room without end."""
+    descriptors = [
+        {"entries": [{"key": name, "value": value}], "token_bucket": _bucket(limit or 0)}
+        for value, limit in limits.items()
+    ]
+    action = {"metadata": {"descriptor_key": name, **where}}
     return typed(
-        TYPE, stat_prefix=prefix, token_bucket=bucket, filter_enabled=ALWAYS, filter_enforced=ALWAYS,
-        **more,
+        TYPE, stat_prefix=prefix, token_bucket=WITHOUT_LIMIT, filter_enabled=ALWAYS, filter_enforced=ALWAYS,
+        descriptors=descriptors, rate_limits=[{"actions": [action], **said}],
+        always_consume_default_token_bucket=False, **more,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from llmhost.errors import GatewayError
-from llmhost.gateway import access, limits, sticky
+from llmhost.gateway import access, by_key, limits, sticky
 from llmhost.gateway.access_log import access_log
 from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
@@ -62,22 +62,52 @@ NOT_HTTP: Data = {
     "or_filter": {"filters": [CONNECT, {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}]}
 }
 
-SERVICE = f"%METADATA(ROUTE:{METADATA}:service)%"
+SERVICE = f"%METADATA(ROUTE:{METADATA}:{limits.SERVICE})%"
+LIMITED = f"%METADATA(ROUTE:{METADATA}:{limits.LIMITED})%"
 PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
 
 
 def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.routed if s.port)
-    return (_listener(plan, MAIN, plan.gateway.port), *own)
+    return (_listener(plan, MAIN, plan.gateway.port), *own, _inside(plan))
+
+
+def _inside(plan: Plan) -> Data:
+    """Where the clusters of keys lead; nothing outside this process can reach it."""
+    fields = {
+        **_common(plan, by_key.LISTENER),
+        # The rest can only happen before a request comes here.
+        "local_reply_config": {"mappers": [_busy(), *_causes(), *_by_status()]},
+        "http_filters": [_router()],
+        # What the first listener said of the client holds.
+        "use_remote_address": False,
+        "skip_xff_append": True,
+    }
+    return typed(
+        "config.listener.v3.Listener",
+        name=by_key.LISTENER,
+        internal_listener={},
+        per_connection_buffer_limit_bytes=BUFFER,
+        filter_chains=[{"filters": [_connection_manager(fields)]}],
+    )
+
+
+def is_inside(listener: Data) -> bool:
+    """Whether a resource of lds.json has no address."""
+    return "internal_listener" in listener
+
+
+def _connection_manager(fields: Data) -> Data:
+    return extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        **fields,
+    )
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:
-    manager = extension(
-        "envoy.filters.network.http_connection_manager",
-        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        **_manager(plan, name),
-    )
+    manager = _connection_manager(_manager(plan, name))
     return typed(
         "config.listener.v3.Listener",
         name=name,
@@ -106,16 +136,22 @@ def _address(host: str, port: int) -> Data:
     return {"socket_address": {"address": str(address), "port_value": port, **both}}
 
 
-def _manager(plan: Plan, name: str) -> Data:
+def _common(plan: Plan, name: str) -> Data:
     return {
         "stat_prefix": name,
         "rds": {"route_config_name": name, "config_source": resource_source(plan, routes_file(name))},
         "stream_idle_timeout": STREAM_IDLE,
-        **SLOWEST,
         "server_name": "llmhost",
+        "preserve_external_request_id": True,
+    }
+
+
+def _manager(plan: Plan, name: str) -> Data:
+    return {
+        **_common(plan, name),
+        **SLOWEST,
         # The client is whoever connects: its x-envoy-* headers, which could change timeouts and retries, are dropped.
         "use_remote_address": True,
-        "preserve_external_request_id": True,
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "llmhost"},
         "http2_protocol_options": HTTP2,
         "early_header_mutation_extensions": [access.early_mutation()],
@@ -123,6 +159,12 @@ def _manager(plan: Plan, name: str) -> Data:
         "access_log": access_log(),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
+
+
+def _router() -> Data:
+    return extension(
+        "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+    )
 
 
 def _filters(plan: Plan) -> list[Data]:
@@ -157,11 +199,8 @@ def _filters(plan: Plan) -> list[Data]:
             "allow_empty_content_type": True,
         },
     )
-    forward = extension(
-        "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
-    )
     who = [*limits.response_filters(), *access.filters(), limits.key_filter()]
-    return [*who, limit, hold, read, limits.service_filter(), sticky.reader(), forward]
+    return [*who, limit, hold, read, limits.service_filter(), sticky.reader(), _router()]
 
 
 def _mappers(plan: Plan) -> list[Data]:
@@ -170,9 +209,7 @@ def _mappers(plan: Plan) -> list[Data]:
     full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
         *_refused(),
-        _by_cause(("UH", "UF", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
-        _by_cause(("UC", "UR", "LR", "UPE"), 502, f"The engine of the service '{SERVICE}' broke off its answer"),
-        _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
+        *_causes(),
         # Not larger than the gateway takes, but than a service does: its route says so.
         _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
         # Every other cause has a flag, see above.
@@ -182,6 +219,21 @@ def _mappers(plan: Plan) -> list[Data]:
         _mapper(_both(_status("EQ", 404), NO_PATH), _error("The request has no path", "NotFoundError")),
         # The only 403 of Envoy itself: a request for WebSocket or another protocol.
         _mapper(_both(_status("EQ", 403), NOT_HTTP), _error("Only plain HTTP is served here", "PermissionDeniedError")),
+        *_by_status(),
+    ]
+
+
+def _causes() -> list[Data]:
+    """What happened to the engine."""
+    return [
+        _by_cause(("UH", "UF", "NC"), 503, f"The service '{SERVICE}' has no engine that is ready", retry=True),
+        _by_cause(("UC", "UR", "LR", "UPE"), 502, f"The engine of the service '{SERVICE}' broke off its answer"),
+        _by_cause(("UT", "SI", "DT", "UMSDR"), 504, f"The service '{SERVICE}' did not answer in time"),
+    ]
+
+
+def _by_status() -> list[Data]:
+    return [
         *(_mapper(_status("EQ", code), _error("%LOCAL_REPLY_BODY%", kind)) for code, kind in ERROR_TYPES),
         _mapper(_status("GE", 500), _error("%LOCAL_REPLY_BODY%", "InternalServerError")),
         _mapper(_status("GE", 400), _error("%LOCAL_REPLY_BODY%", "BadRequestError")),
@@ -199,7 +251,6 @@ def _refused() -> list[Data]:
         "No API key: send it as `Authorization: Bearer <key>` or `x-api-key: <key>`", "AuthenticationError"
     )
     wrong = _error("The API key is not valid", "AuthenticationError")
-    busy = _error(f"The service '{SERVICE}' has as many requests at once as it may have", "RateLimitError")
     often = _error("Too many requests in this minute", "RateLimitError")
     bearer = {"headers_to_add": [_header("www-authenticate", "Bearer")]}
     return [
@@ -207,9 +258,14 @@ def _refused() -> list[Data]:
         _mapper(_both(_status("EQ", 401), _sent(access.USER)), _error("%LOCAL_REPLY_BODY%", "AuthenticationError")),
         _mapper(_both(_status("EQ", 401), _either("authorization", "x-api-key")), wrong) | bearer,
         _mapper(_status("EQ", 401), missing) | bearer,
-        _mapper(_flags("UO"), busy) | {"status_code": 429, "headers_to_add": [_header("retry-after", "1")]},
+        _busy(),
         _mapper(_status("EQ", 429), often),
     ]
+
+
+def _busy() -> Data:
+    body = _error(f"{LIMITED} has as many requests at once as it may have", "RateLimitError")
+    return _mapper(_flags("UO"), body) | {"status_code": 429, "headers_to_add": [_header("retry-after", "1")]}
 
 
 def _sent(header: str) -> Data:

@@ -1,4 +1,5 @@
-"""Which request goes where: one route configuration for the gateway's port and one for each service's own port.
+"""Which request goes where: one route configuration for the gateway's port, one for each service's own port, and one
+for what comes through the cluster of a key (`llmhost.gateway.by_key`).
 
 The first route that matches wins, so the order below is the behaviour: our own paths; a model of a service that answers
 the path; a body that is not JSON; a model that cannot answer the path; a model that does not exist; no model at all;
@@ -8,10 +9,10 @@ a wrong method; a path that is not on the list.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, foreign, limits, statistics, sticky
+from llmhost.gateway import access, answers, by_key, foreign, limits, statistics, sticky
 from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, Endpoint, EndpointGroup, groups
 from llmhost.gateway.envoy import (
@@ -31,6 +32,8 @@ from llmhost.plan.types import GatewayPlan, KeyPlan, Plan, ServicePlan
 
 MAIN = "gateway"
 READ = ("GET", "HEAD")
+POSTED = [e for e in ENDPOINTS if e.method == "POST" and "{id}" not in e.path]
+"""What has a body that names a model."""
 
 
 def own_port_name(service: ServicePlan) -> str:
@@ -44,9 +47,21 @@ def routes_file(name: str) -> str:
 
 
 def route_configurations(plan: Plan) -> tuple[Data, ...]:
-    """One for the gateway's port and one for each service's own port."""
+    """One for the gateway's port, one for each service's own port, one inside."""
     own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.routed if s.port)
-    return (_configuration(plan, MAIN, plan.routed), *own)
+    return (_configuration(plan, MAIN, plan.routed), *own, _inside(plan))
+
+
+def _inside(plan: Plan) -> Data:
+    """What comes through the cluster of a key; everything about it but the engine has been decided."""
+    routes = [_forward(by_key.to_service(s.name), s) for s in plan.routed]
+    host = {
+        "name": by_key.LISTENER,
+        "domains": ["*"],
+        "routes": [*routes, by_key.to_leaving_service()],
+        "request_headers_to_remove": [access.TO],
+    }
+    return typed("config.route.v3.RouteConfiguration", name=by_key.LISTENER, virtual_hosts=[host])
 
 
 def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:
@@ -55,7 +70,8 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
         "name": name,
         "domains": ["*"],
         "routes": routes,
-        "typed_per_filter_config": access.host_configuration(plan.gateway) | limits.host_configuration(plan.gateway),
+        "typed_per_filter_config": access.host_configuration(plan.gateway, _ways(plan.gateway))
+        | limits.host_configuration(plan.gateway, services),
         "virtual_clusters": statistics.virtual_clusters(plan.gateway.keys),
         # What the gateway knows of a client is not for engines.
         "request_headers_to_remove": list(access.INTERNAL),
@@ -70,6 +86,10 @@ def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready
         virtual_hosts=[host],
         max_direct_response_body_size_bytes=max(4096, longest),
     )
+
+
+def _ways(gateway: GatewayPlan) -> list[Data]:
+    return [by_key.way()] if by_key.names(gateway) else []
 
 
 def _for_everybody(
@@ -90,11 +110,13 @@ def _for_everybody(
     if not gateway.locked:
         yield from _routes(services, main, locked=False)
         return
+    for size, names in limits.sizes(gateway).items():
+        yield from (_for_keys(route, names) for route in _too_large_for_key(size))
     for allowed, keys in _scopes(gateway.keys, services).items():
         mine = [s for s in services if s.name in allowed]
         theirs = [s for s in services if s.name not in allowed]
         for route in _routes(mine, main, theirs, locked=True):
-            yield _for_keys(route, keys)
+            yield from _each_its_way(route, keys, by_key.names(gateway))
     # Nobody is let through for being unknown: whatever a filter did not do ends here.
     yield _error({"prefix": "/"}, 401, "No API key")
 
@@ -108,6 +130,16 @@ def _scopes(keys: Sequence[KeyPlan], services: Sequence[ServicePlan]) -> dict[tu
     return {allowed: list(dict.fromkeys(names)) for allowed, names in found.items()}
 
 
+def _each_its_way(route: Data, keys: Sequence[str], counted: Collection[str]) -> Iterator[Data]:
+    """A route for these keys; for those whose requests at once are counted, it may be another one."""
+    other = by_key.through_key(route)
+    straight = keys if other is route else [key for key in keys if key not in counted]
+    if straight:
+        yield _for_keys(route, straight)
+    if len(straight) < len(keys):
+        yield _for_keys(other, [key for key in keys if key in counted])
+
+
 def _for_keys(route: Data, keys: Sequence[str]) -> Data:
     found = route["match"]
     also = [*found.get("dynamic_metadata", ()), access.one_of_keys(keys)]
@@ -119,8 +151,7 @@ def _routes(
 ) -> Iterator[Data]:
     # The page of metrics tells of every service.
     yield from _own_answers(services, metrics=main and not forbidden, locked=locked)
-    posted = [e for e in ENDPOINTS if e.method == "POST" and "{id}" not in e.path]
-    everything = paths_regex(posted)
+    everything = paths_regex(POSTED)
     yield from (_not_yours(everything, s) for s in forbidden)
     for service in services:
         yield from _service_routes(service)
@@ -229,8 +260,20 @@ def _forward_body(found: Data, service: ServicePlan) -> Iterator[Data]:
     yield _forward(found, service)
 
 
+def _too_large_for_key(maximum: int) -> Iterator[Data]:
+    whose = f"The API key '{access.KEY_NAME}' takes bodies up to {_mebibytes(maximum)}"
+    yield _error({"prefix": "/", **limits.too_long(maximum)}, 413, f"{whose}; this one is larger", formatted=True)
+    found = match(paths_regex(POSTED), "POST")
+    message = f"{whose}: send a Content-Length"
+    yield _error(_and_headers(found, limits.of_unknown_length()), 411, message, formatted=True)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB"
+
+
 def _too_large(found: Data, service: ServicePlan, maximum: int) -> Iterator[Data]:
-    size = f"{maximum / 2**20:.3g} MiB"
+    size = _mebibytes(maximum)
     message = f"The request is larger than the {size} that the service '{service.name}' takes"
     yield _error(_and_headers(found, limits.too_long(maximum)), 413, message)
     message = f"The service '{service.name}' takes bodies up to {size}: send a Content-Length"
@@ -282,9 +325,9 @@ def _not_allowed(regex: str, allow: str) -> Data:
 
 
 def _forward(found: Data, service: ServicePlan) -> Data:
-    filters = limits.route_configuration(service.limits) | sticky.route_filters(service)
-    route = {"match": found, "route": route_action(service), "metadata": _route_metadata(service=service.name)}
-    return route | {"typed_per_filter_config": filters}
+    about = _route_metadata(**limits.route_metadata(service))
+    route = {"match": found, "route": route_action(service), "metadata": about}
+    return route | {"typed_per_filter_config": sticky.route_filters(service)}
 
 
 def _metrics(found: Data) -> Data:

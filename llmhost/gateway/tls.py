@@ -1,7 +1,9 @@
 """HTTPS: certificates reach Envoy as secrets in files of their own, so that a new one needs no new listener.
 
 Envoy reads the certificate's files again when something is renamed into a directory that it watches;
-`llmhost.supervise.guarding.refresh` does that whenever they have changed, however that was done.
+`llmhost.supervise.guarding.refresh` does that whenever they have changed, however that was done. With HTTPS switched on
+or off the same listener has another filter chain; connections of the old one are asked to close after their next
+answer.
 """
 
 from __future__ import annotations

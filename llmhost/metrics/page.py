@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 SECONDS = 3.0
 """For all sources together. Prometheus gives a scrape ten seconds; an engine that reads a long prompt answers late."""
 
-OWN_CLUSTER = "llmhost_metrics"
-"""Envoy's cluster that leads here (`llmhost.gateway.clusters`)."""
+OWN_CLUSTERS = ("llmhost_metrics", "llmhost_keys")
+"""Envoy's cluster that leads here (`llmhost.gateway.clusters`), and those of keys (`llmhost.gateway.by_key`): what goes
+through them is counted for its service and its key."""
 
 _GATEWAY = "gateway"
 _ENVOY_STATS = (
@@ -41,7 +42,7 @@ _ENVOY_STATS = (
 )
 _MARK = "~"
 """As in `llmhost.gateway.statistics.MARK`."""
-_INTERNAL = ("admin", "async-client")
+_INTERNAL = ("admin", "async-client", "keys")
 
 
 def read_spec(path: str) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _always(labels: dict[str, str]) -> Callable[[str], dict[str, str]]:
 def _merge_gateway(page: Page, answer: bytes, services: set[str]) -> None:
     def label(labels: str) -> dict[str, str] | None:
         cluster = label_value(labels, "envoy_cluster_name")
-        if cluster == OWN_CLUSTER or label_value(labels, "envoy_http_conn_manager_prefix") in _INTERNAL:
+        if cluster in OWN_CLUSTERS or label_value(labels, "envoy_http_conn_manager_prefix") in _INTERNAL:
             return None
         key = label_value(labels, "envoy_virtual_cluster")
         if key is not None:

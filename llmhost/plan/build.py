@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
+from llmhost.config_gateway import KeyLimits
 from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import EndpointFacts, EngineFacts, ForeignFacts, Gpu, HostFacts, ModelFacts, PortFacts, Tools
 from llmhost.keys import ApiKey
@@ -108,7 +109,7 @@ def _gateway(gateway: configuration.Gateway, machine: Machine) -> GatewayPlan:
         paths = (None if p is None else str(machine.home.root / p) for p in (tls.certificate, tls.key, tls.client_ca))
     made = GatewayPlan(
         gateway.host, gateway.port, gateway.max_body_mib * MIB,
-        key_limits=Limits(gateway.limits.requests_per_minute),
+        key_limits=_limits(gateway.limits),
         insecure=gateway.insecure,
         tls=None if tls is None else TlsPlan(*paths),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -137,7 +138,7 @@ def with_keys(gateway: GatewayPlan, keys: Sequence[ApiKey]) -> GatewayPlan:
     made = tuple(
         KeyPlan(
             key.name, key.user, key.digest, key.services, key.expires,
-            Limits(key.requests_per_minute or gateway.key_limits.requests_per_minute),
+            _limits(key).or_else(gateway.key_limits),
         )
         for key in keys if key.revoked is None
     )  # fmt: skip
@@ -257,7 +258,7 @@ def _foreign_program(
     )
 
 
-def _limits(limits: configuration.ServiceLimits) -> Limits:
+def _limits(limits: configuration.ServiceLimits | KeyLimits | ApiKey) -> Limits:
     size = limits.max_body_mib
     return Limits(
         limits.requests_per_minute, limits.concurrent_requests, None if size is None else max(1, round(size * MIB))

@@ -18,6 +18,10 @@ class Limits:
     concurrent_requests: int | None = None
     max_body_bytes: int | None = None
 
+    def or_else(self, default: Limits) -> Limits:
+        """These limits, and the others of ``default``."""
+        return replace(default, **{name: value for name, value in asdict(self).items() if value is not None})
+
 
 @dataclass(frozen=True)
 class KeyPlan:

@@ -114,8 +114,9 @@ def _versions(stats: Any) -> dict[str, str]:
 
 
 def _listeners(answer: Any) -> dict[str, int]:
-    found = answer.get("listener_statuses", ())
-    return {str(entry["name"]): int(entry["local_address"]["socket_address"]["port_value"]) for entry in found}
+    """Those inside the process have no socket."""
+    found = {str(e["name"]): e["local_address"].get("socket_address") for e in answer.get("listener_statuses", ())}
+    return {name: int(place["port_value"]) for name, place in found.items() if place}
 
 
 def _errors(dump: Any) -> tuple[str, ...]:
@@ -125,7 +126,9 @@ def _errors(dump: Any) -> tuple[str, ...]:
 
 
 def _hosts(answer: Any) -> list[tuple[str, list[Any]]]:
-    return [(str(c["name"]), list(c.get("host_statuses", ()))) for c in answer.get("cluster_statuses", ())]
+    """By cluster, but for clusters that lead to a listener inside the process."""
+    found = [(str(c["name"]), list(c.get("host_statuses", ()))) for c in answer.get("cluster_statuses", ())]
+    return [(name, hosts) for name, hosts in found if not any("envoy_internal_address" in h["address"] for h in hosts)]
 
 
 def _name(host: Any) -> str:

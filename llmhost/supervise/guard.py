@@ -10,9 +10,9 @@ starts it again. Hence ``autorestart=unexpected``, ``exitcodes=0,78``, ``startse
 ``killasgroup=false``, and a ``stopwaitsecs`` of at least ``stop_timeout`` plus what `llmhost.supervise.guarding.stop`
 may need.
 
-``guard.py --exec [<file>…] -- <command…>`` only ties a command to the life of supervisord and becomes it; with
-``--keep`` it stays and starts the command again at once when it ends (the gateway). The files name certificates that
-the command must read again when they change.
+``guard.py --exec -- <command…>`` only ties a command to the life of supervisord and becomes it; with
+``--keep <listing> --`` it stays and starts the command again at once when it ends (the gateway). The listing names
+certificates that the command must read again when they change; it may be missing.
 
 This file only finds its modules: ``-I -S`` keeps site-packages, and with them memory and surprises, out.
 """

@@ -126,7 +126,8 @@ def test_what_sticks_is_in_clusters_and_routes_and_no_listener() -> None:
         return {f.path: f.text for f in render_gateway(plan(text))}
 
     plain, sticky = files("services: {chat: {model: /m}}"), files("services: {chat: {model: /m, sticky: prefix}}")
-    assert {path for path in plain if plain[path] != sticky[path]} == {"conf/gateway/cds.json", "conf/gateway/rds.json"}
+    changed = {path.removeprefix("conf/gateway/") for path in plain if plain[path] != sticky[path]}
+    assert changed == {"cds.json", "rds.json", "rds-keys.json"}
     cluster: dict[str, Any] = json.loads(sticky["conf/gateway/cds.json"])["resources"][0]
     assert cluster["lb_policy"] == "RING_HASH"
 

@@ -53,9 +53,11 @@ def test_a_name_is_used_once_while_its_key_is_good() -> None:
 
 
 def test_rotation_keeps_the_rights_and_ends_the_old_key() -> None:
-    old, _ = made(services=["chat"], expires=NOW + 100, requests_per_minute=5)
+    limits = {"requests_per_minute": 5, "concurrent_requests": 6, "max_body_mib": 0.7}
+    old, _ = made(services=["chat"], expires=NOW + 100, **limits)
     (new,), _ = keys.rotate(old, "a", NOW + 1)
-    assert (new.user, new.services, new.expires, new.requests_per_minute) == ("a.2", ("chat",), NOW + 100, 5)
+    assert (new.user, new.services, new.expires) == ("a.2", ("chat",), NOW + 100)
+    assert (new.requests_per_minute, new.concurrent_requests, new.max_body_mib) == (5, 6, 0.7)
     assert new.digest != old[0].digest
 
 
@@ -96,7 +98,9 @@ def test_states() -> None:
 
 
 def test_the_file_comes_back_as_it_was(tmp_path: Path) -> None:
-    written, _ = keys.add(made(services=["b", "a"])[0], "other", NOW, expires=5, requests_per_minute=7)
+    written, _ = keys.add(
+        made(services=["b", "a"])[0], "other", NOW, expires=5, concurrent_requests=7, max_body_mib=0.5
+    )
     file = tmp_path / "keys.json"
     assert keys.load(file) == ()
     file.write_text(keys.dump(written))

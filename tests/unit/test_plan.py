@@ -17,6 +17,7 @@ from llmhost.plan import Plan
 from llmhost.plan.build import make_plan
 from llmhost.plan.cpu import SMALLEST_KV_CACHE, context_length, share_cpu
 from llmhost.plan.demand import ENGINE_BASE_BYTES
+from llmhost.plan.types import Limits
 from tests.samples import GIB, machine, model
 
 THREE = """
@@ -169,9 +170,11 @@ def test_a_revoked_key_locks_and_does_not_open() -> None:
 
 
 def test_a_key_has_the_limit_of_the_gateway_or_its_own() -> None:
-    keys = (KEY, ApiKey("b", 1, "digest", 0, requests_per_minute=5))
-    gateway = gateway_plan("{limits: {requests_per_minute: 60}}", *keys).gateway
-    assert [k.limits.requests_per_minute for k in gateway.keys] == [60, 5]
+    keys = (KEY, ApiKey("b", 1, "digest", 0, requests_per_minute=5), ApiKey("c", 1, "digest", 0, max_body_mib=0.5))
+    text = "{limits: {requests_per_minute: 60, concurrent_requests: 3, max_body_mib: 2}}"
+    assert [k.limits for k in gateway_plan(text, *keys).gateway.keys] == [
+        Limits(60, 3, 2 * 2**20), Limits(5, 3, 2 * 2**20), Limits(60, 3, 2**19),
+    ]  # fmt: skip
 
 
 def test_certificates_are_found_from_the_home() -> None:

@@ -1,19 +1,15 @@
-"""New certificates reach the gateway: a small process beside Envoy that looks at their files once in a second.
+"""New certificates reach the gateway: its keeper looks at their files once in a second.
 
 Envoy notices only files that are renamed into place. Certificates come in other ways, too: written over, or behind a
 symbolic link that now points elsewhere. So whenever one has changed, the file that lists them is renamed into place
 anew, in a directory that Envoy watches, and Envoy reads them again; what does not work is refused by Envoy, and the old
-one stays.
+one stays. Without HTTPS there is no such file; it may come and go while the gateway runs.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import time
 
-from llmhost.supervise.guarding.kernel import PR_SET_PDEATHSIG, prctl
 from llmhost.supervise.guarding.processes import say
 
 TYPE_CHECKING = False
@@ -23,40 +19,34 @@ if TYPE_CHECKING:
     Look = tuple[Any, ...]
 
 SECONDS = 1.0
+"""How often to call `Refresher.look`."""
 
 
-def start_refresher(files: list[str]) -> None:
-    """Leave a child behind that ends together with us, also after we have become another program (exec)."""
-    parent = os.getpid()
-    if os.fork() != 0:
-        return
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-    try:
-        refresh(files)
-    finally:
-        os._exit(1)
+class Refresher:
+    """Watches what the file ``listing`` names."""
+
+    def __init__(self, listing: str) -> None:
+        self._listing = listing
+        self._seen = self._before = _look(listing)
+
+    def look(self) -> None:
+        """Renew the file when what it names has changed. A file that names others was just written: nothing is due."""
+        now = _look(self._listing)
+        # A change counts once it has settled: a key is rarely written in the same instant as its certificate.
+        if now != self._seen and now == self._before:
+            if _names(now) == _names(self._seen):
+                _put_anew(self._listing)
+            self._seen = now
+        self._before = now
 
 
-def refresh(files: list[str]) -> None:
-    """Never returns."""
-    seen = {file: look(file) for file in files}
-    before = dict(seen)
-    while True:
-        time.sleep(SECONDS)
-        for file in files:
-            now = look(file)
-            # A change counts once it has settled: a key is rarely written in the same instant as its certificate.
-            if now != seen[file] and now == before[file]:
-                seen[file] = now
-                _put_anew(file)
-            before[file] = now
+def _look(listing: str) -> Look:
+    """What the files that are listed look like, by what changes with every way to change a file."""
+    return tuple(_stat(name) for name in _named(listing))
 
 
-def look(file: str) -> Look:
-    """What the files that are listed in ``file`` look like, by what changes with every way to change a file."""
-    return tuple(_stat(name) for name in _named(file))
+def _names(look: Look) -> list[str]:
+    return [name for name, *_ in look]
 
 
 def _stat(name: str) -> Look:
@@ -67,10 +57,12 @@ def _stat(name: str) -> Look:
     return (name, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _named(file: str) -> list[str]:
+def _named(listing: str) -> list[str]:
     """The paths in a JSON list."""
     try:
-        with open(file, "rb") as opened:
+        with open(listing, "rb") as opened:
+            import json  # noqa: PLC0415 (needs memory, and few have HTTPS)
+
             return [str(name) for name in json.load(opened)]
     except (OSError, ValueError, TypeError):
         return []

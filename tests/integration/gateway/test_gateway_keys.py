@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +228,19 @@ def test_requests_per_minute_of_a_service(gateway: Gateway) -> None:
             assert [client.post(CHAT, json={"model": "other"}).status_code for _ in range(4)] == [200] * 4
 
 
+def test_a_service_counts_whoever_asks_it_however(locked: Locked) -> None:
+    """Keys of different scopes have routes of their own, and so have paths; what is counted is one service."""
+    chat, embedding = locked.services
+    locked.services = (replace(chat, limits=Limits(requests_per_minute=3)), embedding)
+    locked.gateway.change(*locked.services)
+    assert locked.post(CHAT, "gpt-4", locked.secret).status_code == 200
+    assert locked.post(CHAT, "gpt-4", locked.chat_secret).status_code == 200
+    assert locked.post(CHAT, None, locked.chat_secret).status_code == 200
+    error(locked.post("/tokenize", "gpt-4", locked.secret), 429)
+    error(locked.post(CHAT, "gpt-4", locked.chat_secret), 429)
+    assert locked.post("/v1/embeddings", "gte", locked.secret).status_code == 200
+
+
 def test_requests_at_once_of_a_service(gateway: Gateway) -> None:
     services = limited(gateway, Limits(concurrent_requests=2))
     with Stub(Path(services[0].replicas[0].socket)) as stub:
@@ -273,6 +287,143 @@ def test_body_size_of_a_service(gateway: Gateway) -> None:
         assert error(ask(CHAT, "gpt-4", 110_000, chunked=True), 413)["message"] == told["message"]
         assert "larger than 1 MiB" in error(ask(CHAT, "gpt-4", 2**20), 413)["message"]
         assert ask(CHAT, "other", 110_000).status_code == 200
+
+
+@contextmanager
+def held(locked: Locked, key: str, *models: str) -> Iterator[list[int]]:
+    """Requests of a key that engines hold while the block runs; afterwards, the statuses of their answers."""
+    paths = {"gpt-4": CHAT, "gte": "/v1/embeddings"}
+    stubs = {"gpt-4": locked.stubs["chat"], "gte": locked.stubs["embedding"]}
+    answers: list[int] = []
+
+    def hold(model: str) -> None:
+        with locked.gateway.client() as client:
+            body = {"model": model, "stub": "hold"}
+            answers.append(client.post(paths[model], json=body, headers={"x-api-key": key}).status_code)
+
+    before = locked.reached
+    holders = [threading.Thread(target=hold, args=(model,)) for model in models]
+    for holder in holders:
+        holder.start()
+    eventually(lambda: locked.reached == before + len(models), "the engines have the requests")
+    yield answers
+    for model in models:
+        stubs[model].release()
+    for holder in holders:
+        holder.join(LIMIT)
+
+
+def busy(answer: httpx.Response, whose: str) -> None:
+    assert error(answer, 429)["message"] == f"{whose} has as many requests at once as it may have"
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_requests_at_once_of_a_key(locked: Locked) -> None:
+    """At all services together, on every port; nobody else is counted."""
+    few, text = issue("a.few", concurrent_requests=2)
+    locked.gateway.keys += (few,)
+    locked.gateway.change(*locked.services)
+    with held(locked, text, "gpt-4", "gte") as answers:
+        busy(locked.post(CHAT, "gpt-4", text), "The API key")
+        port = locked.services[1].port
+        with locked.gateway.client(port) as client:
+            busy(client.post("/v1/embeddings", json={}, headers={"x-api-key": text}), "The API key")
+        assert locked.get("/v1/models", text).status_code == 200  # no engine works on it
+        error(locked.post(CHAT, "nobody", text), 404)
+        assert locked.post(CHAT, "gpt-4", locked.secret).status_code == 200
+    assert answers == [200, 200]
+    with held(locked, text, "gpt-4", "gpt-4"):
+        busy(locked.post(CHAT, None, text), "The API key")
+
+
+def test_a_stream_of_a_limited_key_counts_until_its_last_byte(locked: Locked) -> None:
+    one, text = issue("one", concurrent_requests=1)
+    locked.gateway.keys += (one,)
+    locked.gateway.change(*locked.services)
+    stub = locked.stubs["chat"]
+    body, key = {"model": "gpt-4", "stub": {"stream": 3}}, {"authorization": f"Bearer {text}"}
+    with locked.gateway.client() as client, client.stream("POST", CHAT, json=body, headers=key) as stream:
+        pieces = stream.iter_raw()
+        for number in range(3):
+            busy(locked.post(CHAT, "gpt-4", text), "The API key")
+            stub.release()
+            assert next(pieces) == b"data: %d\n\n" % number  # not held back on the way, either
+        assert list(pieces) == []
+    assert locked.post(CHAT, "gpt-4", text).status_code == 200
+    with locked.gateway.client() as client, client.stream("POST", CHAT, json=body, headers=key) as stream:
+        stub.release()
+        next(stream.iter_raw())
+    eventually(lambda: stub.abandoned == 1, "the engine knows that the client has left")
+    eventually(lambda: locked.post(CHAT, "gpt-4", text).status_code == 200, "it is not counted any more")
+
+
+def test_a_limited_key_comes_and_goes_under_a_stream_of_another(locked: Locked) -> None:
+    """Another limit of one key is a new cluster: streams of all of them go on."""
+    one, text = issue("one", concurrent_requests=1)
+    other, others = issue("other", concurrent_requests=1)
+    locked.gateway.keys += (one, other)
+    locked.gateway.change(*locked.services)
+    stub, body = locked.stubs["chat"], {"model": "gpt-4", "stub": {"stream": 2}}
+    with locked.gateway.client() as client, ExitStack() as stack:
+        streams = [
+            stack.enter_context(client.stream("POST", CHAT, json=body, headers={"x-api-key": key}))
+            for key in (text, others)
+        ]
+        wider = replace(one, limits=Limits(concurrent_requests=2))
+        for keys in ((wider, other), (wider,), (locked.everything,)):
+            locked.gateway.keys = keys
+            locked.gateway.change(*locked.services)
+        for _ in range(4):
+            stub.release()
+        assert [b"".join(stream.iter_raw()) for stream in streams] == [b"data: 0\n\ndata: 1\n\n"] * 2
+
+
+def test_what_a_limited_key_is_told_and_an_engine_sees_is_as_ever(locked: Locked) -> None:
+    chat, embedding = locked.services
+    few, text = issue("few", concurrent_requests=5)
+    locked.gateway.keys += (few,)
+    locked.services = (replace(chat, limits=Limits(concurrent_requests=1)), embedding)
+    locked.gateway.change(*locked.services)
+    locked.gateway.wait_healthy(chat=1, embedding=1)
+    with held(locked, text, "gpt-4"):
+        busy(locked.post(CHAT, "gpt-4", text), "The service 'chat'")
+    mine = {"x-llmhost-way": "chat", "x-llmhost-service": "embedding", "x-llmhost-user": "everything.1"}
+    for key in (text, locked.secret):
+        assert locked.post(f"{CHAT}?a=b", "gpt-4", key, **mine).json()["stub"] == "chat"
+    limited, straight = locked.stubs["chat"].asked[-2:]
+    changing = ("x-request-id", "x-llmhost-prefix")
+    assert limited.target == straight.target == f"{CHAT}?a=b"
+    heads = [{k: v for k, v in seen.headers.items() if k not in changing} for seen in (limited, straight)]
+    assert heads[0] == heads[1]
+    assert not any(name.startswith("x-llmhost") for name in heads[0])
+    locked.stubs["chat"].healthy = False
+    locked.gateway.wait_healthy(chat=0)
+    refused = locked.post(CHAT, "gpt-4", text)
+    assert error(refused, 503)["message"] == "The service 'chat' has no engine that is ready"
+    assert refused.headers["retry-after"] == "5"
+
+
+def test_body_size_of_a_key(locked: Locked) -> None:
+    small, text = issue("small", max_body_bytes=100_000)
+    locked.gateway.keys += (small,)
+    locked.gateway.change(*locked.services)
+
+    def ask(key: str, size: int, chunked: bool = False) -> httpx.Response:
+        body = b'{"model": "gpt-4", "x": "%s"}' % (b"y" * size)
+        with locked.gateway.client() as client:
+            return client.post(CHAT, content=iter([body]) if chunked else body, headers={"x-api-key": key})
+
+    reached = locked.reached
+    for chunked in (False, True):
+        said = error(ask(text, 110_000, chunked), 413)["message"]
+        assert said == "The API key 'small' takes bodies up to 0.0954 MiB; this one is larger"
+    assert locked.reached == reached
+    for chunked in (False, True):
+        assert ask(text, 90_000, chunked).status_code == 200
+        assert ask(locked.secret, 110_000, chunked).status_code == 200
+    with locked.gateway.client() as client:  # without a body there is no length, either
+        answer = client.request("POST", "/v1/responses/resp_1/cancel", headers={"x-api-key": text})
+        assert answer.json()["stub"] == "chat"
 
 
 def test_a_default_service_answers_what_names_no_model(gateway: Gateway) -> None:

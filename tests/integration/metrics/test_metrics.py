@@ -142,7 +142,8 @@ def _words(entry: Path) -> list[bytes]:
 def test_requests_are_counted_by_key(installed: Installed) -> None:
     installed.write(services(installed))
     installed.run("up")
-    keys = {name: installed.run("keys", "add", name).stdout.strip() for name in ("team.a", "other")}
+    limits = {"team.a": ("--concurrent-requests", "9"), "other": ()}
+    keys = {name: installed.run("keys", "add", name, *more).stdout.strip() for name, more in limits.items()}
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
     for key in (keys["team.a"], keys["team.a"], keys["other"], "sk-wrong"):
         httpx.post(url, json={"messages": []}, headers={"authorization": f"Bearer {key}"}, timeout=30)
@@ -150,6 +151,10 @@ def test_requests_are_counted_by_key(installed: Installed) -> None:
     found = list(samples(installed.run("metrics", "show").stdout))
     assert values(found, "envoy_vhost_vcluster_upstream_rq", key="team.a", envoy_response_code="200") == [2]
     assert values(found, "envoy_vhost_vcluster_upstream_rq", key="other", envoy_response_code="200") == [1]
+    assert values(found, "envoy_cluster_upstream_rq", service="chat", envoy_response_code="200") == [3]
+    # On their way inside the gateway they are not counted a second time.
+    assert not [labels for _, labels, _ in found if "llmhost_keys" in labels.values()]
+    assert not values(found, "envoy_http_downstream_rq_total", envoy_http_conn_manager_prefix="keys")
     assert sum(values(found, "envoy_http_basic_auth_denied")) == 2
     headers = {"authorization": f"Bearer {keys['other']}"}
     page_of_other = httpx.get(f"http://127.0.0.1:{installed.port}/metrics", headers=headers, timeout=30)

@@ -72,6 +72,41 @@ def test_the_life_of_keys(installed: Installed) -> None:
     assert installed.pids() == before
 
 
+def test_limits_of_a_key_act_when_the_command_returns(installed: Installed) -> None:
+    services(installed)
+    installed.run("up")
+    before = installed.pids()
+    limits = ("--requests-per-minute", "100", "--concurrent-requests", "1", "--max-body-mib", "0.5")
+    few = installed.run("keys", "add", "few", *limits).stdout.strip()
+    free = installed.run("keys", "add", "free").stdout.strip()
+    row = next(line for line in installed.run("keys", "list").stdout.splitlines() if line.startswith("few "))
+    assert row.split()[4:8] == ["100", "1", "0.5", "MiB"]
+    listed = {k["name"]: k for k in json.loads(installed.run("keys", "list", "--json").stdout)}
+    assert (listed["few"]["concurrent_requests"], listed["few"]["max_body_mib"]) == (1, 0.5)
+    assert (listed["free"]["concurrent_requests"], listed["free"]["max_body_mib"]) == (None, None)
+
+    def ask(key: str, **more: object) -> int:
+        return status(installed, "/v1/chat/completions", key, {"messages": [], **more})
+
+    large = "x" * 2**19
+    assert [ask(few, x=large), ask(free, x=large)] == [413, 200]
+    slow = {"messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
+    url, header = f"http://127.0.0.1:{installed.port}/v1/chat/completions", {"x-api-key": few}
+    with httpx.stream("POST", url, json=slow, headers=header, timeout=60) as stream:
+        pieces = stream.iter_bytes()
+        assert next(pieces)
+        assert [ask(few), ask(free)] == [429, 200]
+        newer = installed.run("keys", "rotate", "few", "--grace", "1h").stdout.strip()
+        assert [ask(few), ask(newer)] == [429, 429]
+        services(installed, ", limits: {concurrent_requests: 7}")
+        installed.run("up")
+        assert [ask(few), ask(newer), ask(free)] == [429, 429, 200]
+        assert next(pieces)
+    wait_for(lambda: ask(few) == 200)
+    assert installed.pids() == before
+    assert {s["name"]: s["state"] for s in installed.status()["services"]} == {"chat": "ready", "embedding": "ready"}
+
+
 def test_keys_that_are_made_at_once_are_all_shown(installed: Installed) -> None:
     installed.write(f"chat: {{model: {installed.model()}}}")
     installed.run("up")
@@ -221,7 +256,19 @@ def test_what_cannot_be_done(installed: Installed, words: tuple[str, ...], error
     assert installed.home.keys_file.read_text() == before
 
 
-@pytest.mark.parametrize("option", [("--expires", "0d"), ("--expires", "soon"), ("--requests-per-minute", "0")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--expires", "0d"),
+        ("--expires", "soon"),
+        ("--requests-per-minute", "0"),
+        ("--requests-per-minute", "-1"),
+        ("--concurrent-requests", "0"),
+        ("--max-body-mib", "0"),
+        ("--max-body-mib", "-1"),
+        ("--max-body-mib", "nan"),
+    ],
+)
 def test_options_that_make_no_sense(installed: Installed, option: tuple[str, str]) -> None:
     services(installed)
     assert "Invalid value" in installed.run("keys", "add", "me", *option, ok=2).stderr

@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -126,56 +127,74 @@ def test_client_certificates(installed: Installed, certificates: Certificates) -
         httpx.get(url, verify=context)
 
 
-def test_https_is_switched_on_and_off_under_a_client_that_tries_again(
-    installed: Installed, certificates: Certificates
-) -> None:
-    """The gateway restarts for it, and says so; engines do not. Who tries again, as SDKs do, gets an answer."""
+def slow_stream(url: str, context: ssl.SSLContext, told: threading.Event) -> str:
+    """The text of a stream of a few seconds; ``told`` is set when it has begun."""
+    body = {"model": "chat", "messages": [], "stream": True, "fake": {"chunks": 40, "seconds": 0.2}}
+    with httpx.stream("POST", url, json=body, verify=context, timeout=60) as answer:
+        pieces = []
+        for piece in answer.iter_text():
+            told.set()
+            pieces.append(piece)
+    return "".join(pieces)
+
+
+def test_https_is_switched_on_and_off_without_a_restart(installed: Installed, certificates: Certificates) -> None:
+    """Streams under way are finished, connections that wait get one more answer, and everybody else is never without
+    one scheme or the other."""
     context, ended, failed = certificates.client(), threading.Event(), list[str]()
     answered = dict.fromkeys(("http", "https"), 0)
 
+    def url(scheme: str) -> str:
+        return f"{scheme}://127.0.0.1:{installed.port}/v1/chat/completions"
+
     def ask() -> str:
-        """The scheme that worked; '' when none did, three times over half a second."""
-        body = {"model": "chat", "messages": []}
-        for _ in range(3):
-            for scheme in answered:
-                url = f"{scheme}://127.0.0.1:{installed.port}/v1/chat/completions"
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.post(url, json=body, verify=context, timeout=30).status_code == 200:
-                        return scheme
-            time.sleep(0.5)
-        return ""
+        """The scheme that worked; one may have become the other between two tries, but not twice."""
+        for scheme in (*answered, *answered):
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.post(url(scheme), json={"model": "chat", "messages": []}, verify=context, timeout=30)
+                return scheme if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
+        return "no answer"
 
     def go_on() -> None:
         while not ended.wait(0.02):
-            scheme = ask()
-            if scheme:
-                answered[scheme] += 1
+            said = ask()
+            if said in answered:
+                answered[said] += 1
             else:
-                failed.append("no answer")
+                failed.append(said)
 
     def more(scheme: str) -> None:
         goal = answered[scheme] + 5
         wait_for(lambda: answered[scheme] >= goal)
 
-    def switched(scheme: str) -> None:
-        before = installed.pids()
-        assert "the gateway itself has to restart: connections are cut" in installed.run("up").stderr
-        after = installed.pids()
-        assert {name for name in before if before[name] != after[name]} == {"gateway"}
-        more(scheme)
+    def switch(old: str, new: str) -> None:
+        before, begun = installed.pids(), threading.Event()
+        with ThreadPoolExecutor() as pool, httpx.Client(verify=context, timeout=30) as kept:
+            kept.get(url(old).replace("chat/completions", "models")).raise_for_status()
+            stream = pool.submit(slow_stream, url(old), context, begun)
+            assert begun.wait(30)
+            installed.run("up")
+            last = kept.get(url(old).replace("chat/completions", "models"))
+            assert (last.status_code, last.headers["connection"]) == (200, "close")
+            assert stream.result(60).rstrip().endswith("data: [DONE]")
+        assert installed.pids() == before
+        more(new)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url(old), verify=context)
 
-    installed.write(f"chat: {{model: {installed.model()}}}")
+    plain = f"chat: {{model: {installed.model()}}}"
+    installed.write(plain)
     installed.run("up")
     client = threading.Thread(target=go_on)
     client.start()
     try:
         more("http")
         use(installed, certificates.certificate, certificates.key)
-        switched("https")
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{installed.port}/health")
-        installed.write(f"chat: {{model: {installed.model()}}}")
-        switched("http")
+        switch("http", "https")
+        number = certificates.issue(certificates.certificate, certificates.key)
+        wait_for(lambda: shown_serial(installed.port, context) == number)  # looked after from now on
+        installed.write(plain)
+        switch("https", "http")
     finally:
         ended.set()
         client.join()

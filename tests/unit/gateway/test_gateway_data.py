@@ -52,6 +52,7 @@ def test_files_of_a_plan() -> None:
         "conf/gateway/cds.json",
         "conf/gateway/rds.json",
         "conf/gateway/rds-port-embedding.json",
+        "conf/gateway/rds-keys.json",
         "conf/gateway/lds.json",
     ]
     assert {f.mode for f in render_gateway(PLAN)} == {0o600}
@@ -73,6 +74,7 @@ def test_bootstrap_and_main_listener_do_not_depend_on_services() -> None:
     """A listener that changes is drained, which ends long streams; services come and go without it."""
     alone = make_plan(HOME, CHAT)
     assert resources(alone, "lds")[0] == resources(PLAN, "lds")[0]
+    assert resources(make_plan(HOME, CHAT, max_body_bytes=7), "lds")[-1] == resources(PLAN, "lds")[-1]
     assert render_gateway(alone)[0] == render_gateway(PLAN)[0]
 
 
@@ -155,7 +157,8 @@ def test_members_keep_their_name_of_the_model_until_they_are_renewed() -> None:
 
 
 def test_listeners_share_no_port_with_a_second_gateway() -> None:
-    found = resources(PLAN, "lds")
+    *found, inside = resources(PLAN, "lds")
+    assert "address" not in inside
     addresses = {r["name"]: r["address"]["socket_address"] for r in found}
     assert addresses == {
         "gateway": {"address": "127.0.0.1", "port_value": 8000},
@@ -186,7 +189,7 @@ def test_host_that_is_no_address_is_refused() -> None:
 def test_static_bootstrap_has_every_listener_with_its_routes() -> None:
     static = json.loads(render_static(PLAN))["static_resources"]
     managers = [r["filter_chains"][0]["filters"][0]["typed_config"] for r in static["listeners"]]
-    assert [m["route_config"]["name"] for m in managers] == ["gateway", "port-embedding"]
+    assert [m["route_config"]["name"] for m in managers] == ["gateway", "port-embedding", "keys"]
     assert [c["name"] for c in static["clusters"]] == ["chat", "embedding", "rerank", "llmhost_metrics"]
 
 
