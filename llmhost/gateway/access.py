@@ -26,7 +26,7 @@ WAY = "x-llmhost-way"
 """Request header inside the gateway: the cluster of the key, where requests at once are counted for it."""
 INTERNAL = (USER, TIME, CREDENTIAL, WAY)
 TO = "x-llmhost-service"
-"""Request header from that cluster to the listener inside: the service that is meant."""
+"""Request header from that cluster to the listener inside, and between gateways: the service that is meant."""
 
 KEY = "key"
 """Dynamic metadata: the name of the key."""

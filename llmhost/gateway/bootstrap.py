@@ -8,7 +8,7 @@ from pathlib import Path
 from llmhost.files import RenderedFile
 from llmhost.gateway.clusters import static_clusters
 from llmhost.gateway.envoy import Data, extension, gateway_dir, resource_source
-from llmhost.gateway.listeners import is_inside, listeners
+from llmhost.gateway.listeners import is_for_clients, listeners
 from llmhost.gateway.routes import route_configurations
 from llmhost.gateway.tls import static_filter_chain
 from llmhost.paths import Home
@@ -123,7 +123,7 @@ def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
 
 
 def _with_files(plan: Plan, listener: Data) -> Data:
-    if plan.gateway.tls is not None and not is_inside(listener):
+    if plan.gateway.tls is not None and is_for_clients(listener):
         listener["filter_chains"][0] |= static_filter_chain(plan.gateway.tls)
     return listener
 

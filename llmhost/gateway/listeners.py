@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
 
 from llmhost.errors import GatewayError
-from llmhost.gateway import access, by_key, limits, sticky
+from llmhost.gateway import access, by_key, limits, peers, sticky
 from llmhost.gateway.access_log import access_log
 from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.gateway.tls import filter_chain
+from llmhost.paths import Home
 from llmhost.plan.types import Plan
 
 STREAM_IDLE = "3600s"
@@ -70,7 +73,12 @@ PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
 def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.routed if s.port)
-    return (_listener(plan, MAIN, plan.gateway.port), *own, _inside(plan))
+    return (_listener(plan, MAIN, plan.gateway.port), *own, *_of_nodes(plan), _inside(plan))
+
+
+def is_for_clients(listener: Data) -> bool:
+    """Whether a resource of lds.json is not one that gateways alone can reach."""
+    return "internal_listener" not in listener and listener["name"] not in (peers.NODES, peers.HERE)
 
 
 def _inside(plan: Plan) -> Data:
@@ -93,11 +101,6 @@ def _inside(plan: Plan) -> Data:
     )
 
 
-def is_inside(listener: Data) -> bool:
-    """Whether a resource of lds.json has no address."""
-    return "internal_listener" in listener
-
-
 def _connection_manager(fields: Data) -> Data:
     return extension(
         "envoy.filters.network.http_connection_manager",
@@ -107,16 +110,33 @@ def _connection_manager(fields: Data) -> Data:
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:
-    manager = _connection_manager(_manager(plan, name))
+    return _listening(name, _address(plan.gateway.host, port), _manager(plan, name), _tls(plan))
+
+
+def _of_nodes(plan: Plan) -> Iterator[Data]:
+    """For the gateways of other nodes, and for this one to ask as they do."""
+    node = plan.here
+    if node is None or not peers.listens(plan):
+        return
+    address = _address(node.listen, node.port)
+    here = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket), "mode": 0o600}}
+    yield _listening(peers.NODES, address, _node_manager(plan, peers.NODES), peers.filter_chain(plan)) | peers.mark(
+        plan
+    )
+    # The log has the client's request already.
+    yield _listening(peers.HERE, here, _node_manager(plan, peers.HERE) | {"access_log": []}, {})
+
+
+def _listening(name: str, address: Data, manager: Data, chain: Data) -> Data:
     return typed(
         "config.listener.v3.Listener",
         name=name,
-        address=_address(plan.gateway.host, port),
+        address=address,
         # With SO_REUSEPORT a second gateway could bind the same port, and half of the requests would go astray.
         enable_reuse_port=False,
         tcp_backlog_size=1024,
         per_connection_buffer_limit_bytes=BUFFER,
-        filter_chains=[{"filters": [manager], **_tls(plan)}],
+        filter_chains=[{"filters": [_connection_manager(manager)], **chain}],
     )
 
 
@@ -165,6 +185,13 @@ def _router() -> Data:
     return extension(
         "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
     )
+
+
+def _node_manager(plan: Plan, name: str) -> Data:
+    """What comes from a gateway was read, counted and let through there: here it only finds its engine."""
+    rds = {"route_config_name": peers.NODES, "config_source": resource_source(plan, routes_file(peers.NODES))}
+    shared = {k: v for k, v in _manager(plan, name).items() if k != "early_header_mutation_extensions"}
+    return shared | {"rds": rds, "http_filters": [*peers.health_filters(plan), _router()]}
 
 
 def _filters(plan: Plan) -> list[Data]:

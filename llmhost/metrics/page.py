@@ -42,7 +42,8 @@ _ENVOY_STATS = (
 )
 _MARK = "~"
 """As in `llmhost.gateway.statistics.MARK`."""
-_INTERNAL = ("admin", "async-client", "keys")
+_INTERNAL = ("admin", "async-client", "keys", "here")
+"""Connection managers whose requests are counted elsewhere, or are none of clients."""
 
 
 def read_spec(path: str) -> dict[str, Any]:

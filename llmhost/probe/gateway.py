@@ -114,9 +114,9 @@ def _versions(stats: Any) -> dict[str, str]:
 
 
 def _listeners(answer: Any) -> dict[str, int]:
-    """Those inside the process have no socket."""
-    found = {str(e["name"]): e["local_address"].get("socket_address") for e in answer.get("listener_statuses", ())}
-    return {name: int(place["port_value"]) for name, place in found.items() if place}
+    """Those inside the process, and those on a unix socket, have no port."""
+    found = ((e["name"], e["local_address"].get("socket_address")) for e in answer.get("listener_statuses", ()))
+    return {str(name): int(place["port_value"]) for name, place in found if place}
 
 
 def _errors(dump: Any) -> tuple[str, ...]:
