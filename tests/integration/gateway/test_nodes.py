@@ -15,7 +15,7 @@ import trustme
 
 from llmhost import node_identity
 from llmhost.gateway import render_static
-from llmhost.gateway.peers import SERVICE
+from llmhost.gateway.access import TO
 from llmhost.plan.types import StickyPlan
 from llmhost.run import capture
 from tests.integration.gateway.nodes import CHAT, Nodes, some_nodes
@@ -59,8 +59,8 @@ def test_a_request_of_a_gateway_is_served_there_or_nowhere(nodes: Nodes) -> None
 def test_what_a_client_says_of_nodes_counts_for_nothing(nodes: Nodes) -> None:
     stubs = nodes.start(places="ab")
     for _ in range(20):
-        assert nodes["a"].ask(**{SERVICE: "other"}).status_code == 200
-    assert all(SERVICE not in seen.headers for stub in stubs.values() for seen in stub.asked)
+        assert nodes["a"].ask(**{TO: "other"}).status_code == 200
+    assert all(TO not in seen.headers for stub in stubs.values() for seen in stub.asked)
 
 
 def test_an_engine_that_dies_is_left_to_the_other_node(nodes: Nodes) -> None:
@@ -144,14 +144,14 @@ def through(nodes: Nodes, to: str, as_node: str, service: str = "chat") -> httpx
     """A request as the gateway of a node sends it."""
     port = next(n.port for n in nodes[to].nodes if n.name == to)
     with httpx.Client(verify=context_of(nodes, as_node), timeout=LIMIT) as client:
-        return client.post(f"https://127.0.0.1:{port}{CHAT}", json={"model": "chat"}, headers={SERVICE: service})
+        return client.post(f"https://127.0.0.1:{port}{CHAT}", json={"model": "chat"}, headers={TO: service})
 
 
 def refused(port: int, context: ssl.SSLContext) -> bool:
     """Whether nothing of a request is answered; with TLS 1.3 a server's refusal comes after the handshake."""
     try:
         with socket.create_connection(("127.0.0.1", port), LIMIT) as plain, context.wrap_socket(plain) as tls:
-            tls.sendall(f"GET /health HTTP/1.1\r\nHost: x\r\n{SERVICE}: chat\r\n\r\n".encode())
+            tls.sendall(f"GET /health HTTP/1.1\r\nHost: x\r\n{TO}: chat\r\n\r\n".encode())
             return tls.recv(1) == b""
     except (ssl.SSLError, ConnectionError):
         return True
@@ -173,7 +173,7 @@ def test_only_nodes_of_the_file_get_in(nodes: Nodes) -> None:
     assert not refused(port, context_of(nodes, "b"))
     # And without TLS.
     with socket.create_connection(("127.0.0.1", port), LIMIT) as plain:
-        plain.sendall(f"GET / HTTP/1.1\r\nHost: x\r\n{SERVICE}: chat\r\n\r\n".encode())
+        plain.sendall(f"GET / HTTP/1.1\r\nHost: x\r\n{TO}: chat\r\n\r\n".encode())
         assert plain.recv(1) == b""
     assert not any(s.asked for s in stubs.values())
 
