@@ -126,13 +126,13 @@ def _one_round(root: Path, way: Way, results: Results, options: argparse.Namespa
     for name, model, size, connections in LOADS:
         script = root / "request.lua"
         script.write_text(LUA.format(key=way.key, model=model, size=size))
-        results.loads[name].append(_wrk(way.ports[model], connections, options.seconds * way.patience, script))
+        results.loads[name].append(run_wrk(way.ports[model], connections, options.seconds * way.patience, script))
         time.sleep(way.patience - 1)  # it may still be at what wrk has given up
     port = way.ports[ways.STREAMS]
     results.streams.append(asyncio.run(measure(port, ways.STREAMS, way.key, options.streams, ways.CHUNKS)))
 
 
-def _wrk(port: int, connections: int, seconds: int, script: Path) -> Loaded:
+def run_wrk(port: int, connections: int, seconds: int, script: Path) -> Loaded:
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]
     argv.append(f"http://127.0.0.1:{port}")
     said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
