@@ -113,6 +113,8 @@ class Guard:
         if former.state != "backoff":
             self.restarts.failed(former.ready_seconds)
         self.crash = Ending(CRASHED, former.error or "its guard was killed")
+        if former.ready_seconds:
+            self.alerts.trouble("unhealthy", "backoff", self.crash.error)
 
     def _back_off(self) -> None:
         """Leftovers go first: they may hold the GPU for as long as we wait."""
@@ -232,10 +234,14 @@ class Guard:
         """At once: why it ended, and what it left, takes seconds to find out, and clients get 503 already."""
         self._enter("unhealthy", error)
 
-    def _on_miss(self, error: str | None) -> None:
+    def _on_miss(self, error: str | None, lasting: bool) -> None:
         """The first request that is not answered makes the engine unhealthy, the next one that is makes it ready."""
         say(f"{self.spec.program}: {error or 'the engine answers again'}")
         self._enter("unhealthy" if error else "ready", error)
+        if lasting:
+            self.alerts.trouble("unhealthy", "unhealthy", error)
+        elif not error:
+            self.alerts.recovered()
 
     def _engine_ended(self, status: int) -> Ending:
         """What an engine says last matters only before it is ready: afterwards it worked, and may do so again."""
@@ -270,7 +276,7 @@ class Guard:
         self.restarts.failed(ready_seconds)
         if self.restarts.open(ending.explained or self.was_ready):
             return self._failed(f"{ending.error}; given up after {self.restarts.failures} failures in a row")
-        if ready_seconds:
+        if self.was_ready:  # again after each try that failed: it may have been too soon to tell of the first
             self.alerts.trouble("unhealthy", "backoff", ending.error)
         self.crash = ending
         return None
