@@ -20,7 +20,7 @@ import pytest
 
 from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import pids, read
-from tests.faults.conftest import Town, make_town, record, tear_down, wait_for
+from tests.faults.conftest import HANG_TIMEOUT, Town, make_town, record, tear_down, wait_for
 from tests.integration.workflow.conftest import Installed, leftovers
 
 pytestmark = pytest.mark.integration
@@ -253,7 +253,7 @@ def _without_network(place: Path, inside: tuple[str, ...]) -> None:
         town.up()
         before = town.installed.pids()
         subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
-        time.sleep(6)  # longer than the hang watch needs
+        time.sleep(HANG_TIMEOUT)
         assert {s["state"] for s in town.installed.status()["services"]} == {"ready"}
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
         begin = time.monotonic()
