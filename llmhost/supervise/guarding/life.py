@@ -37,6 +37,8 @@ PORT_SECONDS = 3.0
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
+RETRY_SECONDS = 1.0
+"""Seconds until a state is written again that the disk did not take."""
 DYING_SECONDS = 0.3
 """Seconds for the main process to go when one that it cannot do without has gone."""
 
@@ -93,7 +95,9 @@ class Guard:
         children = self.children
         found: list[int] = []
         if not children.stop_wanted and children.engine_status is None:
-            found = children.sleep(seconds, fds)
+            retry = None if self.file.kept else RETRY_SECONDS
+            found = children.sleep(min((s for s in (seconds, retry) if s is not None), default=None), fds)
+            self.file.again()
         if children.stop_wanted:
             raise Ending(STOPPED)
         if children.engine_status is not None:

@@ -450,3 +450,34 @@ def test_somebody_else_is_told_that_it_is_not_their_home(installed: Installed, c
     assert done.returncode == 1
     assert done.stderr.startswith("error: this user may not look into")
     installed.run("status")
+
+
+def test_output_that_goes_nowhere_and_places_that_are_gone(installed: Installed, place: Path) -> None:
+    """None of it is a bug of ours, and it says what it is."""
+    three(installed)
+    installed.run("up")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(installed.command("status"), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "error: No space left on device")
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *installed.command("status")], check=False)
+    assert closed.returncode == 0
+    gone = place / "gone"
+    gone.mkdir()
+    command = ["sh", "-c", 'rmdir "$0"; exec "$@"', str(gone), *installed.command("status")[:-3], "--home", "here"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [*command, "status"], cwd=gone, capture_output=True, text=True, env=environment, check=False
+    )  # fmt: skip
+    assert done.stderr.startswith("error: here: the current directory was removed")
+    assert installed.refused("--home", str(place / ("x" * 300)), "status")[0].endswith("File name too long")
+    assert "there is no home directory of nobody-here" in installed.refused("--home", "~nobody-here/x", "status")[0]
+
+
+def test_logs_of_one_replica_and_of_more_lines_than_there_are(installed: Installed) -> None:
+    three(installed)
+    installed.run("up")
+    lines = installed.run("logs", "chat-0", "-n", "1000000000").stdout.splitlines()
+    assert lines
+    assert all(line.startswith("chat-0 | ") for line in lines)
+    assert "is not in the range" in installed.run("logs", "-n", "9" * 30, ok=2).stderr
+    assert "there is no log of chat-1" in installed.refused("logs", "chat-1")[0]
