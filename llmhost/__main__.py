@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -13,6 +14,11 @@ from click.exceptions import Abort
 
 from llmhost.cli import cli, console
 from llmhost.errors import Interrupted, LlmhostError
+
+MACHINE_TROUBLE = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG,
+})  # fmt: skip
+"""What the kernel says that no command is to blame for."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,10 +55,18 @@ def run(argv: Sequence[str]) -> int:
     except Exception as e:
         if debug:
             raise
-        message = f"internal error: {type(e).__name__}: {e}"
-        return _report(
-            message, "this is a bug in llmhost: run the command again with --debug and report what it prints", 70
-        )
+        return _unexpected(e)
+
+
+def _unexpected(error: Exception) -> int:
+    """A bug of ours, or a machine on which nothing more can be written or opened."""
+    if isinstance(error, OSError) and error.errno in MACHINE_TROUBLE:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _report(f"{where}{error.strerror}", "see `df -h`, `df -i`, `ulimit -n` and `dmesg`", 1)
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _report(
+        message, "this is a bug in llmhost: run the command again with --debug and report what it prints", 70
+    )
 
 
 def _usage_hint(error: Exception) -> str:

@@ -132,7 +132,7 @@ class Request(Section):
     body: dict[str, Any] | None = None
     """Sent as JSON."""
     timeout: float | None = Field(default=None, gt=0, le=3600, strict=False)
-    """Seconds for the answer; default: 120 while it starts, afterwards a quarter of hang_timeout."""
+    """Seconds for the answer; default: 120 while it starts, afterwards a fifth of hang_timeout."""
 
     @field_validator("body")
     @classmethod

@@ -60,6 +60,15 @@ def require_access(home: Home) -> None:
             ) from e
 
 
+def require_writable(home: Home) -> None:
+    """Raise HomeError when the kernel lets nobody write to the home any more: what is stopped would not start again."""
+    if os.statvfs(home.root).f_flag & os.ST_RDONLY:
+        raise HomeError(
+            f"{home.root} is on a file system that is read-only, so nothing can be started",
+            "see `dmesg`: a disk with errors is made so; `llmhost stop` and `down` work",
+        )
+
+
 def is_ours(home: Home) -> bool:
     """Whether llmhost has used this directory before, or somebody put an llmhost.yaml there for it."""
     return home.marker.is_file() or home.config_file.is_file()

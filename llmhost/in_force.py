@@ -58,16 +58,15 @@ def _in_force(known: Collection[str]) -> str:
 def log_files(home: Home, names: tuple[str, ...]) -> dict[str, Path]:
     """The log file of each program, of all services and the gateway when none is named.
 
-    Raises ConfigError for a name that is neither a service of the plan in force nor one of `OWN_LOGS`.
+    Raises ConfigError for a name that is no service and no replica of the plan in force, and not one of `OWN_LOGS`.
     """
     plan = load_plan(home)
     own = {name: home.log_file(name) for name in OWN_LOGS}
     known = [s.name for s in plan.services]
+    replicas = {r.name: s.name for s in plan.services for r in s.replicas}
     for name in names:
-        if name not in (*known, *own):
+        if name not in (*known, *replicas, *own):
             raise ConfigError(f"there is no log of {name}", f"also {', '.join(own)} have one; {_in_force(known)}")
-    engines = select_services(plan, tuple(n for n in names if n not in own))
-    if names and not set(names) - set(own):
-        engines = ()
-    chosen = [r.name for s in engines for r in s.replicas] + [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
+    chosen = [name for name, service in replicas.items() if not names or {name, service} & set(names)]
+    chosen += [n for n in own if n in (names or (GATEWAY_PROGRAM,))]
     return {name: home.log_file(name) for name in chosen}

@@ -33,9 +33,24 @@ class Home:
 
     @classmethod
     def resolve(cls, given: str | None = None) -> Home:
-        """The home named on the command line, else by ``$LLMHOST_HOME``, else ``~/.llmhost``."""
+        """The home named on the command line, else by ``$LLMHOST_HOME``, else ``~/.llmhost``.
+
+        Raises HomeError for one that depends on a directory which is not there.
+        """
         chosen = given or os.environ.get(HOME_ENV) or "~/.llmhost"
-        return cls(Path(os.path.abspath(os.path.expanduser(chosen))))
+        found = os.path.expanduser(chosen)
+        if found.startswith("~"):
+            raise HomeError(
+                f"{chosen}: there is no home directory of {found.partition('/')[0][1:] or 'this user'}",
+                f"give the whole path with --home or {HOME_ENV}",
+            )
+        try:
+            return cls(Path(os.path.abspath(found)))
+        except FileNotFoundError as e:
+            raise HomeError(
+                f"{chosen}: the current directory was removed, so nobody knows where that is",
+                "change to a directory that is there, or give the whole path",
+            ) from e
 
     @property
     def marker(self) -> Path:

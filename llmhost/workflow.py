@@ -19,7 +19,7 @@ from llmhost.env.current import engine_name
 from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
-from llmhost.homedir import claim, is_ours, require_access, require_claimable
+from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
 from llmhost.in_force import load_plan, select_services, with_needs
 from llmhost.inspection import read_anywhere
 from llmhost.machine import gpus_for, require_room_beside
@@ -170,6 +170,7 @@ def _turn(home: Home, command: str) -> Iterator[None]:
     """The home's lock for a command that starts something; what a killed one left out of balancing is back then."""
     with home_lock(home, command):
         require_awake(home)
+        require_writable(home)
         balancing.restore(home)
         yield
 

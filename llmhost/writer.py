@@ -76,8 +76,10 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(handle)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.filename is None:
+            e.filename = os.fspath(path)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -14,6 +15,9 @@ settings.load_profile("llmhost")
 
 # A shell that starts the tests in its background has them, and every command that they run, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Commands take turns on one home, and on a slow machine these are long.
+os.environ.setdefault("LLMHOST_LOCK_TIMEOUT", "900")
 
 LONGEST_FIRST = ("systemd", "faults", "integration", "security")
 """Directories of long files of tests: side by side, one that begins last would be waited for alone."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 

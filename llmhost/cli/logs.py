@@ -21,7 +21,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 @click.argument("services", nargs=-1, shell_complete=complete_logs)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0),
+    "-n", "--lines", type=click.IntRange(0, 10**9),
     help="Last lines of each, after what the other options leave out. [default: 100; all with --since]",
 )  # fmt: skip
 @click.option("--since", metavar="WHEN", help="90s, 10m, 2h, 3d ago; 13:30 today; 2026-01-31 13:30.")

@@ -8,7 +8,7 @@ import click
 
 from llmhost.cli import Session, console
 from llmhost.homedir import require_access
-from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
+from llmhost.supervise.status import DiskStatus, ReplicaStatus, ServiceStatus, read_status
 from llmhost.supervise.units import Unit
 
 MIB = 2**20
@@ -31,8 +31,8 @@ def status_command(session: Session, as_json: bool) -> int:
     supervisor, gateway = status.supervisor, status.gateway
     console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
     console.result(f"gateway     {console.state(gateway.state)}{_pid(gateway.pid)}  {gateway.url or ''}".rstrip())
-    if status.disk is not None and status.disk.low:
-        console.result(f"disk        {_disk(status.disk.free_bytes)}")
+    if status.disk is not None and (status.disk.low or status.disk.read_only):
+        console.result(f"disk        {_disk(status.disk)}")
     console.result(f"boot        {_boot(status.unit)}")
     if not status.services:
         console.remark(_nothing_yet(session))
@@ -55,7 +55,10 @@ def _nothing_yet(session: Session) -> str:
     return f"there is no {session.home.config_file}: write one with `llmhost init`, or run `llmhost up --demo`"
 
 
-def _disk(free: int) -> str:
+def _disk(disk: DiskStatus) -> str:
+    free = disk.free_bytes
+    if disk.read_only:
+        return click.style("read-only: services go on, but nothing can be started or changed; see `dmesg`", fg="red")
     if free < MIB:
         return click.style("full: services go on, but what they log is lost, and nothing can be changed", fg="red")
     return click.style(f"only {free / MIB:.0f} MiB free for logs and state", fg="yellow")

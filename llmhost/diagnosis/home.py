@@ -49,6 +49,8 @@ def _ownership(home: Home) -> Iterator[Check]:
             f"{home.root} belongs to {owner(home)}, and this is another user",
             f"run llmhost as {owner(home)}: what another one writes there, that one cannot replace",
         )
+    elif os.statvfs(home.root).f_flag & os.ST_RDONLY:
+        yield fail("home", f"{home.root} is on a file system that is read-only", "see `dmesg` and `mount`")
     elif not os.access(home.root, os.W_OK | os.X_OK):
         yield fail("home", f"{home.root} cannot be written to", f"`chmod u+rwx {home.root}`")
 

@@ -297,9 +297,9 @@ def _await_guards(home: Home) -> None:
 
 
 def _remove_sockets(home: Home) -> None:
-    """Those of killed processes outlive them."""
+    """Those of killed processes outlive them; on a disk that is read-only they stay, and mean nothing."""
     with contextlib.suppress(OSError):
         for path in home.run.iterdir():
             if path.is_socket():
                 path.unlink(missing_ok=True)
-    home.supervisord_pid_file.unlink(missing_ok=True)
+        home.supervisord_pid_file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmhost.errors import HomeError
 from llmhost.paths import Home
 from llmhost.supervise import owned
 from llmhost.supervise.guarding import processes, shm
@@ -43,10 +44,13 @@ def find(home: Home) -> Leftovers:
 
 
 def remove(leftovers: Leftovers) -> None:
-    """Kill the processes and delete the files; raises SupervisorError for a process that does not end."""
+    """Kill the processes, delete the files; raises SupervisorError for a process, HomeError for a file that stays."""
     owned.kill_all(lambda: [pid for pid in leftovers.processes if processes.running(pid)], END_SECONDS)
     for path in leftovers.files:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            raise HomeError(f"cannot remove {path}: {e.strerror}", "see `df -h`, `dmesg` and who owns the home") from e
 
 
 def _words(pid: int) -> str:

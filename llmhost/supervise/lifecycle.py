@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from llmhost.errors import SupervisorError
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
+from llmhost.supervise.guarding import processes
 from llmhost.supervise.rpc import Changes, ProgramInfo, Supervisor
 from llmhost.supervise.states import ProgramState, read_states
 
@@ -160,9 +162,18 @@ def _not_running(supervisor: Supervisor, names: Iterable[str]) -> tuple[str, ...
 def _stop(
     supervisor: Supervisor, names: Sequence[str], limits: dict[str, int], on_progress: Progress
 ) -> tuple[str, ...]:
+    _wake(supervisor, names)
     stopped = tuple(name for name in names if supervisor.stop(name))
     _await_stopped(supervisor, names, _stop_limit(names, limits), on_progress)
     return stopped
+
+
+def _wake(supervisor: Supervisor, names: Sequence[str]) -> None:
+    """Who was stopped by SIGSTOP would be told to end in vain, and be killed with all that it knows."""
+    for guard in (p.pid for p in supervisor.programs() if p.name in names and p.pid):
+        for pid in (guard, *processes.descendants(guard)):
+            if processes.state(pid) == "T":
+                processes.kill(pid, signal.SIGCONT)
 
 
 def _stop_limit(names: Sequence[str], limits: dict[str, int]) -> float:

@@ -8,6 +8,7 @@ import pwd
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from llmhost.errors import BusyError, HomeError
 from llmhost.paths import Home
@@ -37,13 +38,14 @@ def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[N
     fd = _open(home)
     try:
         with _turn(home, fd, _wait_seconds() if wait is None else wait):
-            os.ftruncate(fd, 0)
-            with contextlib.suppress(OSError):  # a full disk: then the others are not told by name
+            with contextlib.suppress(OSError):  # a full or read-only disk: then the others are not told by name
+                os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()} {command}".encode("utf-8", "replace"), 0)
-            for left in home.run.glob(f"{TRIAL}*.json"):  # whoever was killed over it; it may hold secrets
-                left.unlink(missing_ok=True)
+                for left in home.run.glob(f"{TRIAL}*.json"):  # whoever was killed over it; it may hold secrets
+                    left.unlink(missing_ok=True)
             yield
-            os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
     finally:
         os.close(fd)
 
@@ -55,12 +57,24 @@ def at_work(home: Home) -> bool:
 
 @contextmanager
 def _turn(home: Home, fd: int, seconds: float) -> Iterator[None]:
-    directory = home.run / "turns"
-    with turns.ticket(directory) as number:
-        turn = turns.await_turn(directory, number, seconds, lambda: on_wait.get()(f"waiting for {_who(fd)} to finish"))
+    with _in_line(home.run / "turns", seconds, lambda: on_wait.get()(f"waiting for {_who(fd)} to finish")) as turn:
         if not turn:
             raise BusyError(f"{_who(fd)} is changing {home.root} right now", "try again when it is done, or end it")
         yield
+
+
+@contextmanager
+def _in_line(directory: Path, seconds: float, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Whether it is our turn; also where nothing can be written any more, so that `stop` and `down` work there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            number = stack.enter_context(turns.ticket(directory))
+        except OSError as e:
+            if e.errno not in turns.UNWRITABLE:
+                raise
+            yield stack.enter_context(turns.without_ticket(directory, seconds, on_wait))
+        else:
+            yield turns.await_turn(directory, number, seconds, on_wait)
 
 
 def _wait_seconds() -> float:
@@ -89,9 +103,11 @@ def _open(home: Home) -> int:
         os.makedirs(home.run / "turns", mode=0o700, exist_ok=True)
         return os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
-        raise HomeError(
-            f"cannot open {home.lock_file}: {e.strerror}", "check who owns the home, and give it with --home"
-        ) from e
+        with contextlib.suppress(OSError):
+            if e.errno in turns.UNWRITABLE:
+                return os.open(home.lock_file, os.O_RDONLY)
+        hint = "see `df -h` and `dmesg`" if e.errno in turns.UNWRITABLE else "check who owns the home, or give --home"
+        raise HomeError(f"cannot open {home.lock_file}: {e.strerror}", hint) from e
 
 
 def _who(fd: int) -> str:

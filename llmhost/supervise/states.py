@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
+from llmhost.supervise.guarding import processes
 from llmhost.supervise.rpc import ProgramInfo
 
 State = Literal["stopped", "queued", "loading", "ready", "draining", "unhealthy", "backoff", "failed"]
@@ -51,7 +52,7 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
         if guard.get("guard_pid") != info.pid or guard.get("state") not in _GUARD_STATES:
             return ProgramState(info.name, "queued", info.pid)  # the guard has not said anything yet
         engine, error, retry_at = guard.get("engine_pid"), guard.get("error"), guard.get("retry_at")
-        return ProgramState(info.name, guard["state"], info.pid, engine, restarts, error, retry_at)
+        return _watched(ProgramState(info.name, guard["state"], info.pid, engine, restarts, error, retry_at))
     error = guard.get("error") or None
     if info.state == "EXITED" and info.exit_status == 0:
         return ProgramState(info.name, "stopped", error=error)
@@ -59,6 +60,17 @@ def _engine(info: ProgramInfo, guard: dict[str, Any]) -> ProgramState:
         return ProgramState(info.name, "backoff", restarts=restarts, error=error or info.spawn_error or None)
     told = error if guard.get("state") == "failed" else None
     return ProgramState(info.name, "failed", restarts=restarts, error=told or info.spawn_error or None)
+
+
+def _watched(said: ProgramState) -> ProgramState:
+    """What a guard said last, unless the engine has ended and it cannot say so: it is stopped, or the disk is."""
+    ended = said.state == "ready" and said.engine_pid and not processes.running(said.engine_pid)
+    words = [said.error] if said.error else []
+    if ended:
+        words.append("the engine has ended")
+    if said.pid is not None and processes.state(said.pid) == "T":
+        words.append(f"its guard ({said.pid}) is stopped by a signal, so nobody watches it: `kill -CONT {said.pid}`")
+    return said._replace(state="unhealthy" if ended else said.state, error="; ".join(words) or None)
 
 
 class StopReport(NamedTuple):

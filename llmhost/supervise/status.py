@@ -94,6 +94,8 @@ class DiskStatus(NamedTuple):
 
     free_bytes: int
     low: bool
+    read_only: bool
+    """The kernel makes it so after errors."""
 
 
 class Status(NamedTuple):
@@ -155,8 +157,9 @@ def _disk(home: Home) -> DiskStatus | None:
         found = os.statvfs(home.logs)
     except OSError:
         return None
-    free = found.f_bavail * found.f_frsize
-    return DiskStatus(free, free < LOW_DISK)
+    no_more_files = found.f_files > 0 and found.f_favail == 0
+    free = 0 if no_more_files else found.f_bavail * found.f_frsize
+    return DiskStatus(free, free < LOW_DISK, bool(found.f_flag & os.ST_RDONLY))
 
 
 def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:

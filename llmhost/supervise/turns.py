@@ -7,6 +7,7 @@ owner is killed. A command has its turn when no ticket with a smaller number is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 POLL_SECONDS = 0.05
+UNWRITABLE = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+"""What a disk says that is full, or that the kernel let nobody write to any more after an error."""
 
 
 @contextmanager
@@ -28,7 +31,8 @@ def ticket(directory: Path) -> Iterator[int]:
     try:
         yield number
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(fd)
 
 
@@ -44,6 +48,43 @@ def await_turn(directory: Path, number: int, seconds: float, on_wait: Callable[[
             told = True
         time.sleep(POLL_SECONDS)
     return True
+
+
+@contextmanager
+def without_ticket(directory: Path, seconds: float, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """The turn of one that can write no ticket (`UNWRITABLE`), after all others; False when it does not come in time.
+
+    Meanwhile nobody can draw a number.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _await_all(directory, fd, seconds, on_wait)
+    finally:
+        os.close(fd)
+
+
+def _await_all(directory: Path, fd: int, seconds: float, on_wait: Callable[[], None]) -> bool:
+    deadline = time.monotonic() + seconds
+    told = False
+    while not _lock_when_over(directory, fd):
+        if time.monotonic() >= deadline:
+            return False
+        if not told:
+            on_wait()
+            told = True
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _lock_when_over(directory: Path, fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    if not anybody(directory):
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def anybody(directory: Path) -> bool:

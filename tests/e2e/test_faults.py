@@ -18,7 +18,7 @@ from openai import OpenAI, OpenAIError
 from llmhost.supervise.guarding.processes import descendants, title
 from tests.e2e.conftest import Installation
 
-PATIENCE = 420.0
+PATIENCE = 1200.0
 """Seconds for an engine to hang, be killed and load again on a slow CPU; nothing is concluded from how long it took."""
 RESULTS: list[dict[str, Any]] = []
 

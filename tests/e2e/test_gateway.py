@@ -42,7 +42,7 @@ class Network:
     def client(self, key: str | None) -> Iterator[httpx.Client]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         context = self.certificates.client()
-        with httpx.Client(base_url=self.url, verify=context, headers=headers, timeout=120) as made:
+        with httpx.Client(base_url=self.url, verify=context, headers=headers, timeout=300) as made:
             yield made
 
     @contextmanager

@@ -63,7 +63,7 @@ class Box:
         return next(s["replicas"][0] for s in services if s["name"] == service)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(f"http://127.0.0.1:{self.port}{path}", json=body, timeout=60)
+        return httpx.post(f"http://127.0.0.1:{self.port}{path}", json=body, timeout=300)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_the_wheel_holds_templates_and_demo_models_and_no_tests(wheel: Path) -> 
 def test_an_installed_wheel_plans_and_renders_without_the_checkout(
     wheel: Path, installation: Installation, place: Path
 ) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(place / "venv")], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(place / "venv")], check=True, timeout=300)
     pip = [str(place / "venv/bin/python"), "-m", "pip", "install", "--quiet", str(wheel)]
     subprocess.run(pip, env=pip_environment(installation), check=True, timeout=600)
     home = place / "h"

@@ -60,7 +60,9 @@ def test_hang(town: Town, place: Path) -> None:
 
 def test_exit_0(town: Town) -> None:
     with town.fault("the engine exits with status 0", "restarted all the same") as fault:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(town.home.engine_socket("harmed-0")))) as engine:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(town.home.engine_socket("harmed-0"))), timeout=300
+        ) as engine:
             engine.post("http://x/fake/exit", json={"code": 0})
         assert fault.noticed(state="backoff")["exit"]["code"] == 0
         fault.recovered()
@@ -140,7 +142,7 @@ def test_a_stop_lets_running_requests_finish(town: Town) -> None:
 
     def ask() -> None:
         body = {"model": "harmed", "messages": [], "fake": {"seconds": 2}}
-        running.append(httpx.post(url, json=body, timeout=30).status_code)
+        running.append(httpx.post(url, json=body, timeout=300).status_code)
 
     with town.fault("stop under load", "running requests are answered, new ones get 503 with Retry-After") as fault:
         threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -149,18 +151,20 @@ def test_a_stop_lets_running_requests_finish(town: Town) -> None:
         wait_for(lambda: _running(town) == 8)
         fault.now()
         with town.installed.popen("stop", "harmed") as stop:
-            refused = wait_for(lambda: (a := httpx.post(url, json=BODY, timeout=30)).status_code != 200 and a)
+            refused = wait_for(lambda: (a := httpx.post(url, json=BODY, timeout=300)).status_code != 200 and a)
             assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
             assert refused.json()["error"]["type"]
             for thread in threads:
                 thread.join()
-            stop.communicate(timeout=60)
+            stop.communicate(timeout=300)
         fault.seconds["recovered"] = time.monotonic() - fault.begin
         assert running == [200] * 8
         town.installed.run("start", "harmed")
 
 
 def _running(town: Town) -> int:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(town.home.engine_socket("harmed-0")))) as engine:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(town.home.engine_socket("harmed-0"))), timeout=300
+    ) as engine:
         page = engine.get("http://x/metrics").text
     return int(float(page.partition("num_requests_running")[2].partition("\n")[0].rpartition(" ")[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from llmhost.paths import Home
-from llmhost.supervise.guarding.processes import pids, read
-from tests.faults.conftest import Town, make_town, record, tear_down, wait_for
+from llmhost.supervise.guarding.processes import pids, read, running, state
+from tests.faults.conftest import HANG_TIMEOUT, Town, make_town, record, tear_down, wait_for
 from tests.integration.workflow.conftest import Installed, leftovers
 
 pytestmark = pytest.mark.integration
@@ -145,18 +146,81 @@ def small_disk() -> Iterator[Path]:
 @contextmanager
 def full(directory: Path) -> Iterator[None]:
     """No byte is left on this file system."""
-    filler = directory / "filler"
-    with filler.open("wb") as file:
-        for size in (2**20, 2**12, 1):
-            while True:
-                try:
-                    os.write(file.fileno(), b"x" * size)
-                except OSError:
-                    break
+    fill(directory)
     try:
         yield
     finally:
-        filler.unlink()
+        (directory / "filler").unlink()
+
+
+def fill(directory: Path) -> bool:
+    """Take every byte that is left; always true."""
+    with (directory / "filler").open("ab") as file:
+        for size in (2**20, 2**12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(file.fileno(), b"x" * size)
+    return True
+
+
+def test_a_disk_that_the_kernel_made_read_only(small_disk: Path) -> None:
+    """What runs goes on; whatever stops something works, and whatever starts something says so before it stops it."""
+    town = make_town(small_disk)
+    try:
+        town.up()
+        with town.client() as beside, read_only(small_disk):
+            before = town.installed.pids()
+            assert "disk        read-only: services go on" in town.installed.run("status").stdout
+            for command in (("restart", "harmed"), ("start",)):
+                error, _ = town.installed.refused(*command)
+                assert "on a file system that is read-only" in error
+            assert town.installed.refused("up")[0].endswith("Read-only file system")
+            assert "on a file system that is read-only" in town.installed.run("doctor", ok=1).stdout
+            assert town.installed.pids() == before
+            said = town.installed.run("stop", "harmed").stderr
+            assert "Read-only file system: what is stopped now starts again with the machine" in said
+            assert {s["name"]: s["state"] for s in town.installed.status()["services"]}["harmed"] == "stopped"
+            held = f"services go on, `stop` and `down` work, nothing else changes anything; {beside.told()}"
+        with read_only(small_disk):
+            town.installed.run("down")
+            assert [line for line in leftovers(town.home) if not line.startswith(str(town.home.root))] == []
+        record("disk read-only", held)
+    finally:
+        tear_down(town)
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """For every command; what has a file open already goes on to write it, which the kernel would not let it do."""
+    subprocess.run(["mount", "--bind", str(directory), str(directory)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_guard_that_is_stopped_by_a_signal(fresh: Town) -> None:
+    """Nobody watches the engine then, which `status` says, as it says when the engine ends."""
+    fresh.up()
+    guard, engine = fresh.process("guard"), fresh.process("API server")
+    with fresh.client() as beside:
+        os.kill(guard, signal.SIGSTOP)
+        wait_for(lambda: state(guard) == "T")
+        told = f"harmed-0: its guard ({guard}) is stopped by a signal"
+        assert told in fresh.installed.run("status").stdout
+        assert fresh.answers()
+        os.kill(engine, signal.SIGKILL)
+        wait_for(lambda: not running(engine))
+        said = fresh.installed.run("status", ok=3).stdout
+        assert "harmed-0: the engine has ended; its guard" in said
+        assert {s["name"]: s["state"] for s in fresh.installed.status()["services"]}["harmed"] == "unhealthy"
+        begin = time.monotonic()
+        fresh.installed.run("restart", "harmed")  # tells it to go on
+        assert fresh.answers()
+        seconds = time.monotonic() - begin
+    held = f"`status` says that nobody watches, and that the engine has ended; `restart` mends it; {beside.told()}"
+    record("SIGSTOP of the guard, kill -9 of its engine", held, recovered=seconds)
 
 
 def test_a_full_disk(small_disk: Path) -> None:
@@ -173,9 +237,11 @@ def test_a_full_disk(small_disk: Path) -> None:
             engine = town.process("API server")
             fault.now()
             os.kill(engine, signal.SIGKILL)
-            wait_for(lambda: not town.answers())
-            wait_for(town.answers)
+            # What the end of the engine sets free is taken at once, as by somebody who writes all the time.
+            wait_for(lambda: fill(small_disk) and town.says().get("restarts") == 1)
+            wait_for(lambda: fill(small_disk) and town.answers())
             fault.seconds["recovered"] = time.monotonic() - fault.begin
+            wait_for(lambda: fill(small_disk) and town.says().get("state") == "ready")
         with town.fault("disk full during `up` (render)", "one error, old files whole, nothing restarted") as fault:
             before, config = town.installed.pids(), town.home.plan_file.read_bytes()
             town.write("--core --children 1")
@@ -253,7 +319,7 @@ def _without_network(place: Path, inside: tuple[str, ...]) -> None:
         town.up()
         before = town.installed.pids()
         subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
-        time.sleep(6)  # longer than the hang watch needs
+        time.sleep(HANG_TIMEOUT)
         assert {s["state"] for s in town.installed.status()["services"]} == {"ready"}
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
         begin = time.monotonic()

@@ -15,7 +15,7 @@ from llmhost.supervise.rpc import Supervisor
 from tests.faults.conftest import record, wait_for
 from tests.integration.supervise.conftest import House, house, place  # noqa: F401  (fixtures)
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(3600)]
 
 TINY_ENGINE = Path(__file__).parents[1] / "fakes" / "tiny_engine.py"
 SERVICES, ROUNDS = 20, 50
@@ -48,7 +48,7 @@ def test_a_thousand_starts_and_stops(house: House) -> None:  # noqa: F811
     begin, before = time.monotonic(), None
     for _ in range(ROUNDS):
         lifecycle.start(house.home, names)
-        states = lifecycle.wait_ready(house.home, names, 120)
+        states = lifecycle.wait_ready(house.home, names, 900)
         assert {s.state for s in states.values()} == {"ready"}
         lifecycle.stop(house.home, names)
         now = (open_files(supervisor), descendants(supervisor), sorted(p.name for p in house.home.run.iterdir()))
@@ -68,7 +68,7 @@ def test_many_services(house: House) -> None:  # noqa: F811
     begin = time.monotonic()
     names = house.programs()
     lifecycle.converge(house.home, names)
-    states = lifecycle.wait_ready(house.home, names, 300)
+    states = lifecycle.wait_ready(house.home, names, 900)
     assert {s.state for s in states.values()} == {"ready"}
     started = time.monotonic() - begin
     guards = [s.pid for s in states.values() if s.pid]

@@ -47,7 +47,7 @@ def test_an_example_without_a_server_says_so_in_one_line(name: str) -> None:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         done = subprocess.run(
-            [sys.executable, ROOT / "examples" / name, url], capture_output=True, text=True, timeout=120, check=False,
+            [sys.executable, ROOT / "examples" / name, url], capture_output=True, text=True, timeout=300, check=False,
             env={**os.environ, "no_proxy": "*"},
         )  # fmt: skip
     assert done.returncode == 1

@@ -139,7 +139,7 @@ def test_a_key_is_in_no_log_and_no_process(locked: Locked) -> None:
 def test_the_admin_interface_does_not_tell_keys(locked: Locked) -> None:
     """Envoy takes the list for sensitive and does not even tell the hashes."""
     transport = httpx.HTTPTransport(uds=str(locked.gateway.home.gateway_admin_socket))
-    with httpx.Client(transport=transport, base_url="http://admin") as client:
+    with httpx.Client(transport=transport, base_url="http://admin", timeout=300) as client:
         said = "".join(client.get(path).text for path in ("/config_dump", "/stats", "/clusters", "/server_info"))
     assert "llmhost.auth" in said
     assert locked.everything.digest not in said

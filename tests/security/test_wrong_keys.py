@@ -44,7 +44,7 @@ def wrong_keys(locked: Locked) -> dict[str, str]:
 def counters(locked: Locked) -> dict[str, int]:
     """What Envoy has counted so far."""
     transport = httpx.HTTPTransport(uds=str(locked.gateway.home.gateway_admin_socket))
-    with httpx.Client(transport=transport) as admin:
+    with httpx.Client(transport=transport, timeout=300) as admin:
         stats = json.loads(admin.get("http://x/stats?format=json&type=Counters").text)["stats"]
     return {s["name"]: s["value"] for s in stats if "name" in s and not VOLATILE.search(s["name"])}
 

@@ -35,7 +35,7 @@ COPIED = (
     "passwd", "group", "shadow", "gshadow", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
     "alternatives", "pam.d", "security", "login.defs", "ssl", "dbus-1",
 )  # fmt: skip
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class CannotRun(Exception):
@@ -143,7 +143,7 @@ class Box:
         return ["nsenter", "-t", str(self._leader), "-a", "env", "-i", *env, *words]
 
     def run(
-        self, *words: str, ok: int | None = 0, user: str = "", timeout: float = 180
+        self, *words: str, ok: int | None = 0, user: str = "", timeout: float = 600
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the machine; it must end with the status `ok` unless that is None."""
         done = subprocess.run(

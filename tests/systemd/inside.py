@@ -16,7 +16,7 @@ def config(home: str, more: str = "") -> str:
     return f"""\
 gateway: {{port: 8000}}
 services:
-  chat: {{model: {home}/models/chat, stop_timeout: 60{more}}}
+  chat: {{model: {home}/models/chat, stop_timeout: 600{more}}}
   embedding: {{model: {home}/models/embed}}
 """
 

@@ -108,7 +108,7 @@ def test_a_stop_lets_running_requests_finish(box: Served) -> None:
     # Ready says the guard; the gateway finds out for itself.
     wait_for(lambda: box.ask("/v1/chat/completions", model="chat", messages=[])[0] == 200)
     arrived, enough = f"{HOME}/run/arrived", f"{HOME}/run/enough"
-    fake = {"chunks": 600, "seconds": 0.1, "begun": arrived, "until": enough}
+    fake = {"chunks": 6000, "seconds": 0.1, "begun": arrived, "until": enough}
     body = json.dumps({"model": "chat", "messages": [], "stream": True, "fake": fake})
     request = box.popen(PYTHON, "-P", "-m", "tests.systemd.inside", "ask", "/v1/chat/completions", body)
     wait_for(box.path(arrived).exists)
@@ -116,10 +116,10 @@ def test_a_stop_lets_running_requests_finish(box: Served) -> None:
     wait_for(lambda: "waiting for chat-0 to finish 1 request" in box.journal())
     assert box.ask("/v1/chat/completions", model="chat", messages=[])[0] == 503
     box.path(enough).touch()
-    out, _ = request.communicate(timeout=60)
+    out, _ = request.communicate(timeout=300)
     status, text = json.loads(out)
     assert (status, text.rstrip().endswith("data: [DONE]")) == (200, True), out
-    stop.communicate(timeout=120)
+    stop.communicate(timeout=300)
     assert box.processes() == ""
     assert box.show("Result") == "success"
     assert "SIGKILL" not in box.journal().rpartition("Stopping ")[2]

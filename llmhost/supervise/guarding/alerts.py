@@ -29,6 +29,17 @@ DELIVERY_SECONDS = 30
 """Seconds that a command or a webhook may take."""
 
 
+def quiet(event: str, told: dict[str, float], now: float) -> bool:
+    """Whether an event is not told: nobody may be left with ``recovered`` while a service stays down.
+
+    `told` is when each event was told last, and ``open``, 1 until `recovered` was. An ``unhealthy`` that is not told
+    now is asked for again with each try that fails; ``failed`` is not, so only its repetition is left out.
+    """
+    soon = 0 <= now - told.get(event, 0) < QUIET_SECONDS
+    still = bool(told.get("open"))
+    return soon and still if event == "failed" else soon or (still and event in told)
+
+
 class Alerts:
     """The events of one program."""
 
@@ -38,9 +49,9 @@ class Alerts:
         self.path = spec.state_file + b".told"
 
     def trouble(self, event: str, state: str, error: str | None) -> None:
-        """``failed`` or ``unhealthy``; told unless it was told a short while ago."""
+        """``failed`` or ``unhealthy``; told unless `quiet` says that it was."""
         told = self._told()
-        if self._target() and not 0 <= time.time() - told.get(event, 0) < QUIET_SECONDS:
+        if self._target() and not quiet(event, told, time.time()):
             self._keep({**told, event: time.time(), "open": 1})
             self._deliver(event, state, error)
 

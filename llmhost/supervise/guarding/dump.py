@@ -9,8 +9,8 @@ from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.processes import descendants, describe, read, say
 from llmhost.supervise.guarding.watch import VITAL
 
-DUMP_SECONDS = 10.0
-"""Seconds that all stack dumps together may take."""
+DUMP_SECONDS = 6.0
+"""Seconds that all of it may take: a tenth of the default `hang_timeout`, which `watch.longest` leaves."""
 
 
 def dump_stacks(children: Children, program: str, python: str) -> None:
@@ -18,14 +18,15 @@ def dump_stacks(children: Children, program: str, python: str) -> None:
 
     `python` is the engine's interpreter: py-spy is looked for beside it, then on PATH.
     """
+    deadline = time.monotonic() + DUMP_SECONDS
     found = [children.engine, *descendants(children.engine)]
     for pid in found:
-        say(f"{program}: {describe(pid)} {_condition(pid)}")
+        if time.monotonic() < deadline:  # supervisord reads slowly when the machine is busy
+            say(f"{program}: {describe(pid)} {_condition(pid)}")
     spy = _find(python)
     if spy is None:
         say(f"{program}: no stack dump: py-spy is not installed in the engine or on PATH")
         return
-    deadline = time.monotonic() + DUMP_SECONDS
     for pid in found:
         if (pid == children.engine or describe(pid).startswith(VITAL)) and time.monotonic() < deadline:
             say(f"{program}: stacks of {describe(pid)}")

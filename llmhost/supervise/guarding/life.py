@@ -37,6 +37,8 @@ PORT_SECONDS = 3.0
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 120.0
 """Seconds for one request; the first one of a cold engine compiles kernels."""
+RETRY_SECONDS = 1.0
+"""Seconds until a state is written again that the disk did not take."""
 DYING_SECONDS = 0.3
 """Seconds for the main process to go when one that it cannot do without has gone."""
 
@@ -93,7 +95,9 @@ class Guard:
         children = self.children
         found: list[int] = []
         if not children.stop_wanted and children.engine_status is None:
-            found = children.sleep(seconds, fds)
+            retry = None if self.file.kept else RETRY_SECONDS
+            found = children.sleep(min((s for s in (seconds, retry) if s is not None), default=None), fds)
+            self.file.again()
         if children.stop_wanted:
             raise Ending(STOPPED)
         if children.engine_status is not None:
@@ -113,6 +117,8 @@ class Guard:
         if former.state != "backoff":
             self.restarts.failed(former.ready_seconds)
         self.crash = Ending(CRASHED, former.error or "its guard was killed")
+        if former.ready_seconds:
+            self.alerts.trouble("unhealthy", "backoff", self.crash.error)
 
     def _back_off(self) -> None:
         """Leftovers go first: they may hold the GPU for as long as we wait."""
@@ -232,10 +238,14 @@ class Guard:
         """At once: why it ended, and what it left, takes seconds to find out, and clients get 503 already."""
         self._enter("unhealthy", error)
 
-    def _on_miss(self, error: str | None) -> None:
+    def _on_miss(self, error: str | None, lasting: bool) -> None:
         """The first request that is not answered makes the engine unhealthy, the next one that is makes it ready."""
         say(f"{self.spec.program}: {error or 'the engine answers again'}")
         self._enter("unhealthy" if error else "ready", error)
+        if lasting:
+            self.alerts.trouble("unhealthy", "unhealthy", error)
+        elif not error:
+            self.alerts.recovered()
 
     def _engine_ended(self, status: int) -> Ending:
         """What an engine says last matters only before it is ready: afterwards it worked, and may do so again."""
@@ -270,7 +280,7 @@ class Guard:
         self.restarts.failed(ready_seconds)
         if self.restarts.open(ending.explained or self.was_ready):
             return self._failed(f"{ending.error}; given up after {self.restarts.failures} failures in a row")
-        if ready_seconds:
+        if self.was_ready:  # again after each try that failed: it may have been too soon to tell of the first
             self.alerts.trouble("unhealthy", "backoff", ending.error)
         self.crash = ending
         return None

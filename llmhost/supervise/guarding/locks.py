@@ -36,7 +36,7 @@ class StartLocks:
         """Wait for all of them; `pause` may raise Ending. ``on_wait`` is told when it is for another home."""
         for path in self.spec.locks:
             try:
-                self._files.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+                self._files.append(_open(path))
                 while not _try_lock(self._files[-1]):
                     pause(INTERVAL)
             except OSError as e:
@@ -81,6 +81,16 @@ class StartLocks:
 def lock_name(index: int) -> bytes:
     """Of a GPU, by the index that nvidia-smi gives it."""
     return b"\0llmhost-gpu-%d" % index
+
+
+def _open(path: bytes) -> int:
+    """Also on a disk that is read-only since it had an error: what is there can be locked."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as e:
+        if e.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def _try_lock(fd: int) -> bool:

@@ -10,6 +10,7 @@ could not undo, or null.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LIVING = ("queued", "loading", "ready", "unhealthy", "backoff")
 """States of a guard that has not ended in order."""
+BLOCK = 4096
+"""Bytes of the file at least: what is said later then finds room on a disk that is full."""
 
 
 class Former:
@@ -74,6 +77,10 @@ class StateFile:
         self.exit: dict[str, Any] | None = None
         self.killed: list[str] = []
         self.trouble: str | None = None
+        self._text = b""
+        """What was said last."""
+        self.kept = True
+        """It is on the disk."""
 
     def former(self) -> Former | None:
         """Of a guard that ended neither as wanted nor for good; None when there was none."""
@@ -96,7 +103,7 @@ class StateFile:
         return bool(self._read().get("guard_pid", os.getpid()) != os.getpid())
 
     def write(self, state: str, engine_pid: int | None, error: str | None, retry_at: float | None = None) -> None:
-        """Atomically; raises OSError, and the old content stays then."""
+        """Raises OSError when it cannot be kept; `again` tries then."""
         data = {
             "program": self.program,
             "state": state,
@@ -112,7 +119,29 @@ class StateFile:
             "killed": self.killed,
             "trouble": self.trouble,
         }
+        self._text = json.dumps(data).encode().ljust(BLOCK)
+        self._keep()
+
+    def again(self) -> None:
+        """Write what could not be written, for a disk was full, or was removed since."""
+        if (not self.kept or not os.path.exists(self.path)) and self._text and not self.superseded():
+            with contextlib.suppress(OSError):
+                self._keep()
+
+    def _keep(self) -> None:
+        """Atomically; on a full disk into the block that is there already."""
+        self.kept = False
         draft = self.path + b".new"
-        with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(json.dumps(data).encode())
-        os.rename(draft, self.path)
+        try:
+            with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(self._text)
+            os.rename(draft, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            with open(self.path, "r+b", buffering=0) as file:
+                if len(self._text) > max(BLOCK, os.fstat(file.fileno()).st_size):
+                    raise
+                file.write(self._text)
+                file.truncate()
+        self.kept = True

@@ -1,8 +1,8 @@
 """Watching a ready engine: is every process of it there, and does it still answer?
 
 vLLM answers ``/health`` with 200 while it hangs, so a real request decides, and only when nothing else shows that it
-works: a busy engine is late and alive. The cost is one page of metrics each interval, and a request of one token when
-nobody else asked for anything.
+works: a busy engine is late and alive. The cost is one page of metrics for each glance, and a request of one token when
+nobody was answered for a while.
 """
 
 from __future__ import annotations
@@ -21,32 +21,59 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    OnMiss = Callable[[str | None, bool], None]
+    """Told in words when a request was not answered and whether that lasts, and None when one was answered again."""
+
 MISSES = 3
 """Requests in a row that were not answered in time, after which an engine hangs."""
-COMPUTING_MISSES = 30
-"""The same for an engine on the CPU that reports requests and computes: a long prompt can take minutes there."""
+COMPUTING_MISSES = 120
+"""The same for one that computes what takes minutes: a long prompt on the CPU, a kernel that is compiled."""
 COMPUTING_SHARE = 0.5
-"""CPUs that must be in use for that."""
-LARGEST_FACTOR = 4.0
-"""The deadline grows up to this with the load."""
+"""CPUs that must be in use for a prompt to be computed."""
+COMPILERS = frozenset({"ninja", "nvcc", "cicc", "ptxas", "cc1plus", "gcc", "g++", "c++", "clang", "clang++"})
+"""Titles of processes of an engine that compiles a kernel, which FlashInfer and DeepGEMM do at the first use."""
 VITAL = "VLLM::"
 """How the processes are titled that vLLM cannot do without (`set_process_title`: EngineCore, Worker …)."""
 
+# Shares of hang_timeout. Together they leave a tenth of it for the stack dump and the end of what hangs: `longest`.
+GLANCE, QUIET = 1 / 12, 1 / 4
+IDLE, LOADED, EACH_REQUEST, UNKNOWN = 1 / 10, 3 / 20, 1 / 100, 2 / 3
+LAST_LOOK = 1 / 30
+FOREIGN = 1 / 5
 
-def interval(hang_timeout: float) -> float:
-    """Seconds between two looks, so that an idle engine that hangs is restarted `hang_timeout` after its last sign."""
-    return hang_timeout / 4
+
+def glance(hang_timeout: float) -> float:
+    """Seconds between two readings of the engine's counters."""
+    return hang_timeout * GLANCE
+
+
+def quiet(hang_timeout: float) -> float:
+    """Seconds in which nobody was answered, after which a request is made."""
+    return hang_timeout * QUIET
 
 
 def deadline(hang_timeout: float, load: Load | None) -> float:
     """Seconds for the answer to one request of vLLM: more when others are served; the most when that is not known."""
-    factor = LARGEST_FACTOR if load is None else min(LARGEST_FACTOR, 1 + load.requests)
-    return hang_timeout / 6 * factor
+    share = UNKNOWN if load is None else min(LOADED, IDLE + EACH_REQUEST * load.requests)
+    return hang_timeout * share
 
 
 def foreign_deadline(hang_timeout: float) -> float:
     """The same for an engine that tells nothing of its load: all questions fit into `hang_timeout`."""
-    return (hang_timeout - interval(hang_timeout)) / MISSES
+    return hang_timeout * FOREIGN
+
+
+def last_look(hang_timeout: float) -> float:
+    """Seconds for the counters after a request that was not answered."""
+    return hang_timeout * LAST_LOOK
+
+
+def longest(hang_timeout: float) -> float:
+    """Seconds from the last sign of life of a vLLM that does not compute until it is known to hang, at most.
+
+    When it reads out its counters at once, if at all; without counters it takes longer.
+    """
+    return quiet(hang_timeout) + MISSES * hang_timeout * LOADED + MISSES * last_look(hang_timeout)
 
 
 class Hung(Exception):
@@ -60,17 +87,20 @@ class Lost(Exception):
 class Watch:
     """The time of an engine between ready and its end."""
 
-    def __init__(self, spec: Spec, children: Children, engine: Engine, on_miss: Callable[[str | None], None]) -> None:
+    def __init__(self, spec: Spec, children: Children, engine: Engine, on_miss: OnMiss) -> None:
         self.spec = spec
         self.children = children
         self.engine = engine
         self.on_miss = on_miss
-        """Told in words when a request was not answered, and None when one was again."""
         self.misses = 0
-        self._last: Load | None = Load(0, 0)
+        self._still = 0
+        """Of those, the last ones in a row at which nothing was computed either."""
+        self._load: Load | None = Load(0, 0)
         """None: the engine does not count its work."""
-        self._own_work = 0
-        """Of `Load.work` since then: for our own request."""
+        self._work = 0.0
+        """Of `Load.work`, what is known: somebody else was answered when there is more."""
+        self._sign = self._glanced = time.monotonic()
+        """When the engine answered last, at the earliest; when its counters were read."""
 
     def run(self) -> None:
         """Raises Hung or Lost, or what the engine's `pause` raises: it ended, or a stop is wanted."""
@@ -94,10 +124,9 @@ class Watch:
 
     def _wait(self, vital: dict[int, str]) -> None:
         """Until it is time to look; at once when the last look was a miss."""
-        end = time.monotonic() + interval(self.spec.hang_timeout)
         watched = self.spec.hang_timeout and self.spec.socket
         while not self.misses:
-            left = end - time.monotonic() if watched else None
+            left = self._next_look() - time.monotonic() if watched else None
             if left is not None and left <= 0:
                 break
             for fd in self.engine.pause(left, tuple(vital)):
@@ -105,41 +134,57 @@ class Watch:
         for fd in self.engine.pause(0, tuple(vital)):
             raise Lost(f"the engine lost its process {vital[fd]}")
 
+    def _next_look(self) -> float:
+        due = self._sign + quiet(self.spec.hang_timeout)
+        counts = self.spec.is_vllm and self._load is not None
+        return min(due, self._glanced + glance(self.spec.hang_timeout)) if counts else due
+
     def _look(self) -> None:
         if not self.spec.is_vllm:
             return self._ask(None)  # its metrics, if it has some, tell us nothing: only the deadline counts
-        last, limit = self._last, deadline(self.spec.hang_timeout, self._last)
-        begin = time.monotonic()
+        limit, begin, before = self._limit(self._load), time.monotonic(), self._glanced
         page = self.engine.ask(REQUEST, begin + limit)
         if not page:
             self._pause_until(begin + limit)
-            return self._missed(f"no answer to /metrics within {limit:.3g} s", MISSES)
-        before = self._last = read_load(page)
-        if before and last and before.work > last.work + self._own_work:
-            self._own_work = 0
-            return self._answered()  # others were served meanwhile
-        return self._ask(before)
+            return self._missed(f"no answer to /metrics within {limit:.3g} s", computing=False)
+        self._load, self._glanced = read_load(page), begin
+        if self._served(self._load):
+            return self._answered(before)
+        if self.misses or self._load is None or begin >= self._sign + quiet(self.spec.hang_timeout):
+            self._ask(self._load)
+        return None
 
-    def _ask(self, before: Load | None) -> None:
+    def _served(self, load: Load | None) -> bool:
+        """Whether others were answered since this was asked last."""
+        if load is None or load.work <= self._work:
+            return False
+        self._work = load.work
+        return True
+
+    def _ask(self, load: Load | None) -> None:
         """Make a request of our own, and look at what the engine did meanwhile when it is not answered."""
-        limit = self.spec.health.timeout or self._limit(before)
+        limit = self.spec.health.timeout or self._limit(load)
         members = descendants(self.children.engine)
         computed, begin = cpu_seconds(members), time.monotonic()
-        self._own_work, self.engine.last_answer = 0, ""
+        self.engine.last_answer = ""
         if self.engine.works(begin + limit):
-            self._own_work = 1 + self.engine.last_tokens
-            return self._answered()
+            self._work = (load.work if load else 0) + 1 + self.engine.last_tokens
+            return self._answered(begin)
         self._pause_until(begin + limit)
         busy = (cpu_seconds(members) - computed) / (time.monotonic() - begin)
-        after = read_load(self.engine.ask(REQUEST, time.monotonic() + limit)) if before else None
-        if before and after and after.work > before.work:
-            self._last = after
-            return self._answered()
-        others = after is not None and after.requests > 1
-        computing = others and not self.spec.gpus and busy >= COMPUTING_SHARE
+        after = self._counted() if load else None
+        if self._served(after):
+            return self._answered(begin)
+        others = after.requests > 1 if after else load is not None and load.requests > 0
+        prompt = others and not self.spec.gpus and busy >= COMPUTING_SHARE
         told = f" ({self.engine.last_answer})" if self.engine.last_answer else ""
-        words = f"no good answer to a request within {limit:.3g} s{told}"
-        return self._missed(words, COMPUTING_MISSES if computing else MISSES)
+        return self._missed(f"no good answer to a request within {limit:.3g} s{told}", prompt or self._compiles())
+
+    def _counted(self) -> Load | None:
+        return read_load(self.engine.ask(REQUEST, time.monotonic() + last_look(self.spec.hang_timeout)))
+
+    def _compiles(self) -> bool:
+        return any(title(pid) in COMPILERS for pid in descendants(self.children.engine))
 
     def _limit(self, load: Load | None) -> float:
         seconds = self.spec.hang_timeout
@@ -150,13 +195,16 @@ class Watch:
         while (left := moment - time.monotonic()) > 0:
             self.engine.pause(left, ())
 
-    def _answered(self) -> None:
+    def _answered(self, when: float) -> None:
         if self.misses:
-            self.on_miss(None)
-        self.misses = 0
+            self.on_miss(None, False)
+        self.misses = self._still = 0
+        self._sign = max(self._sign, when)
 
-    def _missed(self, words: str, most: int) -> None:
+    def _missed(self, words: str, computing: bool) -> None:
         self.misses += 1
+        self._still = 0 if computing else self._still + 1
+        most = COMPUTING_MISSES if computing else min(COMPUTING_MISSES, self.misses - self._still + MISSES)
         if self.misses >= most:
             raise Hung(f"the engine hangs: {words}, {self.misses} times in a row")
-        self.on_miss(f"{words} ({self.misses} of {most})")
+        self.on_miss(f"{words} ({self.misses} of {most})", self.misses >= MISSES)

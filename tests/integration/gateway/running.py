@@ -19,7 +19,7 @@ from llmhost.probe.gateway import NOTHING, GatewayState, read_gateway
 from tests.ports import free_port
 from tests.unit.gateway.plans import make_plan
 
-LIMIT = 30.0
+LIMIT = 300.0
 """Seconds after which a wait has failed."""
 
 
@@ -63,7 +63,7 @@ class Gateway:
             return
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(300)
         finally:
             self.process.kill()
             self.process.wait()

@@ -52,7 +52,7 @@ class Stub:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=self.name, daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(300)
 
     def stop(self) -> None:
         """Close every connection and the socket, which stays on disk as a killed server leaves it."""

@@ -30,7 +30,7 @@ def services(installed: Installed, more: str = "") -> str:
 
 def ask(installed: Installed, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
     url = f"http://127.0.0.1:{installed.port}{path}"
-    return httpx.get(url, timeout=30) if body is None else httpx.post(url, json=body, timeout=30)
+    return httpx.get(url, timeout=300) if body is None else httpx.post(url, json=body, timeout=300)
 
 
 def page(installed: Installed) -> Samples:

@@ -80,7 +80,7 @@ def test_live_in_a_terminal_until_ctrl_c(watched: Installed) -> None:
     try:
         wait_for(lambda: shown.count(b"embedding") >= 2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
     finally:
         process.kill()
         process.wait()

@@ -94,7 +94,7 @@ def cuda_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the CUDA compiler of the package index; its site-packages."""
     place = tmp_path_factory.mktemp("cuda")
     uv = find_uv_bin()
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, place / "v"], check=True, timeout=60)
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, place / "v"], check=True, timeout=300)
     subprocess.run(
         [uv, "pip", "install", "-q", "--python", place / "v/bin/python", "nvidia-cuda-nvcc", "nvidia-cuda-runtime"],
         check=True, timeout=300,
@@ -117,7 +117,7 @@ def test_the_real_nvcc_of_the_package_index(cuda_packages: Path, tmp_path: Path)
 
 def test_interpreters(tmp_path: Path) -> None:
     """Those of an environment are their own, though they are links; what does not run is left out."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=300)
     broken = tmp_path / "broken/python3.13"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -169,7 +169,7 @@ def test_undefined_symbols_are_found_without_running_the_library(tmp_path: Path)
     package.mkdir()
     (package / "fine.c").write_text("int g(void) { return 1; }")
     for name, code in (("flash_attn_2_cuda.so", source), ("flash_attn/fine.so", package / "fine.c")):
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, code], check=True, timeout=60)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, code], check=True, timeout=300)
     assert undefined_symbols(tmp_path) == [(tmp_path / "flash_attn_2_cuda.so", [gone])]
 
 
@@ -185,7 +185,7 @@ def test_symbols_of_a_torch_below_the_engine_are_there(tmp_path: Path) -> None:
         ["cc", "-shared", "-fPIC", "-Wl,-soname,libtorch.so", "-o", torch, tmp_path / "base.c"],
         ["cc", "-shared", "-fPIC", "-o", library, tmp_path / "x.c", f"-L{torch.parent}", "-ltorch"],
     ):
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=300)
     assert undefined_symbols(own) == [(library, ["of_torch"])]
     assert undefined_symbols(own, (own, below)) == []
 

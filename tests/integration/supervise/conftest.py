@@ -30,7 +30,7 @@ from llmhost.workflow import find_tools
 
 FAKE_ENGINE = Path(__file__).parents[2] / "fakes" / "engine.py"
 PYTHON = (sys.executable, "-I", "-S")
-PATIENCE = 30.0
+PATIENCE = 300.0
 """Seconds after which a test gives up waiting; nothing is concluded from how long it took."""
 
 
@@ -130,7 +130,7 @@ def guard(place: Path) -> Iterator[LoneGuard]:
             "log_file": str(place / "chat-0.log"),
             "env": {"LLMHOST_PROGRAM": f"{place}:chat-0"},
             "locks": [],
-            "start_timeout": 60,
+            "start_timeout": 300,
             "stop_timeout": 20,
         },
     )

@@ -29,7 +29,7 @@ def request(path: str, body: str | None = None, timeout: float | None = None) ->
 def port(guard: LoneGuard) -> int:
     """Where the engine of the guard listens."""
     port = free_port()
-    guard.spec |= {"kind": "embed", "socket": f"127.0.0.1:{port}", "foreign": {}, "start_timeout": 30}
+    guard.spec |= {"kind": "embed", "socket": f"127.0.0.1:{port}", "foreign": {}, "start_timeout": 300}
     return port
 
 
@@ -49,14 +49,14 @@ def test_a_real_request_over_tcp_makes_it_ready(guard: LoneGuard, port: int) -> 
     guard.wait("ready", process)
     assert asked(guard) == ["POST /embed"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
     assert guard.says()["state"] == "stopped"
 
 
 def test_what_is_written_is_asked_while_it_starts_and_afterwards(guard: LoneGuard, port: int, place: Path) -> None:
     late = place / "late"
     foreign = {"ready": request("/alive"), "health": request("/embed", '{"inputs": "hi"}')}
-    process = start(guard, port, "--after", str(late), "--health", "/alive", foreign=foreign, hang_timeout=0.4)
+    process = start(guard, port, "--after", str(late), "--health", "/alive", foreign=foreign, hang_timeout=4)
     guard.wait("loading", process, error=f"nobody listens on 127.0.0.1:{port}, for GET /alive")
     late.touch()
     guard.wait("ready", process)
@@ -64,9 +64,9 @@ def test_what_is_written_is_asked_while_it_starts_and_afterwards(guard: LoneGuar
 
 
 def test_an_answer_that_is_no_success_is_told(guard: LoneGuard, port: int) -> None:
-    start(guard, port, "--health", "/other", foreign={"ready": request("/health")}, start_timeout=0.5, max_restarts=1)
+    start(guard, port, "--health", "/other", foreign={"ready": request("/health")}, start_timeout=12, max_restarts=1)
     error = guard.wait("failed")["error"]
-    assert 'was not ready within 0.5 s; its last answer was 404 to /health: {"path": "/health"}' in error
+    assert 'was not ready within 12 s; its last answer was 404 to /health: {"path": "/health"}' in error
 
 
 LISTEN = "import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(1000)"
@@ -77,7 +77,7 @@ def test_a_helper_is_ready_when_somebody_listens_or_when_it_runs(guard: LoneGuar
     process = guard.start_command(*PYTHON, "-c", LISTEN.format(port=port), kind="none")
     guard.wait("ready", process)
     process.terminate()
-    process.wait(30)
+    process.wait(300)
     silent = guard.start_command("/bin/sleep", "1000", kind="none", socket="")
     guard.wait("ready", silent)
     os.kill(guard.says()["engine_pid"], signal.SIGKILL)
@@ -102,16 +102,16 @@ def test_requests_over_tcp_finish_before_it_is_stopped(guard: LoneGuard, port: i
     answers: list[int] = []
 
     def ask() -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/x", data=b"{}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/x", data=b"{}", timeout=300) as answer:
             answers.append(answer.status)
 
     client = threading.Thread(target=ask)
     client.start()
     wait_for(lambda: connections(f"127.0.0.1:{port}".encode()) == 1)
     process.send_signal(signal.SIGTERM)
-    client.join(30)
+    client.join()
     assert answers == [200]
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
 
 
 def test_its_own_programs_come_first_and_it_is_bound_to_cores(guard: LoneGuard, port: int, place: Path) -> None:
@@ -136,4 +136,4 @@ def test_it_waits_for_those_it_needs(guard: LoneGuard, port: int, place: Path) -
     guard.wait("queued", process, error="waits for other, which is stopped")
     needed.write_text('{"state": "failed", "guard_pid": 1}')
     assert guard.wait("failed", process)["error"] == "it needs other, which failed"
-    assert process.wait(30) == 78
+    assert process.wait(300) == 78

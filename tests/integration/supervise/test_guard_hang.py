@@ -21,8 +21,8 @@ from tests.integration.supervise.conftest import FAKE_ENGINE, PATIENCE, PYTHON, 
 
 pytestmark = pytest.mark.integration
 
-HANG_TIMEOUT = 1.2
-"""Seconds: a look every 0.3, 0.2 for an answer."""
+HANG_TIMEOUT = 6
+"""Seconds: the counters every 0.5, a request after 1.5, at least 0.6 for an answer."""
 
 
 def vital(guard: LoneGuard, name: str) -> int:
@@ -68,7 +68,7 @@ def test_a_hung_engine_says_200_on_health_and_is_restarted(guard: LoneGuard, pla
 
 
 def test_an_engine_that_answers_again_in_time_is_ready_again(guard: LoneGuard, place: Path) -> None:
-    guard.start("--hang", str(place / "hang"), hang_timeout=12)
+    guard.start("--hang", str(place / "hang"), hang_timeout=4 * HANG_TIMEOUT)
     before = guard.wait("ready")
     (place / "hang").touch()
     guard.wait("unhealthy")
@@ -83,16 +83,15 @@ def test_an_engine_that_works_off_requests_is_not_hung(guard: LoneGuard, place: 
     before = guard.wait("ready")
     (place / "tokens").touch()
     (place / "hang").touch()
-    for _ in range(20):
-        wait_for(lambda: guard.says()["state"] in ("ready", "unhealthy"), 0.5)
-        threading.Event().wait(0.2)
-    assert (guard.says()["state"], guard.says()["engine_pid"]) == ("ready", before["engine_pid"])
+    looks = guard.log().count("GET /metrics") + 12
+    wait_for(lambda: guard.log().count("GET /metrics") >= looks)
+    assert guard.wait("ready")["engine_pid"] == before["engine_pid"]
     (place / "tokens").unlink()
     guard.wait("backoff")
 
 
 def test_no_request_is_made_while_others_are_answered(guard: LoneGuard, place: Path) -> None:
-    guard.start("--tokens", str(place / "tokens"), hang_timeout=0.4)
+    guard.start("--tokens", str(place / "tokens"), hang_timeout=HANG_TIMEOUT)
     guard.wait("ready")
     (place / "tokens").touch()
 
@@ -105,14 +104,14 @@ def test_no_request_is_made_while_others_are_answered(guard: LoneGuard, place: P
     wait_for(lambda: asked("GET /metrics") >= looks)
     assert asked("POST /v1") == before
     (place / "tokens").unlink()
-    wait_for(lambda: asked("POST /v1") > before + 3)
+    wait_for(lambda: asked("POST /v1") > before + 1)
 
 
 def test_an_engine_without_numbers_gets_more_time_and_is_watched(guard: LoneGuard, place: Path) -> None:
     guard.start("--hang", str(place / "hang"), "--no-metrics", hang_timeout=HANG_TIMEOUT)
     guard.wait("ready")
     (place / "hang").touch()
-    assert "0.8 s" in guard.wait("unhealthy")["error"]
+    assert "within 4 s" in guard.wait("unhealthy")["error"]
     guard.wait("backoff")
 
 
@@ -126,9 +125,9 @@ def test_the_watch_is_off_for_0(guard: LoneGuard, place: Path) -> None:
 
 
 def test_loading_is_never_taken_for_a_hang(guard: LoneGuard, place: Path) -> None:
-    guard.start("--wait-for", str(place / "go"), hang_timeout=0.2)
+    guard.start("--wait-for", str(place / "go"), hang_timeout=2)
     guard.wait("loading")
-    threading.Event().wait(1.5)
+    threading.Event().wait(4)
     assert guard.says()["state"] == "loading"
     (place / "go").touch()
     assert guard.wait("ready")["restarts"] == 0
@@ -273,6 +272,18 @@ def test_a_command_is_told_of_trouble_and_of_its_end(guard: LoneGuard, place: Pa
         "state": "backoff",
         "error": "the engine was killed by SIGKILL",
     }
+
+
+def test_the_end_of_a_guard_is_told_by_the_next_one(guard: LoneGuard, place: Path) -> None:
+    events = events_file(place, f'echo "$LLMHOST_EVENT $LLMHOST_ERROR" >> {place}/told')
+    first = guard.start(events_file=events)
+    guard.wait("ready")
+    first.kill()
+    first.wait()
+    second = guard.start(events_file=events)
+    guard.wait("ready", second)
+    wait_for(lambda: (place / "told").exists() and (place / "told").read_text().count("\n") == 2)
+    assert (place / "told").read_text().split("\n")[:2] == ["unhealthy its guard was killed", "recovered "]
 
 
 def test_a_command_that_does_not_end_does_not_hold_the_guard_up(guard: LoneGuard, place: Path) -> None:

@@ -34,7 +34,7 @@ class Installed:
 
     home: Home
     port: int
-    patience: float = 120
+    patience: float = 600
     """Seconds that a command may take."""
 
     def write(self, services: str, gateway: str = "") -> None:
@@ -66,7 +66,9 @@ class Installed:
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
-        done = subprocess.run(self.command("status", "--json"), capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            self.command("status", "--json"), capture_output=True, text=True, timeout=300, check=False
+        )
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
@@ -89,7 +91,7 @@ class Installed:
         return str(folder)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300) -> Any:
     """The first true answer."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):
@@ -111,7 +113,7 @@ def short_directory() -> Iterator[Path]:
 @contextmanager
 def home_in(directory: Path, name: str = "h", engines: Path | None = None) -> Iterator[Installed]:
     """A home with the fake engine, or with the engines that lie in another home; it is down afterwards."""
-    made = Installed(Home(directory / name), free_port(), 120 if engines is None else 900)
+    made = Installed(Home(directory / name), free_port(), 600 if engines is None else 1200)
     made.home.root.mkdir()
     if engines is None:
         make_engine(made.home)
@@ -121,7 +123,7 @@ def home_in(directory: Path, name: str = "h", engines: Path | None = None) -> It
     try:
         yield made
     finally:
-        subprocess.run(made.command("down"), capture_output=True, timeout=120, check=True)
+        subprocess.run(made.command("down"), capture_output=True, timeout=300, check=True)
         assert leftovers(made.home) == []
 
 
@@ -173,5 +175,5 @@ def leftovers(home: Home) -> list[str]:
 def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Ctrl-C, then the exit status and what was said on stderr."""
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     return process.returncode, err

@@ -64,34 +64,34 @@ def a_long_stream(installed: Installed, until: Path) -> dict[str, object]:
         "model": ASKED,
         "messages": [],
         "stream": True,
-        "fake": {"chunks": 900, "seconds": 0.1, "until": str(until)},
+        "fake": {"chunks": 9000, "seconds": 0.1, "until": str(until)},
     }
 
 
 @pytest.mark.parametrize("command", ["stop chat", "stop", "restart chat", "down"])
 def test_a_late_stream_outlives_the_drain_of_its_engine(installed: Installed, place: Path, command: str) -> None:
     """A stop lets running requests finish; new ones get 503 with Retry-After meanwhile."""
-    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\n", 0)
+    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 600}\n", 0)
     installed.run("up")
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
     body = a_long_stream(installed, place / "enough")
-    with httpx.Client(timeout=60) as client, client.stream("POST", url, json=body) as stream:
+    with httpx.Client(timeout=300) as client, client.stream("POST", url, json=body) as stream:
         pieces = stream.iter_text()
         next(pieces)
         with installed.popen(*command.split()) as stopping:
             assert stopping.stderr is not None
             assert "waiting for chat-0 to finish 1 request" in stopping.stderr.readline()
-            refused = httpx.post(url, json={"model": ASKED, "messages": []}, timeout=10)
+            refused = httpx.post(url, json={"model": ASKED, "messages": []}, timeout=300)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
             assert refused.json()["error"]["type"] == "ServiceUnavailableError"
             (place / "enough").touch()
             assert "".join(pieces).rstrip().endswith("data: [DONE]")
-            _, err = stopping.communicate(timeout=60)
+            _, err = stopping.communicate(timeout=300)
     assert stopping.returncode == 0, err
 
 
 def _refusal(url: str) -> httpx.Response | None:
-    answer = httpx.post(url, json={"model": ASKED, "messages": []}, timeout=10)
+    answer = httpx.post(url, json={"model": ASKED, "messages": []}, timeout=300)
     return answer if answer.status_code == 503 else None
 
 
@@ -99,8 +99,8 @@ def test_a_stream_longer_than_stop_timeout_is_cut(installed: Installed) -> None:
     write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 1}\n", 0)
     installed.run("up")
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
-    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body) as stream:
+    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 6000, "seconds": 0.1}}
+    with httpx.Client(timeout=300) as client, client.stream("POST", url, json=body) as stream:
         pieces = stream.iter_text()
         next(pieces)
         installed.run("stop", "chat")
@@ -131,13 +131,13 @@ def test_ctrl_c_while_one_starts_beside_the_other_leaves_the_other_and_up_goes_o
 
 @pytest.mark.parametrize("command", [("stop", "chat"), ("up",)])
 def test_ctrl_c_in_a_drain_puts_the_engine_back(installed: Installed, command: tuple[str, ...]) -> None:
-    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\n", 0)
+    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 600}\n", 0)
     installed.run("up")
     if command == ("up",):  # of an edit that wants a restart
-        write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60, env: {A: '1'}}\n", 0)
+        write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 600, env: {A: '1'}}\n", 0)
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
-    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body):
+    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 6000, "seconds": 0.1}}
+    with httpx.Client(timeout=300) as client, client.stream("POST", url, json=body):
         with installed.popen(*command) as stopping:
             wait_for(lambda: _refusal(url))
             status, _ = interrupt(stopping)
@@ -147,12 +147,12 @@ def test_ctrl_c_in_a_drain_puts_the_engine_back(installed: Installed, command: t
 
 
 def test_an_engine_left_out_of_balancing_by_a_killed_command_is_put_back_by_start_and_up(installed: Installed) -> None:
-    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\n", 0)
+    write(installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 600}\n", 0)
     installed.run("up")
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
-    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
+    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 6000, "seconds": 0.1}}
     for command in ("start", "up"):
-        with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body):
+        with httpx.Client(timeout=300) as client, client.stream("POST", url, json=body):
             with installed.popen("stop", "chat") as stopping:
                 wait_for(lambda: _refusal(url))
                 stopping.kill()
@@ -170,12 +170,12 @@ def test_a_command_for_another_service_brings_back_what_a_killed_one_left_out(
     installed: Installed, command: tuple[str, ...]
 ) -> None:
     write(
-        installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 60}\nother: {model: MODEL, replicas: 2}\n", 0
+        installed, "chat: {model: MODEL, served_as: gpt-4, stop_timeout: 600}\nother: {model: MODEL, replicas: 2}\n", 0
     )
     installed.run("up")
     url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
-    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 600, "seconds": 0.1}}
-    with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body):
+    body = {"model": ASKED, "messages": [], "stream": True, "fake": {"chunks": 6000, "seconds": 0.1}}
+    with httpx.Client(timeout=300) as client, client.stream("POST", url, json=body):
         with installed.popen("stop", "chat") as stopping:
             wait_for(lambda: _refusal(url))
             (service,) = (s for s in installed.status()["services"] if s["name"] == "chat")
@@ -256,5 +256,5 @@ def test_two_commands_do_not_meet_in_the_middle_of_a_change(installed: Installed
         assert {s["name"] for s in installed.status()["services"]} == {"chat"}
         assert f"waiting for `llmhost restart --rolling` (pid {first.pid}) to finish" in installed.run("up").stderr
         assert first.poll() == 0
-        _, err = first.communicate(timeout=60)
+        _, err = first.communicate(timeout=300)
     assert first.returncode == 0, err

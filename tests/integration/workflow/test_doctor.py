@@ -141,7 +141,7 @@ def test_a_unit_that_is_not_current(installed: Installed, monkeypatch: pytest.Mo
 def test_up_refuses_early_what_cannot_start(installed: Installed) -> None:
     three(installed)
     done = subprocess.run(
-        installed.command("up"), capture_output=True, text=True, timeout=60, check=False,
+        installed.command("up"), capture_output=True, text=True, timeout=300, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
     )  # fmt: skip
     assert done.returncode == 1

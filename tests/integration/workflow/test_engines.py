@@ -69,7 +69,7 @@ def locked_vllm(installed: Installed) -> str:
 
 def answers(installed: Installed) -> bool:
     body = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
-    answer = httpx.post(f"http://127.0.0.1:{installed.port}/v1/chat/completions", json=body, timeout=30)
+    answer = httpx.post(f"http://127.0.0.1:{installed.port}/v1/chat/completions", json=body, timeout=300)
     return answer.status_code == 200
 
 
@@ -148,7 +148,7 @@ def test_an_upgrade_that_fails_after_its_trial_is_taken_back(installed: Installe
     make_version(wheels, "0.28.0", ONCE.format(tried=str(place / "tried"), fake=str(TESTS / "fakes/engine.py")))
     done = subprocess.run(
         installed.command("engine", "upgrade", "--to", "0.28.0"), capture_output=True, text=True, check=False,
-        cwd=TESTS.parent, timeout=240,
+        cwd=TESTS.parent, timeout=300,
     )  # fmt: skip
     assert done.returncode != 0
     assert "going back to the engine default" in done.stderr

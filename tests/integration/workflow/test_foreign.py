@@ -29,7 +29,7 @@ SERVER = f"{sys.executable} {TESTS}/fakes/foreign.py"
 def ask(made: Installed, path: str, body: Any, status: int = 200) -> Any:
     """The answer of the gateway; the fake's answer says what it got."""
     data = body if isinstance(body, str) else json.dumps(body)
-    with httpx.Client(base_url=f"http://127.0.0.1:{made.port}", trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{made.port}", trust_env=False, timeout=300) as client:
         answer = client.post(path, content=data, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -93,7 +93,7 @@ def test_engines_of_all_sorts_answer_through_one_port(installed: Installed) -> N
     assert ask(installed, "/v1/completions", {"model": "vllm", "prompt": "x"})["model"] == "vllm"
     unknown = ask(installed, "/v1/embeddings", {"model": "helper"}, 404)["error"]["message"]
     assert unknown == "The model 'helper' does not exist; models: 'vllm', 'bge', 'gte', 'api'"
-    health = httpx.get(f"http://127.0.0.1:{installed.port}/health?model=bge", trust_env=False)
+    health = httpx.get(f"http://127.0.0.1:{installed.port}/health?model=bge", trust_env=False, timeout=300)
     assert health.json() == {"path": "/health?model=bge"}
     status = {s["name"]: (s["kind"], s["state"]) for s in installed.status()["services"]}
     assert status == {
@@ -188,8 +188,8 @@ def test_paths_that_are_not_routed_are_refused(bare: Installed) -> None:
 def test_one_that_hangs_is_started_again(bare: Installed, place: Path) -> None:
     hang = place / "hang"
     bare.write(f"""
-        e: {{command: "{SERVER} --uds {{uds}} --hang {hang}", kind: embed, health: {{path: /health, timeout: 0.2}},
-             hang_timeout: 1, stop_timeout: 0}}
+        e: {{command: "{SERVER} --uds {{uds}} --hang {hang}", kind: embed, health: {{path: /health, timeout: 1.5}},
+             hang_timeout: 6, stop_timeout: 0}}
     """)
     bare.run("up")
     hang.touch()
@@ -254,7 +254,7 @@ def test_what_changes_serves_as_it_was_until_the_next_one_is_ready(bare: Install
             assert json.loads(ask(bare, "/v1/embeddings", {"model": "e"})["body"])["model"] == "old"
             time.sleep(0.05)
         hang.unlink()
-        assert change.wait(60) == 0
+        assert change.wait(300) == 0
     finally:
         change.kill()
         change.wait()

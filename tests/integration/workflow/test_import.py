@@ -82,7 +82,7 @@ def moved_in(installed: Installed, place: Path, ports: dict[str, int], **files: 
 
 
 def answers(port: int, path: str, body: dict[str, object]) -> bool:
-    return httpx.post(f"http://127.0.0.1:{port}{path}", json=body, timeout=20).status_code == 200
+    return httpx.post(f"http://127.0.0.1:{port}{path}", json=body, timeout=300).status_code == 200
 
 
 def everything_answers(installed: Installed, ports: dict[str, int], embed: str, rerank: str) -> None:

@@ -46,7 +46,7 @@ def lost(installed: Installed, port: int) -> Iterator[None]:
 
 
 def healthy(port: int) -> bool:
-    return httpx.get(f"http://127.0.0.1:{port}/health", timeout=10).status_code == 200
+    return httpx.get(f"http://127.0.0.1:{port}/health", timeout=300).status_code == 200
 
 
 @pytest.mark.parametrize("command", [("start", "chat"), ("restart", "chat"), ("up",)])

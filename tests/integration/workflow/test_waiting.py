@@ -74,6 +74,7 @@ def test_time_that_ran_out_is_said(installed: Installed) -> None:
     go = installed.home.root / "go"
     installed.write(f"chat: {{model: {installed.model()}, env: {{FAKE_ENGINE: --wait-for {go}}}}}")
     installed.run("up", "--no-wait")
+    wait_for(lambda: [s["state"] for s in installed.status()["services"]] == ["loading"])
     error, hint = installed.refused("start", "--timeout", "1.5", ok=3)
     assert error == "error: not ready within 1.5 s: chat-0 is loading"
     assert "it goes on" in hint
@@ -128,9 +129,9 @@ def serve(server: socket.socket, answer: bytes) -> None:
 def test_a_wait_that_another_command_ends_says_so(installed: Installed, command: tuple[str, ...], words: str) -> None:
     go = installed.home.root / "go"
     installed.write(f"chat: {{model: {installed.model()}, env: {{FAKE_ENGINE: --wait-for {go}}}}}")
-    with installed.popen("up", "--timeout", "60") as waiting:
+    with installed.popen("up", "--timeout", "600") as waiting:
         wait_for(lambda: [s["state"] for s in installed.status()["services"]] == ["loading"])
         installed.run(*command)
-        _, said = waiting.communicate(timeout=90)
+        _, said = waiting.communicate(timeout=300)
     assert waiting.returncode == 3, said
     assert re.search(f"^error: .*({words})", said, re.MULTILINE), said

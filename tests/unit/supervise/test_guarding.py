@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,42 @@ def test_a_request_that_somebody_wrote_is_sent_as_it_is() -> None:
     assert head.startswith(b"POST /x ")
     assert f"Content-Length: {len(body)}".encode() in head
     assert json.loads(body) == {"a": "\u6a21"}
+
+
+def test_on_a_full_disk_a_state_goes_into_the_block_that_is_there(tmp_path: Path) -> None:
+    """A directory in the place of the draft stands for a disk that takes no new file."""
+    path = tmp_path / "state.json"
+    file = StateFile(os.fsencode(path), "chat-0")
+    file.write("ready", 7, None)
+    before = path.stat()
+    draft = tmp_path / "state.json.new"
+    draft.mkdir()
+    file.write("unhealthy", 7, "x" * 2000)
+    assert file.kept
+    assert json.loads(path.read_text())["state"] == "unhealthy"
+    assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
+    with pytest.raises(OSError, match="Is a directory"):
+        file.write("failed", None, "x" * 9000)
+    assert not file.kept
+    assert json.loads(path.read_text())["error"] == "x" * 2000  # whole, and of before
+    draft.rmdir()
+    file.again()
+    assert file.kept
+    assert json.loads(path.read_text())["error"] == "x" * 9000
+
+
+def test_a_state_file_that_was_removed_is_written_again_and_that_of_another_guard_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    file = StateFile(os.fsencode(path), "chat-0")
+    file.again()
+    assert not path.exists()
+    file.write("ready", 7, None)
+    said = path.read_text()
+    path.unlink()
+    file.again()
+    assert path.read_text() == said
+    other = json.dumps({"guard_pid": 1})
+    path.write_text(other)
+    file.kept = False
+    file.again()
+    assert path.read_text() == other

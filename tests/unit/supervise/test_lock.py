@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from llmhost.errors import BusyError, HomeError
 from llmhost.paths import Home
+from llmhost.supervise import turns
 from llmhost.supervise.lock import WAIT_ENV, at_work, home_lock, on_wait
 
 
@@ -106,3 +108,25 @@ def test_who_is_at_work_can_be_asked(tmp_path: Path) -> None:
     assert not at_work(home)
     with home_lock(home, "up", wait=0):
         assert at_work(home)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_where_nothing_can_be_written_commands_take_turns_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """`stop` and `down` must work there."""
+    home = Home(tmp_path)
+
+    def refuse(_: Path) -> object:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv(WAIT_ENV, "0.2")
+    with home_lock(home, "up"), pytest.MonkeyPatch.context() as full:  # it came while there was room
+        full.setattr(turns, "ticket", refuse)
+        with pytest.raises(BusyError, match="`llmhost up`"), home_lock(home, "down"):
+            pytest.fail("two at once")
+    monkeypatch.setattr(turns, "ticket", refuse)
+    with home_lock(home, "stop"), pytest.raises(BusyError, match="`llmhost stop`"), home_lock(home, "down"):
+        pytest.fail("two at once")
+    with home_lock(home, "down"):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from llmhost.supervise.rpc import Changes, ProgramInfo
 from llmhost.supervise.states import read_states
 from llmhost.supervise.status import read_status
 
-GUARD = {"guard_pid": 10, "engine_pid": 11, "restarts": 2, "error": None, "state": "ready"}
+LIVES = os.getpid()
+"""Stands for an engine that has not ended."""
+GUARD = {"guard_pid": 10, "engine_pid": LIVES, "restarts": 2, "error": None, "state": "ready"}
 
 
 def info(state: str = "RUNNING", name: str = "chat-0", exit_status: int = 0, spawn_error: str = "") -> ProgramInfo:
@@ -53,7 +56,28 @@ def test_supervisord_wins(
         home.state_file("chat-0").write_text(json.dumps(guard))
     found = read_states(home, [seen] if seen else [], ["chat-0"])["chat-0"]
     assert (found.state, found.error) == (state, error)
-    assert found.engine_pid == (11 if state in ("ready", "loading", "unhealthy") else None)
+    assert found.engine_pid == (LIVES if state in ("ready", "loading", "unhealthy") else None)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "ended", "state", "error"),
+    [
+        (False, True, "unhealthy", "the engine has ended"),  # its guard is about to say so, or cannot write it
+        (True, False, "ready", "its guard (10) is stopped by a signal, so nobody watches it: `kill -CONT 10`"),
+        (True, True, "unhealthy", "the engine has ended; its guard (10) is stopped by a signal"),
+    ],
+)
+def test_a_guard_that_cannot_say_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, ended: bool, state: str, error: str
+) -> None:
+    home = Home(tmp_path)
+    home.run.mkdir()
+    home.state_file("chat-0").write_text(json.dumps(GUARD))
+    monkeypatch.setattr("llmhost.supervise.guarding.processes.state", lambda _: "T" if stopped else "S")
+    monkeypatch.setattr("llmhost.supervise.guarding.processes.running", lambda _: not ended)
+    found = read_states(home, [info()], ["chat-0"])["chat-0"]
+    assert found.state == state
+    assert str(found.error).startswith(error)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
