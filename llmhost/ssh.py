@@ -189,6 +189,13 @@ class Link:
         return ["ssh", *_options(timeout_seconds()), "-T", *shared, *self.target.words, command]
 
 
+def resolve(target: Target) -> str:
+    """The host that ssh really connects to: what ~/.ssh/config makes of a name."""
+    done = capture(["ssh", "-G", *target.words], check=False)
+    told = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    return told.get("hostname", target.host)
+
+
 def timeout_seconds() -> float:
     """How long a host may take to answer."""
     try:

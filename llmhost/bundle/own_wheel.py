@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import zipfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def _repacked(installed: Distribution, directory: Path) -> Path:
     target = directory / f"llmhost-{installed.version}-py3-none-any.whl"
     pack(target, files)
     return target
+
+
+def content_digest(wheel: Path) -> str:
+    """Says whether two wheels of llmhost hold the same program, however they were made."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith("llmhost/") and not n.endswith("/"))
+        parts = (f"{name}:{hashlib.sha256(archive.read(name)).hexdigest()}\n" for name in names)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def _digest(content: bytes) -> str:
