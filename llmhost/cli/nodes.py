@@ -58,13 +58,13 @@ def add(
     too. The name of a node instead of USER@HOST brings that one up to date. Interrupted anywhere, it goes on.
     """
     from llmhost.cli.progress import shown_progress
-    from llmhost.fleet.membership import Wish, add
+    from llmhost.fleet import membership
     from llmhost.supervise.lock import on_wait
 
     on_wait.set(console.remark)
-    wish = Wish(name, address, there, self_address, bundle, force)
+    wish = membership.Wish(name, address, there, self_address, bundle, force)
     with shown_progress() as progress:
-        added = add(session.home, host, port, wish, progress)
+        added = membership.add(session.home, host, port, wish, progress)
     console.result(f"{added.name} is a node, as is this machine ({added.own})")
     _tell_failed(added.synced.failed)
     console.remark("run `llmhost up --all-nodes` to share the services out")
@@ -101,12 +101,12 @@ def remove(session: Session, name: str) -> int:
     `llmhost up --all-nodes`; run that before with the node left out of services.….nodes to lose no request.
     """
     from llmhost.cli.progress import shown_progress
-    from llmhost.fleet.membership import remove
+    from llmhost.fleet import membership
     from llmhost.supervise.lock import on_wait
 
     on_wait.set(console.remark)
     with shown_progress() as progress:
-        synced, trouble = remove(session.home, name, progress)
+        synced, trouble = membership.remove(session.home, name, progress)
     console.result(f"removed {name}")
     if trouble is not None:
         console.remark(f"{name}: {trouble.message}; what runs there goes on, and it keeps its files: {trouble.hint}")
@@ -115,7 +115,9 @@ def remove(session: Session, name: str) -> int:
 
 
 @node_command.command("sync")
-@click.option("--from", "source", metavar="NODE", help="Take the files of NODE instead of bringing it those of this one.")
+@click.option(
+    "--from", "source", metavar="NODE", help="Take the files of NODE instead of bringing it those of this one."
+)
 @click.option("--force", is_flag=True, help="Replace what was changed on other nodes, too.")
 @click.option("--facts", "facts", is_flag=True, help="Read the facts of all nodes anew first.")
 @click.pass_obj
@@ -180,9 +182,9 @@ def state(session: Session) -> None:
 @click.pass_obj
 def receive(session: Session) -> None:
     """For other nodes: write what comes on standard input."""
-    from llmhost.fleet.files import receive
+    from llmhost.fleet import files
 
-    receive(session.home, click.get_text_stream("stdin", encoding="utf-8").read())
+    files.receive(session.home, click.get_text_stream("stdin", encoding="utf-8").read())
 
 
 @node_command.command("send", hidden=True)
@@ -202,10 +204,10 @@ def send(session: Session, node: str) -> None:
 @click.pass_obj
 def survey(session: Session, name: str, address: str) -> None:
     """For other nodes: the facts of this machine, for the llmhost.yaml on standard input."""
-    from llmhost.fleet.membership import survey
+    from llmhost.fleet import membership
 
     text = click.get_text_stream("stdin", encoding="utf-8").read()
-    console.result(survey(session.home, text, name, address).rstrip("\n"))
+    console.result(membership.survey(session.home, text, name, address).rstrip("\n"))
 
 
 @node_command.command("leave", hidden=True)

@@ -92,12 +92,17 @@ class Everywhere:
     def _talk(self, member: Member, words: tuple[str, ...]) -> Iterator[Talk]:
         """One that others may end; raises SshError when that was for want of time."""
         late = threading.Event()
+
+        def too_late() -> None:
+            late.set()
+            talk.end()
+
         with self._lock:
             if self._ended:
                 raise SshError(f"{member.name}: ended", "", "ended")
             talk = member.talk(*words)
             self._talks.add(talk)
-        timer = threading.Timer(self._timeout or 0, lambda: (late.set(), talk.end()))
+        timer = threading.Timer(self._timeout or 0, too_late)
         if self._timeout is not None:
             timer.start()
         try:

@@ -1,7 +1,7 @@
 """What the nodes have in common: which files, whose version of them counts, and how they are written on a node.
 
-llmhost.yaml, llmhost.lock, keys.json and nodes/. A node keeps a record of what was brought to it last, with a number that
-grows: what differs from the record was edited there, and a higher number means that its files are the newer ones.
+llmhost.yaml, llmhost.lock, keys.json and nodes/. A node keeps a record of what was brought to it last, with a number
+that grows: what differs from the record was edited there, and a higher number means that its files are the newer ones.
 """
 
 from __future__ import annotations

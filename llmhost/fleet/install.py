@@ -132,7 +132,15 @@ def _from_index(link: Link, found: Found, app: str, name: str, wheel: Path, prog
     progress.started(step)
     version = f"{app}/{name}"
     clean = ["env", "-u", "PYTHONPATH", "-u", "PYTHONHOME"]
-    put = ["sh", "-c", 'rm -rf "$1" && mkdir -p "$2/incoming" && cat > "$2/incoming/$3"', "put", version, app, wheel.name]
+    put = [
+        "sh",
+        "-c",
+        'rm -rf "$1" && mkdir -p "$2/incoming" && cat > "$2/incoming/$3"',
+        "put",
+        version,
+        app,
+        wheel.name,
+    ]
     link.run(put, given=wheel, timeout=COPY_SECONDS)
     _step(link, "cannot make a virtual environment", [*clean, found.python, "-m", "venv", version])
     pip = ["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]

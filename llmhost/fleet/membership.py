@@ -1,4 +1,4 @@
-"""A machine becomes a node, or is one no more: llmhost there, its facts, an entry in llmhost.yaml, the files everywhere.
+"""A machine becomes a node, or is one no more: llmhost there, its facts, its entry in llmhost.yaml, files everywhere.
 
 Everything that can be refused is refused before anything is changed; llmhost.yaml is written last of what is written
 here. So an interrupted command may be run again, and goes on.
@@ -262,4 +262,3 @@ def _leave(member: Member) -> LlmhostError | None:
     except LlmhostError as e:
         return e
     return None
-
