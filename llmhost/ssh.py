@@ -171,11 +171,11 @@ class Link:
     def _log_in(self, seconds: float) -> None:
         options = [*_options(seconds), "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
         if self._kept:
-            what = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}", "-f", "-N", *self.target.words]
+            what = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}"]
         else:
-            what = ["-S", "none", *self.target.words, "true"]
+            what = ["-S", "none"]
         try:
-            status = detach(["ssh", *options, *what], self._errors, seconds + SLACK)
+            status = detach(["ssh", *options, *what, "-T", *self.target.words, "true"], self._errors, seconds + SLACK)
             said = self._errors.read_text(encoding="utf-8", errors="replace")
         except CommandTimeout as e:
             raise _explain(self.target, "Connection timed out") from e

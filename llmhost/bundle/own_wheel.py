@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import zipfile
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -45,12 +45,23 @@ def _repacked(installed: Distribution, directory: Path) -> Path:
     return target
 
 
-def content_digest(wheel: Path) -> str:
-    """Says whether two wheels of llmhost hold the same program, however they were made."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if n.startswith("llmhost/") and not n.endswith("/"))
-        parts = (f"{name}:{hashlib.sha256(archive.read(name)).hexdigest()}\n" for name in names)
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+def own_digest() -> str:
+    """Tells one llmhost from another of the same version; the same for a checkout and for what is installed from it."""
+    package = Path(llmhost.__file__).parent
+    roots = {"llmhost": package}
+    if (package.parent / "pyproject.toml").is_file():  # a wheel has these below llmhost
+        roots |= {f"llmhost/{name}": package.parent / name for name in ("conf_templates", "systemd")}
+    found = hashlib.sha256()
+    for name, path in sorted(_contents(roots)):
+        found.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:12]
+
+
+def _contents(roots: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    for name, root in roots.items():
+        for path in root.rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                yield f"{name}/{path.relative_to(root).as_posix()}", path
 
 
 def _digest(content: bytes) -> str:

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from llmhost.fleet.sync import Synced
 
 GIB = 2**30
+LISTEN_SECONDS = 600.0
+"""For somebody whose connection was cut and who cannot end what it has begun."""
 
 
 @click.group("node")
 def node_command() -> None:
     """The machines that share the services out among them, over ssh.
 
-    llmhost.yaml and a few files beside it are the same on all nodes; each computes from them what is its own, and starts
-    that. Nothing else runs for it. `llmhost up|status|logs|stop --all-nodes` uses all of them from any one.
+    llmhost.yaml and a few files beside it are the same on all nodes; each computes from them what is its own, and
+    starts that. Nothing else runs for it. `llmhost up|status|logs|stop --all-nodes` uses all of them from any one.
     """
 
 
@@ -124,8 +126,8 @@ def remove(session: Session, name: str) -> int:
 def sync_command(session: Session, source: str | None, force: bool, facts: bool) -> int:
     """Bring llmhost.yaml, keys.json and what the nodes know of each other from this node to all others.
 
-    For after an edit; `llmhost up --all-nodes` does it first. Where somebody edited the files of another node meanwhile,
-    nothing is changed and you are told.
+    For after an edit; `llmhost up --all-nodes` does it first. Where somebody edited the files of another node
+    meanwhile, nothing is changed and you are told.
     """
     from llmhost.fleet.members import members
     from llmhost.fleet.membership import refresh
@@ -146,7 +148,7 @@ def sync_command(session: Session, source: str | None, force: bool, facts: bool)
 
 
 @node_command.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="As JSON: {ok, checks: [{node, name, status, message, remedy}]}.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON: {ok, checks: [{name, status, message, remedy}]}.")
 @click.pass_obj
 def doctor(session: Session, as_json: bool) -> int:
     """Look at all nodes together: each check is ok, warn or fail, with a remedy.
@@ -184,7 +186,7 @@ def receive(session: Session) -> None:
     """For other nodes: write what comes on standard input."""
     from llmhost.fleet import files
 
-    files.receive(session.home, click.get_text_stream("stdin", encoding="utf-8").read())
+    files.receive(session.home, console.given())
 
 
 @node_command.command("send", hidden=True)
@@ -206,8 +208,29 @@ def survey(session: Session, name: str, address: str) -> None:
     """For other nodes: the facts of this machine, for the llmhost.yaml on standard input."""
     from llmhost.fleet import membership
 
-    text = click.get_text_stream("stdin", encoding="utf-8").read()
+    text = console.given()
     console.result(membership.survey(session.home, text, name, address).rstrip("\n"))
+
+
+@node_command.command("listen", hidden=True)
+@click.pass_obj
+def listen(session: Session) -> None:
+    """For the doctor on another node: what this one is, and where it listens until it is ended, for minutes at most."""
+    import time
+
+    from llmhost.fleet.doctor import own_view
+
+    console.json_line(own_view(session.home))
+    time.sleep(LISTEN_SECONDS)
+
+
+@node_command.command("reach", hidden=True)
+@click.pass_obj
+def reach(session: Session) -> None:  # noqa: ARG001
+    """For the doctor on another node: the way to the one that standard input describes."""
+    from llmhost.fleet import doctor
+
+    console.json_line(doctor.reach(console.given()))
 
 
 @node_command.command("leave", hidden=True)

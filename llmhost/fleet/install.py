@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import __version__
-from llmhost.bundle.own_wheel import content_digest, make_own_wheel
+from llmhost.bundle.own_wheel import make_own_wheel, own_digest
 from llmhost.bundle.show import read_bundle
 from llmhost.env.log import SetupLog
 from llmhost.env.pip_config import read_pip_options, uv_settings
@@ -104,15 +104,14 @@ def install(home: Home, link: Link, found: Found, bundle: Path | None, progress:
     if bundle is not None:
         _from_bundle(link, found, bundle, progress)
         return
+    name = f"llmhost-{__version__}-{own_digest()}"
+    if found.installed == name:
+        progress.note(f"llmhost {__version__} is there already")
+        return
+    if found.version:
+        progress.note(f"{link.target.host} has llmhost {found.version}: it is brought to that of this machine")
     with tempfile.TemporaryDirectory(prefix="llmhost-") as work:
-        wheel = _own_wheel(home, Path(work), progress)
-        name = f"llmhost-{__version__}-{content_digest(wheel)}"
-        if found.installed == name:
-            progress.note(f"llmhost {__version__} is there already")
-            return
-        if found.version:
-            progress.note(f"{link.target.host} has llmhost {found.version}: it is brought to that of this machine")
-        _from_index(link, found, app, name, wheel, progress)
+        _from_index(link, found, app, name, _own_wheel(home, Path(work), progress), progress)
 
 
 def _own_wheel(home: Home, work: Path, progress: Progress) -> Path:
