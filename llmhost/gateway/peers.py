@@ -98,22 +98,25 @@ def _members(plan: Plan, service: ServicePlan) -> list[Data]:
     nodes = {node.name: node for node in plan.nodes}
     found = [_peer(nodes[e.node], service, len(e.replicas)) for e in service.elsewhere]
     if service.replicas:
-        socket = str(Home(Path(plan.home)).gateway_peer_socket)
-        found.insert(0, _member({"pipe": {"path": socket}}, service, len(service.replicas)))
+        address = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket)}}
+        found.insert(0, _member(plan.node, address, service, len(service.replicas)))
     return [*found, *map(elsewhere.member, service.endpoints)]
 
 
 def _peer(node: NodePlan, service: ServicePlan, replicas: int) -> Data:
-    member = _member({"socket_address": {"address": node.address, "port_value": node.port}}, service, replicas)
+    address = {"socket_address": {"address": node.address, "port_value": node.port}}
+    member = _member(node.name, address, service, replicas)
     member["metadata"]["filter_metadata"][elsewhere.MATCH] = {"node": node.name}
     return member
 
 
-def _member(address: Data, service: ServicePlan, replicas: int) -> Data:
+def _member(node: str, address: Data, service: ServicePlan, replicas: int) -> Data:
+    # Requests that belong together go to one node, whichever gateway was asked: all of them have it by its name.
+    metadata = {METADATA: {"service": service.name}, "envoy.lb": {"hash_key": node}}
     return {
         "endpoint": {"address": address},
         "load_balancing_weight": replicas,
-        "metadata": {"filter_metadata": {METADATA: {"service": service.name}}},
+        "metadata": {"filter_metadata": metadata},
     }
 
 
