@@ -88,9 +88,9 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As after a login there."""
+        """As after a login there; programs in ``bin`` of its root go first."""
         python = Path(os.path.realpath(sys.executable)).parent
-        path = f"{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{self.root}/bin:{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return {"PATH": path, "LANG": "C.UTF-8", **self.network.environment}
 
     def build(self) -> None:

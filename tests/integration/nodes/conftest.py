@@ -22,7 +22,11 @@ from tests.integration.workflow.conftest import make_engine
 from tests.netns import Host, Network
 from tests.wheels import wheelhouse
 
-CONFIG = 'gateway: {{host: "{address}", port: 8000}}\n# what we serve\nservices:\n  chat: {{model: {model}, replicas: {replicas}}}\n'
+CONFIG = """gateway: {{port: 8000}}   # as it comes
+# what we serve
+services:
+  chat: {{model: {model}, replicas: {replicas}}}
+"""
 
 
 class Homes:
@@ -52,16 +56,14 @@ class Homes:
         return Home(host.root / ".llmhost")
 
     def install(self, host: Host, version: str = __version__, digest: str | None = None) -> None:
-        """As `llmhost node add` leaves it, but that it runs this checkout: pip takes its time."""
+        """As `llmhost node add` leaves it, but that it runs this checkout, which may call itself an older one."""
         app = self.home(host).root / "app"
         made = app / f"llmhost-{version}-{digest or own_digest()}"
         (made / "bin").mkdir(parents=True)
         (made / ".complete").touch()
         program = made / "bin/llmhost"
-        answer = (
-            f'[ "$1" = --version ] && echo "llmhost, version {version}" && exit\n' if version != __version__ else ""
-        )
-        program.write_text(f'#!/bin/sh\n{answer}exec {sys.executable} -P -m llmhost "$@"\n', encoding="utf-8")
+        code = f"import llmhost; llmhost.__version__ = '{version}'; from llmhost.__main__ import main; main()"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -c "{code}" "$@"\n', encoding="utf-8")
         program.chmod(0o755)
         (app / "bin").mkdir(exist_ok=True)
         (app / "bin/llmhost").unlink(missing_ok=True)
@@ -70,7 +72,7 @@ class Homes:
     def configure(self, host: Host, replicas: int = 3) -> None:
         """An llmhost.yaml with one service of a model that all hosts have."""
         model = make_model(self.network.place / "model")
-        text = CONFIG.format(address="127.0.0.1", model=model, replicas=replicas)
+        text = CONFIG.format(model=model, replicas=replicas)
         self.home(host).config_file.write_text(text, encoding="utf-8")
 
     def run(self, host: Host, *words: str, ok: int | None = 0) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import stat
 
 import pytest
 
 from llmhost import __version__
+from llmhost.bundle.own_wheel import own_digest
 from tests.integration.nodes.conftest import Homes
 from tests.netns import wait_for
 
@@ -22,8 +22,7 @@ def test_llmhost_is_installed_there_and_an_interrupted_installation_goes_on(home
     app = homes.home(b).root / "app"
     adding = a.popen(*a.llmhost("node", "add", "root@b"))
     wait_for(lambda: list(app.glob("llmhost-*/bin/python")), 120)
-    adding.send_signal(signal.SIGKILL)  # the shell around it: what it runs there must not go on by itself
-    a.run("pkill", "-KILL", "-f", "llmhost node add")
+    a.run("pkill", "-KILL", "-f", "llmhost node add")  # what it runs there must not go on by itself
     adding.communicate()
     assert homes.home(a).config_file.read_text(encoding="utf-8") == before
     wait_for(lambda: "pip" not in b.run("ps", "ax").stdout)
@@ -50,16 +49,10 @@ def test_an_older_llmhost_is_told_and_replaced(homes: Homes) -> None:
     assert not node["ready"]
     assert node["error"] == f"b has llmhost 0.0.9, and this node {__version__}"
     assert "b has llmhost 0.0.9" in a.run(*a.llmhost("node", "sync"), ok=1).stderr
-    (homes.home(b).root / "app").joinpath(f"llmhost-{__version__}-{digest()}", ".complete").unlink()
+    (homes.home(b).root / "app").joinpath(f"llmhost-{__version__}-{own_digest()}", ".complete").unlink()
     said = a.run(*a.llmhost("node", "add", "b")).stderr
     assert "b has llmhost 0.0.9: it is brought to that of this machine" in said
     assert homes.status(a)["b"]["error"] is None
-
-
-def digest() -> str:
-    from llmhost.bundle.own_wheel import own_digest
-
-    return own_digest()
 
 
 def test_secrets_reach_only_whom_they_are_for(homes: Homes) -> None:
@@ -82,10 +75,10 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed(homes: Homes) -> None:
     error, hint = homes.refused(a, "node", "add", "root@b", "--address", "127.0.0.1")
     assert "127.0.0.1" in error
     assert "the address at which the other nodes reach it" in hint
-    error, hint = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
+    error, _ = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
     assert "is not a home of llmhost and not empty" in error
-    error, hint = homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
-    error, hint = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
+    homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
+    error, _ = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
     assert "is not a host for ssh" in error
     (b.root / ".ssh/authorized_keys").write_text("", encoding="utf-8")
     a.run("sh", "-c", "pkill -f '[.]llmhost/run/ssh'", ok=None)
@@ -102,7 +95,7 @@ def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:
     homes.configure(a)
     theirs = "gateway: {port: 9000}   # mine\n"
     homes.home(b).config_file.write_text(theirs, encoding="utf-8")
-    error, hint = homes.refused(a, "node", "add", "root@b")
+    error, _ = homes.refused(a, "node", "add", "root@b")
     assert "llmhost.yaml of b was changed there" in error
     assert homes.home(b).config_file.read_text(encoding="utf-8") == theirs
     homes.run(a, "node", "add", "root@b", "--force")
@@ -145,5 +138,5 @@ def test_a_node_leaves_also_when_it_is_dead(homes: Homes) -> None:
     assert "c: c does not answer" in said or "c: c cannot be reached" in said
     assert [line.split()[0] for line in homes.run(a, "node", "list").splitlines()] == ["NODE", "a"]
     assert sorted(p.name for p in homes.home(a).node_tls.iterdir()) == ["a.key", "a.pem", "ca.key", "ca.pem"]
-    error, hint = homes.refused(a, "node", "remove", "a")
+    error, _ = homes.refused(a, "node", "remove", "a")
     assert "a is this machine" in error
