@@ -42,7 +42,7 @@ def test_what_can_be_written() -> None:
         ("nodes: {a: {address: 10.0.0.1}, b: {address: 10.0.0.1}}", "10.0.0.1 is the address of a already", "each"),
         ("nodes: {a: {address: X.example}, b: {address: x.example}}", "is the address of a already", "each node"),
         ("nodes: {a: {address: 10.0.0.1}, b: {address: 127.0.0.1}}", "nodes.b.address: 127.0.0.1 is this machine", ""),
-        ("nodes: {a: {address: 127.0.0.1}, b: {address: localhost}}", "nodes.b.address: localhost is this", "other nodes"),
+        ("nodes: {a: {address: 127.0.0.1}, b: {address: localhost}}", "nodes.b.address: localhost is", "other nodes"),
         ("nodes: {a: {address: x, home: srv}}", "'srv' must be an absolute path", ""),
         ("nodes: {a: {address: x, user: 'a b'}}", "nodes.a.user", ""),
         ("nodes: {a: {address: x, ssh_port: 0}}", "nodes.a.ssh_port", ""),
