@@ -9,7 +9,7 @@ import pytest
 
 from llmhost import __version__
 from llmhost.bundle.own_wheel import own_digest
-from tests.integration.nodes.conftest import Homes
+from tests.integration.nodes.homes import Homes
 from tests.netns import wait_for
 
 pytestmark = pytest.mark.integration
@@ -140,3 +140,17 @@ def test_a_node_leaves_also_when_it_is_dead(homes: Homes) -> None:
     assert sorted(p.name for p in homes.home(a).node_tls.iterdir()) == ["a.key", "a.pem", "ca.key", "ca.pem"]
     error, _ = homes.refused(a, "node", "remove", "a")
     assert "a is this machine" in error
+
+
+def test_a_host_without_a_network_gets_everything_from_a_bundle(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b", installed=False)
+    homes.configure(a)
+    facts = homes.network.place / "facts.json"
+    facts.write_text(homes.run(b, "facts", "--json"), encoding="utf-8")
+    bundle = homes.network.place / "bundle"
+    homes.run(a, "bundle", "create", "--target", str(facts), "--only", "llmhost", "-o", str(bundle))
+    homes.run(a, "node", "add", "root@b", "--bundle", str(bundle))
+    app = homes.home(b).root / "app"
+    assert b.run(str(app / "bin/llmhost"), "--version").stdout.split()[-1] == __version__
+    assert not (app / "incoming").exists()
+    assert homes.status(a)["b"]["reachable"]
