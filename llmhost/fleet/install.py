@@ -189,7 +189,8 @@ def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> 
     progress.started(step)
     words = ["sh", f"{there}/install.sh", "--home", found.root, "--prefix", f"{found.root}/app"]
     _step(link, "the bundle cannot be installed", words)
-    link.run(["rm", "-rf", f"{found.root}/app/incoming"], timeout=LOOK_SECONDS)
+    brought = [] if found.configured else [f"{found.root}/llmhost.yaml"]  # the nodes' own one comes after this
+    link.run(["rm", "-rf", f"{found.root}/app/incoming", *brought], timeout=LOOK_SECONDS)
     progress.finished(step)
 
 
