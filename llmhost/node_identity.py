@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 import secrets
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmhost.errors import HomeError
 from llmhost.paths import Home
+from llmhost.writer import replace_file
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -85,7 +84,7 @@ def ensure(home: Home, node: str) -> None:
         if not ca_file(home).exists() and not ca_key_file(home).exists():
             _make_authority(home)
         if not home.node_key.exists():
-            _write(home.node_key, secrets.token_urlsafe(48).encode() + b"\n")
+            replace_file(home.node_key, secrets.token_urlsafe(48) + "\n")
         if not (certificate_file(home, node).exists() and key_file(home, node).exists()):
             _make_node(home, node)
     except OSError as e:
@@ -201,19 +200,6 @@ def _write_pair(
 
     plain = serialization.NoEncryption()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    _write(key_path, private)
-    _write(certificate, built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole, under a temporary name first; nobody else can read it at any moment."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(key_path, private.decode())
+    signed = built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    replace_file(certificate, signed.decode())

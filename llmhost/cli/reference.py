@@ -18,6 +18,7 @@ SECTIONS = (
     ("Gateway", "gateway:", ""),
     ("Tls", "gateway.tls:", ""),
     ("KeyLimits", "gateway.limits:", ""),
+    ("Node", "nodes.NAME:", "NAME: as of a service. See docs/nodes.md."),
     ("Service", "services.NAME:", "NAME: a-z, 0-9 and '-' between them, up to 40 characters."),
     ("ServiceLimits", "services.NAME.limits:", ""),
     ("Sticky", "services.NAME.sticky:", "`sticky: prefix` is short for 1024 bytes."),
