@@ -20,6 +20,8 @@ from llmhost.config_engine import Section
 from llmhost.config_foreign import PORT, Environment, Source, check_command, check_needs, check_source, names_in
 from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
+from llmhost.config_nodes import Node as Node  # noqa: PLC0414
+from llmhost.config_nodes import check_node_names, check_nodes, check_places
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -136,6 +138,8 @@ class Service(Source):
     """GPUs of each replica: how many, which ones (a list of indices), or auto: the fewest that are enough."""
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
+    nodes: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Nodes that may run it; default: all of `nodes`."""
     endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
     """Servers on other hosts that take their part of the requests."""
     sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
@@ -226,6 +230,8 @@ class Service(Source):
         _refuse_double("endpoint", urls, "write it once")
         if self.replicas == 0 and not self.endpoints:
             raise ValueError("replicas: 0 leaves nobody to serve it: write endpoints:, or at least one replica")
+        if self.replicas == 0 and self.nodes:
+            raise Refusal("nodes: replicas: 0 runs on none", "leave nodes out, or write at least one replica")
         if self.replicas == 0 and self.kind is None:
             raise ValueError("without a replica here its kind cannot be inferred: write kind: chat, embed or rerank")
         return self
@@ -238,6 +244,8 @@ class Config(Section):
     models_dir: str | None = None
     """Where models are kept; default: $LLMHOST_HOME/models."""
     gateway: Gateway = Gateway()
+    nodes: dict[str, Node] = Field(default_factory=dict)
+    """The machines that share the services out among them, by name; default: this one alone."""
     on_event: str | None = Field(default=None, min_length=1)
     """Told when a replica is failed, unhealthy or recovered: a command for the shell, or an http(s) URL."""
     environments: dict[str, Environment] = Field(default_factory=dict)
@@ -260,6 +268,19 @@ class Config(Section):
                     f"call it {name}-model, say; clients may know it by any name under served_as:",
                 )
         return services
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _node_names(cls, nodes: object) -> object:
+        check_node_names(nodes)
+        return nodes
+
+    @model_validator(mode="after")
+    def _known_nodes(self) -> Config:
+        check_nodes(self.nodes, self.gateway.port)
+        for name, service in self.services.items():
+            check_places(name, service.nodes, self.nodes)
+        return self
 
     @model_validator(mode="after")
     def _one_owner_each(self) -> Config:

@@ -159,6 +159,24 @@ class MachineFacts:
 
 
 @dataclass(frozen=True)
+class NodeFacts:
+    """What one node has that decides what runs there; `llmhost.probe.node_facts` reads and writes its file."""
+
+    name: str
+    host: HostFacts
+    gpus: tuple[Gpu, ...] = ()
+    """Those that its engines share out (none divided by MIG); ``free`` without what this home's own engines hold."""
+    device: Device = "cpu"
+    """What its engine computes on."""
+    llmhost: str = ""
+    """Version of llmhost there."""
+    engine: str = ""
+    """Version of vLLM of the engine that counts there; '' while none is built."""
+    address: str = ""
+    """IP address that its name had when the facts were written."""
+
+
+@dataclass(frozen=True)
 class Tools:
     """The programs that run a home, as absolute paths."""
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from llmhost import config as configuration
 from llmhost.config import Config
+from llmhost.env import find_engine
 from llmhost.errors import ConfigError, EngineError, PlanError
-from llmhost.facts import EngineFacts, Gpu, GpuProcess, MachineFacts
+from llmhost.facts import Device, EngineFacts, Gpu, GpuProcess, MachineFacts, NodeFacts
 from llmhost.paths import Home
 from llmhost.plan.cpu import require_room
 from llmhost.plan.gpu import gpus_have_room
@@ -31,6 +32,22 @@ def machine_facts(home: Home, note: Callable[[str], None]) -> MachineFacts:
         note(f"{e.message}; models are looked for in {home.models}")
         config = Config()
     return read_machine(home, models_directory(home, config))
+
+
+def node_facts(home: Home, config: Config, name: str, address: str = "") -> tuple[NodeFacts, MachineFacts]:
+    """What this machine is as a node, and all its facts; ``address`` is its IP address for the other nodes.
+
+    Without an engine yet, what llmhost.yaml and the machine say decides what it will compute on.
+    """
+    machine = read_machine(home, models_directory(home, config))
+    engine = find_engine(home, config.engine)
+    whole = [gpu for gpu in machine.gpus if not gpu.mig]
+    asked: Device = "cuda" if config.engine.device == "cuda" or (config.engine.device == "auto" and whole) else "cpu"
+    device = engine.device if engine else asked
+    ours = owned.descendants(home) | {p.pid for p in machine.gpu_processes if owned.is_of(home, p.pid)}
+    gpus = shareable(whole, machine.gpu_processes, ours, _planned(home)) if device == "cuda" else ()
+    version = engine.vllm_version if engine else ""
+    return NodeFacts(name, machine.host, gpus, device, machine.llmhost, version, address), machine
 
 
 def gpus_for(

@@ -57,6 +57,45 @@ class Home:
         return self.root / "keys.json"
 
     @property
+    def node_file(self) -> Path:
+        """The name of the node that this home is; only where llmhost.yaml has ``nodes:``."""
+        return self.root / "node"
+
+    @property
+    def nodes(self) -> Path:
+        """What is known of the nodes; but for keys the same on all of them."""
+        return self.root / "nodes"
+
+    def node_facts_file(self, name: str) -> Path:
+        """What a node has: `llmhost.facts.NodeFacts`."""
+        return self.nodes / f"{name}.json"
+
+    @property
+    def nodes_shared(self) -> Path:
+        """What decides together with llmhost.yaml and the facts which node runs what."""
+        return self.nodes / "shared"
+
+    @property
+    def node_models_file(self) -> Path:
+        """The facts of the services' models: a node that runs none of a service need not have its model."""
+        return self.nodes_shared / "models.json"
+
+    @property
+    def placement_file(self) -> Path:
+        """Where each replica was placed last; it stays there while it can."""
+        return self.nodes_shared / "placement.json"
+
+    @property
+    def node_tls(self) -> Path:
+        """``ca.pem``, and ``<node>.pem`` with ``<node>.key``, by which gateways know each other; keys have 0600."""
+        return self.nodes / "tls"
+
+    @property
+    def node_key(self) -> Path:
+        """A secret that the nodes share, mode 0600."""
+        return self.nodes / "key"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -172,6 +211,11 @@ class Home:
     @property
     def gateway_admin_socket(self) -> Path:
         return self.run / "gateway-admin.sock"
+
+    @property
+    def gateway_peer_socket(self) -> Path:
+        """Where the gateway serves from this node's engines only, as it does for the gateways of other nodes."""
+        return self.run / "gateway-node.sock"
 
     @property
     def metrics_socket(self) -> Path:

@@ -103,6 +103,31 @@ class EndpointPlan:
 
 
 @dataclass(frozen=True)
+class NodePlan:
+    """A node as the gateways of the others must know it."""
+
+    name: str
+    address: str
+    """IP address."""
+    port: int
+    """Where its gateway listens for those of other nodes."""
+
+    @property
+    def member(self) -> str:
+        """How the gateway calls it."""
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ElsewherePlan:
+    """Replicas of a service that another node runs."""
+
+    node: str
+    replicas: tuple[str, ...]
+    """Names of its programs there, with numbers that are the same on every node: ``chat-1``."""
+
+
+@dataclass(frozen=True)
 class StickyPlan:
     """What requests that go to the same replica have in common: a header, or so many bytes of their beginning."""
 
@@ -183,6 +208,8 @@ class ServicePlan:
     """Services of which one replica must be ready before one of this starts."""
     foreign: ForeignPlan | None = None
     """None: vLLM."""
+    elsewhere: tuple[ElsewherePlan, ...] = ()
+    """Other nodes that run replicas of it; ``replicas`` are this node's own."""
 
     @property
     def routed(self) -> bool:
@@ -232,6 +259,12 @@ class Plan:
     engine: EnginePlan
     gateway: GatewayPlan
     services: tuple[ServicePlan, ...]
+    node: str = ""
+    """The node that this is the plan of; '' in a home without nodes."""
+    nodes: tuple[NodePlan, ...] = ()
+    """All nodes, this one included, in the order of llmhost.yaml."""
+    placement: str = ""
+    """Digest of which node runs what: the same on all nodes, or they have different files."""
     on_event: str | None = field(default=None, repr=False)
     """Command or URL that is told of trouble; it may hold a secret."""
 
@@ -243,6 +276,16 @@ class Plan:
     def routed(self) -> tuple[ServicePlan, ...]:
         """The services that the gateway knows."""
         return tuple(service for service in self.services if service.routed)
+
+    @property
+    def here(self) -> NodePlan | None:
+        """This node; None in a home without nodes."""
+        return next((n for n in self.nodes if n.name == self.node), None)
+
+    @property
+    def peers(self) -> tuple[NodePlan, ...]:
+        """The other nodes."""
+        return tuple(n for n in self.nodes if n.name != self.node)
 
     def service(self, name: str) -> ServicePlan | None:
         return next((s for s in self.services if s.name == name), None)
@@ -256,7 +299,10 @@ class Plan:
         data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
         for service in data["services"]:
             service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
-        return {key: value for key, value in data.items() if key != "on_event"}
+            if not self.nodes:
+                del service["elsewhere"]
+        left_out = ("on_event",) if self.nodes else ("on_event", "node", "nodes", "placement")
+        return {key: value for key, value in data.items() if key not in left_out}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -267,6 +313,9 @@ class Plan:
             engine=EnginePlan(**data["engine"]),
             gateway=_gateway(data["gateway"]),
             services=tuple(_service(s) for s in data["services"]),
+            node=data.get("node", ""),
+            nodes=tuple(NodePlan(**n) for n in data.get("nodes", ())),
+            placement=data.get("placement", ""),
         )
 
 
@@ -290,6 +339,7 @@ def _service(data: Mapping[str, Any]) -> ServicePlan:
         "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
         "choices": tuple(Choice(**c) for c in data.get("choices", ())),
         "needs": tuple(data.get("needs", ())),
+        "elsewhere": tuple(ElsewherePlan(e["node"], tuple(e["replicas"])) for e in data.get("elsewhere", ())),
         "foreign": _foreign(data["foreign"]) if data.get("foreign") else None,
     }
     return ServicePlan(**{**data, **more, "replicas": replicas})
