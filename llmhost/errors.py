@@ -40,6 +40,22 @@ class CommandError(LlmhostError):
     """A program that llmhost ran ended with an error or could not be started."""
 
 
+class CommandTimeout(CommandError):
+    """A program that llmhost ran did not end in time."""
+
+
+class SshError(LlmhostError):
+    """A host cannot be used over ssh; ``reason`` says why in a word or two."""
+
+    def __init__(self, message: str, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint)
+        self.reason = reason
+
+
+class NodeError(LlmhostError):
+    """A node cannot be added, brought up to date or removed."""
+
+
 class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from llmhost.errors import CommandError
+from llmhost.errors import CommandError, CommandTimeout
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,20 @@ def capture(
     timeout: float = 60,
     check: bool = True,
     cwd: Path | None = None,
+    given: str | Path | None = None,
 ) -> Completed:
     """Run a program and return its output; ``env`` is added to ours, ``timeout`` is in seconds.
 
-    Raises CommandError when it cannot be started, takes too long, or (with ``check``) ends with an error.
+    ``given`` is what it reads from its standard input: a text, or a file. Raises CommandTimeout when it takes too long,
+    CommandError when it cannot be started or (with ``check``) ends with an error.
     """
     words = tuple(os.fspath(a) for a in argv)
-    child = _start(words, env, cwd, stderr=subprocess.PIPE)
+    with _source(given) as stdin:
+        child = _start(words, env, cwd, stderr=subprocess.PIPE, stdin=stdin)
     try:
-        stdout, stderr = child.communicate(timeout=timeout)
+        stdout, stderr = child.communicate(given if isinstance(given, str) else None, timeout=timeout)
     except subprocess.TimeoutExpired as e:
-        raise CommandError(
+        raise CommandTimeout(
             f"{words[0]} did not end within {timeout:.0f} s", f"run it by hand: {shlex.join(words)}"
         ) from e
     finally:
@@ -80,6 +85,63 @@ def follow(
         _end_group(child)
 
 
+def detach(argv: Sequence[str | os.PathLike[str]], errors: Path, timeout: float) -> int:
+    """Run a program that goes on in the background by itself; returns the exit status of what it leaves.
+
+    What it says on stderr goes to a file: what goes on could hold a pipe open. Raises CommandTimeout after ``timeout``
+    seconds, CommandError when it cannot be started.
+    """
+    words = tuple(os.fspath(a) for a in argv)
+    try:
+        with open(errors, "wb") as file, _interrupts_held():
+            child = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+            )
+    except OSError as e:
+        raise _not_started(words, e) from e
+    try:
+        return child.wait(timeout)
+    except subprocess.TimeoutExpired as e:
+        raise CommandTimeout(f"{words[0]} did not end within {timeout:.0f} s", "") from e
+    finally:
+        child.kill()  # does nothing when it has ended
+        child.wait()
+
+
+class Talk:
+    """A program whose lines are handed over as they come, and which another thread may end.
+
+    Its standard input stays open for as long as it runs: it can tell by that whether somebody still listens.
+    """
+
+    def __init__(self, argv: Sequence[str | os.PathLike[str]]) -> None:
+        """Start it, in a process group of its own. Raises CommandError when it cannot be started."""
+        words = tuple(os.fspath(a) for a in argv)
+        self._child = _start(words, None, None, stderr=subprocess.PIPE, own_group=True, stdin=subprocess.PIPE)
+
+    def follow(self, on_line: Callable[[str], None], on_error: Callable[[str], None]) -> int:
+        """Hand over what it says on stdout and, from another thread, on stderr; returns the exit status."""
+        errors = threading.Thread(target=_hand_over, args=(self._child.stderr, on_error), daemon=True)
+        errors.start()
+        try:
+            _hand_over(self._child.stdout, on_line)
+            errors.join()
+            return self._child.wait()
+        finally:
+            _end_group(self._child)
+
+    def end(self) -> None:
+        """Ask it to end; `follow` returns then."""
+        if self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGTERM)
+
+
+def _hand_over(lines: Iterable[str] | None, to: Callable[[str], None]) -> None:
+    for line in lines or ():
+        to(line.rstrip("\n"))
+
+
 @contextmanager
 def while_running(argv: Sequence[str | os.PathLike[str]], output: Path) -> Iterator[Callable[[], int | None]]:
     """Run a program for as long as the block takes, its output added to a file; it gets SIGTERM then, and time to end.
@@ -94,7 +156,7 @@ def while_running(argv: Sequence[str | os.PathLike[str]], output: Path) -> Itera
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as e:
-        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
+        raise _not_started(words, e) from e
     with child:
         try:
             yield child.poll
@@ -104,18 +166,38 @@ def while_running(argv: Sequence[str | os.PathLike[str]], output: Path) -> Itera
                 child.wait()
 
 
+def _not_started(words: tuple[str, ...], error: OSError) -> CommandError:
+    return CommandError(f"cannot run {words[0]}: {error.strerror}", f"the command was: {shlex.join(words)}")
+
+
+@contextmanager
+def _source(given: str | Path | None) -> Iterator[int | BinaryIO]:
+    """What a program gets as its standard input."""
+    if isinstance(given, Path):
+        with open(given, "rb") as file:
+            yield file
+    else:
+        yield subprocess.DEVNULL if given is None else subprocess.PIPE
+
+
 def _start(
-    words: tuple[str, ...], env: Mapping[str, str] | None, cwd: Path | None, *, stderr: int, own_group: bool = False
+    words: tuple[str, ...],
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    *,
+    stderr: int,
+    own_group: bool = False,
+    stdin: int | BinaryIO = subprocess.DEVNULL,
 ) -> subprocess.Popen[str]:
     child = None
     try:
         with _interrupts_held():
             child = subprocess.Popen(
-                words, env=_environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                words, env=_environment(env), cwd=cwd, stdin=stdin, stdout=subprocess.PIPE,
                 stderr=stderr, text=True, errors="replace", start_new_session=own_group,
             )  # fmt: skip
     except OSError as e:
-        raise CommandError(f"cannot run {words[0]}: {e.strerror}", f"the command was: {shlex.join(words)}") from e
+        raise _not_started(words, e) from e
     except KeyboardInterrupt:
         if child is not None:
             with child:
