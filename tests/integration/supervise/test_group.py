@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llmhost.supervise.guarding.probe import http_request
 from llmhost.supervise.guarding.processes import read
 from tests.integration.supervise.conftest import FAKE_ENGINE, PYTHON, LoneGuard, alive, marked, wait_for
 from tests.ports import free_port
@@ -79,11 +80,9 @@ class Parts:
 
     def request(self, **fake: Any) -> socket.socket:
         """A question to the head's engine, whose answer is still to be read."""
-        body = json.dumps({"model": "fake", "messages": [], "fake": fake}).encode()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self.guards[0].spec["socket"])
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(http_request("/v1/chat/completions", "fake", {"messages": [], "fake": fake}))
         return connection
 
 
@@ -196,8 +195,9 @@ def test_strangers_at_the_door_change_nothing(parts: Callable[[str], Parts]) -> 
     group.start(0)
     group.start(1)
     before = group.all_ready(1)
-    words = [b"GET / HTTP/1.1\r\n\r\n", b'{"group": "chat-0", "rank": 1, "nonce": "x"}\n{"proof": "00"}\n', b"\0" * 20000]
-    for said in (*words, b'{"group": "chat-0", "rank": 7}\n', b"[]\n", b'{"rank": [], "group": {}}\n'):
+    forged = b'{"group": "chat-0", "rank": 1, "nonce": "x"}\n{"proof": "00"}\n'
+    odd = (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 20000, b"[]\n", b'{"rank": [], "group": {}}\n')
+    for said in (forged, b'{"group": "chat-0", "rank": 7}\n', *odd):
         with socket.create_connection((NODES["a"], group.port)) as stranger:
             stranger.settimeout(30)
             with contextlib.suppress(ConnectionError):
@@ -211,7 +211,7 @@ def test_strangers_at_the_door_change_nothing(parts: Callable[[str], Parts]) -> 
         connection.close()
 
 
-def test_a_stop_of_a_part_lets_requests_end_and_takes_the_group_down(parts: Callable[[str], Parts], place: Path) -> None:
+def test_a_stop_of_a_part_lets_requests_end_and_ends_all(parts: Callable[[str], Parts], place: Path) -> None:
     group = parts("ab")
     group.start(0)
     guard = group.start(1)
