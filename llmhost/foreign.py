@@ -29,8 +29,9 @@ SPARE_PORTS = 8
 
 
 def needs_vllm(config: Config) -> bool:
-    """False when every service brings an engine of its own."""
-    return not config.services or any(not service.is_foreign for service in config.services.values())
+    """False when every service brings an engine of its own, or runs on other nodes."""
+    own = [s for s in config.services.values() if s.replicas or not config.nodes]
+    return not config.services or any(not service.is_foreign for service in own)
 
 
 def without_vllm(config: Config) -> EngineFacts | None:
@@ -59,7 +60,7 @@ def has_environments(home: Home, config: Config) -> bool:
 
 def _environments(config: Config) -> Iterator[tuple[str, Environment]]:
     for name, service in config.services.items():
-        if found := _environment(config, name, service):
+        if service.replicas and (found := _environment(config, name, service)):
             yield found
 
 
@@ -81,6 +82,8 @@ def require_commands(home: Home, config: Config) -> None:
         if not service.is_foreign:
             continue
         require_routed_paths(name, service.kind or "none", service.paths)
+        if not service.replicas:  # on another node
+            continue
         found = _environment(config, name, service)
         place = find_environment(home, *found) if found else None
         if place or not found:
@@ -90,7 +93,7 @@ def require_commands(home: Home, config: Config) -> None:
 def read_foreign(home: Home, config: Config) -> dict[str, ForeignFacts]:
     """By service. Raises EngineError for an environment that is not built, ConfigError for a program that is not
     there, ModelError for a model that is not."""
-    return {name: _read(home, config, name, s) for name, s in config.services.items() if s.is_foreign}
+    return {name: _read(home, config, name, s) for name, s in config.services.items() if s.is_foreign and s.replicas}
 
 
 def _read(home: Home, config: Config, name: str, service: Service) -> ForeignFacts:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, foreign, keys, ports, readiness, rollout, stopping
+from llmhost import balancing, deploy, foreign, keys, nodes, ports, readiness, rollout, stopping
 from llmhost import config as configuration
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
@@ -59,6 +59,8 @@ class _Inputs:
     config: Config
     machine: Machine
     models: Mapping[str, ModelFacts]
+    whole: nodes.Whole | None = None
+    """What all nodes do; `config` is what this one does of it."""
 
     def plan(self, there: Running) -> Plan:
         return make_plan(self.config, self.machine, self.models, there)
@@ -132,6 +134,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
             f"{home.config_file} has no services", "write some under services:, or use `llmhost down` to stop what runs"
         )
     _require_in_file(services, config)
+    config = _own(home, config)
     claim(home)
     require_startable(home, config)
     foreign.require_commands(home, config)
@@ -149,6 +152,8 @@ def _build(home: Home, config: Config, progress: Progress) -> None:
 
 def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
+    if ask.whole is not None:
+        nodes.write_shared(home, ask.whole)
     ports.require_of_config(home, ask.config)
     for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
@@ -337,6 +342,12 @@ def _load(home: Home, insecure: bool) -> Config:
     return config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
 
 
+def _own(home: Home, config: Config) -> Config:
+    """As this node carries it out; in a home without nodes just as it is."""
+    whole = nodes.read_whole(home, config)
+    return whole.own if whole else config
+
+
 def make_home_plan(home: Home, insecure: bool = False) -> Plan:
     """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
     return _read_inputs(home, insecure).plan(_running(home))
@@ -356,8 +367,7 @@ def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, 
 
 def make_plan_with(home: Home, engine: EngineFacts) -> Plan:
     """The plan of a home if this engine were the one that counts; changes nothing."""
-    config = _load(home, insecure=False)
-    return _Inputs(config, _machine(home, config, engine), read_models(home, config)).plan(_running(home))
+    return _inputs(home, _load(home, insecure=False), engine).plan(_running(home))
 
 
 def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:
@@ -369,34 +379,38 @@ def _read_inputs(home: Home, insecure: bool) -> _Inputs:
     return _inputs(home, _load(home, insecure))
 
 
-def _inputs(home: Home, config: Config) -> _Inputs:
-    models = read_models(home, config)
-    engine = find_engine(home, config.engine) or foreign.without_vllm(config)
+def _inputs(home: Home, config: Config, engine: EngineFacts | None = None) -> _Inputs:
+    whole = nodes.read_whole(home, config)
+    config = whole.own if whole else config
+    models = {**(whole.models if whole else {}), **read_models(home, config)}
+    engine = engine or find_engine(home, config.engine) or foreign.without_vllm(config)
     if engine is None:
         raise EngineError(
             f"the engine {engine_name(home, config.engine)} is not built yet, so vLLM's flags are not known",
             "build it with `llmhost setup`",
         )
-    return _Inputs(config, _machine(home, config, engine), models)
+    return _Inputs(config, _machine(home, config, engine, whole), models, whole)
 
 
 def validate(home: Home, config: Config) -> bool:
     """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
-    read_models(home, config)
-    foreign.require_commands(home, config)
-    built = foreign.has_environments(home, config)
-    if not built or (foreign.needs_vllm(config) and find_engine(home, config.engine) is None):
+    own = _own(home, config)
+    read_models(home, own)
+    foreign.require_commands(home, own)
+    built = foreign.has_environments(home, own)
+    if not built or (foreign.needs_vllm(own) and find_engine(home, config.engine) is None):
         return False
     _inputs(home, config).plan(_running(home))
     return True
 
 
-def _machine(home: Home, config: Config, engine: EngineFacts) -> Machine:
+def _machine(home: Home, config: Config, engine: EngineFacts, whole: nodes.Whole | None = None) -> Machine:
     endpoints = read_endpoints(config, home.root)
     gpus = gpus_for(home, engine) if any(s.replicas for s in config.services.values()) else ()
     found, own_ports = foreign.read_foreign(home, config), foreign.read_ports(home, config)
     known = keys.load(home.keys_file)
-    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports)
+    part = whole.part if whole else None
+    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports, part)
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

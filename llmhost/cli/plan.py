@@ -47,11 +47,16 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     vllm = f"{plan.engine.name}: vLLM {plan.engine.vllm_version}" if plan.engine.python else "none: nobody needs vLLM;"
     console.result(f"engine   {vllm} on {plan.engine.device}")
     console.result(f"gateway  {plan.gateway.url}")
+    if plan.nodes:
+        console.result(f"node     {plan.node} of {', '.join(n.name for n in plan.nodes)}; placement {plan.placement}")
     console.result()
     console.table(
         ("SERVICE", "KIND", "NAMES", "REPLICAS", "CORES", "MEMORY", "KV CACHE", "MODEL"), map(_row, plan.services)
     )
     console.result()
+    if plan.nodes:
+        console.table(("REPLICA", "NODE"), _places(plan))
+        console.result()
     for name, what in make_outlook(session.home, plan):
         console.result(f"`llmhost up` for {name}: {what}")
     console.result()
@@ -92,6 +97,19 @@ def _row(service: ServicePlan) -> tuple[str, ...]:
         f"{sum(r.kv_cache_bytes for r in replicas) / GIB:.1f} GiB",
         service.model,
     )
+
+
+def _places(plan: Plan) -> list[tuple[str, str]]:
+    """Every replica, here and on other nodes."""
+    return [
+        (replica, node)
+        for service in plan.services
+        for node, replicas in (
+            (plan.node, tuple(r.name for r in service.replicas)),
+            *((e.node, e.replicas) for e in service.elsewhere),
+        )
+        for replica in replicas
+    ]
 
 
 def _without_secrets(plan: Plan) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
@@ -18,6 +19,7 @@ from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on, thread_environment
 from llmhost.plan.gpu import GpuShare
+from llmhost.plan.placement import Part
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
 from llmhost.plan.types import (
@@ -61,14 +63,19 @@ class Machine:
     foreign: Mapping[str, ForeignFacts] = field(default_factory=dict)
     """Of each service with a command."""
     ports: PortFacts = field(default_factory=PortFacts)
+    part: Part | None = None
+    """What this node does of the whole; None in a home without nodes."""
 
 
 def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
     """The plan for a configuration on a machine; ``models`` holds the facts of each service's model by service name.
 
-    What runs keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not
-    enough memory) and HomeError (a socket path too long).
+    In a home with nodes that is the configuration as this one carries it out (`Part.of`), with all models. What runs
+    keeps its name and its share where that still fits. Raises PlanError (wrong or unknown vLLM flags, not enough
+    memory) and HomeError (a socket path too long).
     """
+    if machine.part:
+        running = replace(running, slots=machine.part.slots)
     check_arguments(config.services, models, machine.engine)
     shares: Mapping[str, Mapping[str, Share]] = (
         require_gpus(config.services, machine.gpus, models, running)
@@ -78,11 +85,13 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     known = addresses(config, shares, machine.home, machine.ports)
     once = {name: known[program] for name, own in shares.items() for program in own if program in known}
     services = tuple(
-        _foreign(name, s, machine, shares[name], known, once) if s.is_foreign
-        else _service(name, s, machine, models[name], shares[name]) if s.replicas
-        else _elsewhere(name, s, machine)
+        _elsewhere(name, s, machine, models.get(name)) if not s.replicas
+        else _foreign(name, s, machine, shares[name], known, once) if s.is_foreign
+        else _service(name, s, machine, models[name], shares[name])
         for name, s in config.services.items()
     )  # fmt: skip
+    if machine.part:
+        services = tuple(_of_part(s, services, machine.part) for s in services)
     _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     _check_defaults(services)
@@ -94,7 +103,20 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
         gateway=_gateway(config.gateway, machine),
         services=services,
         on_event=config.on_event,
+        **_of_nodes(machine.part),
     )
+
+
+def _of_nodes(part: Part | None) -> dict[str, Any]:
+    """Fields of a plan."""
+    return {} if part is None else {"node": part.node, "nodes": part.nodes, "placement": part.placement.digest}
+
+
+def _of_part(service: ServicePlan, services: Sequence[ServicePlan], part: Part) -> ServicePlan:
+    """With who else runs it. What it needs is waited for where that is on this node."""
+    here = {s.name for s in services if s.replicas}
+    needs = tuple(name for name in service.needs if name in here)
+    return replace(service, elsewhere=part.elsewhere(service.name), needs=needs)
 
 
 def _gateway(gateway: configuration.Gateway, machine: Machine) -> GatewayPlan:
@@ -264,13 +286,14 @@ def _limits(limits: configuration.ServiceLimits) -> Limits:
     )
 
 
-def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
-    """A service that other hosts serve alone; its model is not here, so nothing is known of it but what is written."""
+def _elsewhere(name: str, service: Service, machine: Machine, model: ModelFacts | None) -> ServicePlan:
+    """A service that other hosts serve alone. Nothing is known of it but what is written, and what other nodes know."""
+    kind = service.kind or ("none" if service.is_foreign else model.kind if model else "chat")
     return ServicePlan(
         name=name,
-        kind=service.kind or "chat",  # written down: `Service` insists
-        kind_reason="written in llmhost.yaml",
-        model=service.model,
+        kind=kind,  # without nodes it is written down: `Service` insists
+        kind_reason=model.kind_reason if model and not service.kind else "written in llmhost.yaml",
+        model=label(service) if service.is_foreign else service.model,
         model_path="",
         served_as=served_names(name, service),
         port=service.port,
@@ -282,6 +305,7 @@ def _elsewhere(name: str, service: Service, machine: Machine) -> ServicePlan:
         endpoints=_endpoints(name, service, machine),
         sticky=_sticky(service),
         needs=tuple(service.needs),
+        foreign=foreign_plan(service, ForeignFacts("")) if service.is_foreign else None,
     )
 
 

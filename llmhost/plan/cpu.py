@@ -117,10 +117,21 @@ def require_room(services: Iterable[str], programs: Iterable[ProgramPlan], host:
         raise _no_room_beside(sorted(services), missing)
 
 
+def memory_left(services: Mapping[str, Service], host: HostFacts, models: Mapping[str, ModelFacts]) -> int:
+    """Bytes that are left when every replica gets its least; below 0 so many are missing. Raises PlanError for GPUs."""
+    _refuse_gpus(services)
+    needs = (_need(s, models.get(name)) for name, s in services.items() for _ in range(s.replicas))
+    return _room(host, needs, ())
+
+
+def memory_limit(host: HostFacts) -> int:
+    """Bytes of a machine that engines share out."""
+    return int(host.memory_total * (1 - SYSTEM_RESERVE))
+
+
 def _room(host: HostFacts, needs: Iterable[_Need], given: Iterable[CpuShare | ProgramPlan]) -> int:
     """Bytes that are left when each need gets its least."""
-    limit = int(host.memory_total * (1 - SYSTEM_RESERVE))
-    return limit - sum(need.smallest for need in needs) - sum(share.memory_bytes for share in given)
+    return memory_limit(host) - sum(need.smallest for need in needs) - sum(share.memory_bytes for share in given)
 
 
 def _kept(

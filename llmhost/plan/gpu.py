@@ -159,6 +159,26 @@ def share_gpus(
     return shares
 
 
+def gpu_misfit(services: Mapping[str, Service], gpus: Sequence[Gpu], models: Mapping[str, ModelFacts]) -> Misfit | None:
+    """The one for which `share_gpus` would find no room on a machine where nothing runs; None: all fit."""
+    tasks = _tasks(services, models, NOTHING)
+    for task in tasks:
+        _shapes(task, gpus)
+    found = _place(tasks, gpus, {gpu.index: _usable(gpu) for gpu in gpus})
+    return found if isinstance(found, Misfit) else None
+
+
+def least_gpu_memory(service: Service, gpus: Sequence[Gpu], model: ModelFacts | None) -> int:
+    """Bytes that one replica takes at least of all its GPUs; raises PlanError when it cannot run on these."""
+    tasks = _tasks({"": service.model_copy(update={"replicas": 1})}, {"": model} if model else {}, NOTHING)
+    return sum(_size(task, gpus) for task in tasks)
+
+
+def usable_memory(gpus: Sequence[Gpu]) -> int:
+    """Bytes of these GPUs that engines share out."""
+    return sum(map(_usable, gpus))
+
+
 def _taken(size: int, *, grows: bool = False) -> Need:
     """The need of an engine of which only is known how much it takes."""
     return Need(size, activations=0, graphs=0, base=0, kv_least=0, kv_most=0, kv_sequence=0, context=0, grows=grows)

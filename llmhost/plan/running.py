@@ -7,12 +7,24 @@ that nobody touched would have to restart for it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmhost.paths import Home
 from llmhost.plan.types import Plan, ProgramPlan, ServicePlan
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Which of a service's replicas this node runs, by their numbers, and how many there are on all nodes."""
+
+    own: tuple[int, ...]
+    total: int
+
+    def numbers(self) -> Iterator[int]:
+        """Its own first; then, for second engines of a surge, others that no other node takes."""
+        return (number + turn * self.total for turn in itertools.count() for number in self.own)
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,8 @@ class Running:
 
     programs: tuple[ProgramPlan, ...] = ()
     surge: frozenset[str] = frozenset()
+    slots: Mapping[str, Slots] = field(default_factory=dict)
+    """By service, in a home with nodes; else replicas are numbered from 0 on."""
 
     def of(self, service: str) -> tuple[ProgramPlan, ...]:
         """Those of a service, in the order of their numbers."""
@@ -34,7 +48,19 @@ NOTHING = Running()
 def running(plan: Plan | None, names: Iterable[str]) -> Running:
     """The programs of a plan among those that run."""
     there = set(names)
-    return Running(tuple(p for p in plan.programs if p.name in there)) if plan else NOTHING
+    if plan is None:
+        return NOTHING
+    return Running(tuple(p for p in plan.programs if p.name in there), slots=_slots(plan) if plan.nodes else {})
+
+
+def _slots(plan: Plan) -> dict[str, Slots]:
+    """Of the plan in force, whatever names its engines have after a surge."""
+    found = {}
+    for service in plan.services:
+        total = len(service.replicas) + sum(len(e.replicas) for e in service.elsewhere)
+        own = sorted({number_of(p.name) % total for p in service.replicas})
+        found[service.name] = Slots(tuple(own), total)
+    return found
 
 
 def service_of(program: str) -> str:
@@ -54,7 +80,9 @@ def program_names(service: str, count: int, running: Running) -> tuple[str, ...]
     """
     taken = [p.name for p in running.of(service)]
     kept = [] if service in running.surge else taken[:count]
-    free = (name for number in itertools.count() if (name := f"{service}-{number}") not in taken)
+    slots = running.slots.get(service)
+    numbers = slots.numbers() if slots and slots.own else itertools.count()
+    free = (name for number in numbers if (name := f"{service}-{number}") not in taken)
     return tuple(sorted((*kept, *itertools.islice(free, count - len(kept))), key=number_of))
 
 

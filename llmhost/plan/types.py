@@ -111,6 +111,10 @@ class NodePlan:
     """IP address."""
     port: int
     """Where its gateway listens for those of other nodes."""
+    listen: str = ""
+    """Of the plan's own node: the address that it listens on."""
+    mark: str = ""
+    """Of the plan's own node: digest of its certificates, so that Envoy reads new ones."""
 
     @property
     def member(self) -> str:

@@ -49,7 +49,7 @@ def _read(endpoint: Endpoint, home: Path) -> EndpointFacts:
     address = _address(host.strip("[]"), int(port), endpoint.url)
     key = read_key(home / endpoint.key_file) if endpoint.key_file else None
     ca_file = _ca_file(endpoint, home) if endpoint.url.startswith("https:") else None
-    return EndpointFacts(address, _is_ours(address), key, ca_file)
+    return EndpointFacts(address, is_our_address(address), key, ca_file)
 
 
 def _address(host: str, port: int, url: str) -> str:
@@ -60,7 +60,7 @@ def _address(host: str, port: int, url: str) -> str:
     return str(found[0][4][0])
 
 
-def _is_ours(address: str) -> bool:
+def is_our_address(address: str) -> bool:
     """A packet to one of our own addresses comes from that address; no packet is sent here."""
     if ipaddress.ip_address(address).is_loopback:
         return True
