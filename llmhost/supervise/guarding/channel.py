@@ -17,6 +17,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 BEAT_SECONDS = 1.0
@@ -47,6 +48,8 @@ class Channel:
         self._keys: tuple[bytes, bytes] | None = None
         """For what is sent and for what is received."""
         self._sent = self._received = 0
+        self._hello: dict[str, Any] = {}
+        self._nonce = ""
 
     @property
     def open(self) -> bool:
@@ -55,6 +58,11 @@ class Channel:
     @property
     def proved(self) -> bool:
         return self._keys is not None
+
+    @property
+    def digest(self) -> str:
+        """What a member that greeted us says of its plan."""
+        return str(self._hello.get("digest") or "")
 
     def fileno(self) -> int:
         return self.connection.fileno()
@@ -87,19 +95,20 @@ class Channel:
             except OSError as e:
                 self.close(f"the connection broke: {os.strerror(e.errno or errno.EIO)}")
 
-    def turn(self) -> list[dict[str, Any]]:
-        """What arrived since the last turn; sends a sign of life when it is time, and notices that none comes."""
-        messages: list[dict[str, Any]] = []
-        while self.open and (line := self._line()) is not None:
+    def turn(self) -> Iterator[dict[str, Any]]:
+        """What arrived since the last turn; sends a sign of life when it is time, and notices that none comes.
+
+        One by one: how a line is to be read can depend on what is done with the one before.
+        """
+        while (line := self._line() if self.open else None) is not None:
             if (message := self._read(line)) is not None:
-                messages.append(message)
+                yield message
         now = time.monotonic()
         if self.open and now - (self.heard if self.proved else self.began) > self._patience:
             self.close(f"no sign of life for {LOST_SECONDS:g} s" if self.proved else "it does not say who it is")
         if self.open and self.proved and now - self.spoke >= BEAT_SECONDS:
             self.send({"beat": 1})
         self._flush()
-        return messages
 
     @property
     def _patience(self) -> float:

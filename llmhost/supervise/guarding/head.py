@@ -89,7 +89,9 @@ class Part:
         self._look_again()
         if self._looked == "connection refused":  # so its host is there
             return f"{here}; does llmhost run there? a firewall?"
-        return f"{here}; a firewall?" + (f" (from here to it: {self._looked})" if self._looked else "")
+        if self._looked in ("", "no answer", "it answers"):
+            return f"{here}; a firewall?"
+        return f"{here}, nor we to it: {self._looked}"
 
     def _look_again(self) -> None:
         """Whether its host answers us: whatever listens at that port there, nothing is said."""
@@ -132,8 +134,7 @@ class Head(Alone):
                 _reset(connection)
         for guest in tuple(self.guests):
             for message in guest.turn():
-                if guest.open:
-                    self._meet(guest, message)
+                self._meet(guest, message)
             if guest.proved or not guest.open:
                 self.guests.pop(guest, None)
         for part in self.parts:
@@ -141,7 +142,8 @@ class Head(Alone):
                 for message in part.channel.turn():
                     part.hear(message, self.lives)
             if part.next is not None:
-                part.next.turn()  # it has nothing to say before it is its turn
+                for _ in part.next.turn():
+                    pass  # it has nothing to say before it is its turn
 
     def _channels(self) -> Iterator[Channel]:
         return (c for p in self.parts for c in (p.channel, p.next) if c is not None)
@@ -155,7 +157,10 @@ class Head(Alone):
     def _meet(self, guest: Channel, message: Message) -> None:
         """Hello, then the proof."""
         part = self.guests[guest]
-        if part is None:
+        if part is not None and guest.proved:
+            if guest is part.channel:
+                part.hear(message, self.lives)
+        elif part is None:
             ours = message.get("group") == self.place.name
             part = next((p for p in self.parts if ours and p.rank == message.get("rank")), None)
             if part is None:
@@ -165,6 +170,10 @@ class Head(Alone):
             guest.challenge(message)
         elif message.get("refused") or not guest.check(message):
             part.trouble = f"{part.address} has another secret than this node"
+            guest.close(part.trouble)
+        elif guest.digest != self.place.digest:
+            part.trouble = "its plan is another one; run `llmhost up` on both nodes"
+            guest.send({"is": "queued", "error": part.trouble.replace("its", "this node's")})
             guest.close(part.trouble)
         else:
             self._welcome(part, guest)

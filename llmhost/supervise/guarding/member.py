@@ -100,13 +100,12 @@ class Member(Alone):
         attempt = Attempt(place.addresses[0], place.port, place.address)
         while not attempt.stands:
             if attempt.error:
-                refused = attempt.error == "connection refused"
-                why = "refuses the connection; does llmhost run there?" if refused else f"{attempt.error}; a firewall?"
-                return f"{place.at(place.port)}: {why}"
+                hints = {"connection refused": "; does llmhost run there?", "no answer": "; a firewall?"}
+                return f"{place.at(place.port)}: {attempt.error}{hints.get(attempt.error, '')}"
             waiting.pause(INTERVAL)
         self.channel = Channel(attempt.connection, place.secret)
         self._heads, self._may_lock, self._go, self._end = {}, False, 0, None
-        self.channel.greet({"group": place.name, "rank": place.rank})
+        self.channel.greet({"group": place.name, "rank": place.rank, "digest": place.digest})
         return ""
 
     def _await(self, waiting: Waiting, done: Callable[[], bool]) -> str:
