@@ -15,6 +15,7 @@ from llmhost import writer
 from llmhost.errors import GatewayError
 from llmhost.gateway.clusters import members_file, members_out, take_out
 from llmhost.gateway.envoy import version_of
+from llmhost.gateway.peers import cluster_name
 from llmhost.gateway.routes import MAIN, routes_file
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -60,8 +61,13 @@ def served(home: Home) -> frozenset[str]:
 
 
 def served_of(home: Home, service: str) -> frozenset[str]:
-    """The members of one service that get requests."""
-    return read_gateway(home.gateway_admin_socket).healthy.get(service, frozenset())
+    """The members of one service that get requests, other nodes that run it included."""
+    return _served_of(home, read_gateway(home.gateway_admin_socket), service)
+
+
+def _served_of(home: Home, state: GatewayState, service: str) -> frozenset[str]:
+    nodes = state.healthy.get(cluster_name(service), frozenset()) - {str(home.gateway_peer_socket)}
+    return state.healthy.get(service, frozenset()) | nodes
 
 
 def sockets(plan: Plan, programs: Collection[str]) -> frozenset[str]:
@@ -167,7 +173,7 @@ def await_served(home: Home, plan: Plan, programs: Collection[str], seconds: flo
 
 def await_some_served(home: Home, service: str, seconds: float = SECONDS) -> bool:
     """Wait until a service has a member that gets requests; False when it has none in time."""
-    return bool(_await(home, lambda state: bool(state.healthy.get(service)), seconds).healthy.get(service))
+    return bool(_served_of(home, _await(home, lambda s: bool(_served_of(home, s, service)), seconds), service))
 
 
 def await_idle(home: Home, members: Collection[str], seconds: float, on_busy: Busy) -> None:
@@ -195,7 +201,17 @@ def _await(home: Home, holds: Callable[[GatewayState], bool], seconds: float) ->
 
 
 def _all_served(state: GatewayState) -> frozenset[str]:
-    return frozenset[str]().union(*state.healthy.values())
+    """Of nodes that run a service, each as `node_member`: for another service it may not be healthy."""
+    return frozenset(
+        node_member(name, member) if name.endswith(cluster_name("")) else member
+        for name, members in state.healthy.items()
+        for member in members
+    )
+
+
+def node_member(cluster: str, member: str) -> str:
+    """How a node that runs a service is told among the members that get requests."""
+    return f"{cluster} {member}"
 
 
 def _versions(folder: Path) -> dict[str, str]:
@@ -209,7 +225,8 @@ def _versions(folder: Path) -> dict[str, str]:
 def _ports(folder: Path) -> dict[str, int]:
     """Of the listeners in a folder of files that Envoy reads, by name."""
     resources = json.loads((folder / "lds.json").read_text(encoding="utf-8"))["resources"]
-    return {str(r["name"]): int(r["address"]["socket_address"]["port_value"]) for r in resources}
+    places = ((str(r["name"]), r["address"].get("socket_address")) for r in resources)
+    return {name: int(place["port_value"]) for name, place in places if place}
 
 
 def _names(text: str) -> list[str]:

@@ -23,6 +23,14 @@ def require_of_config(home: Home, config: Config) -> None:
 def require_of_plan(home: Home, plan: Plan) -> None:
     """The same for the ports of the plan in force."""
     _require(home, plan.gateway.host, _of(plan))
+    require_of_node(home, plan)
+
+
+def require_of_node(home: Home, plan: Plan) -> None:
+    """The same for the port at which other nodes reach this one."""
+    node = plan.here
+    if node is not None and plan.peers:
+        _require(home, node.listen, {f"nodes.{node.name}.gateway_port": node.port})
 
 
 def _of(plan: Plan) -> dict[str, int]:
@@ -48,4 +56,5 @@ def _in_force(home: Home) -> Collection[int]:
     if plan is None or status.gateway.pid is None:
         return ()
     state = read_gateway(home.gateway_admin_socket)
-    return state.listeners.values() if state.live else _of(plan).values()
+    own = (plan.here.port,) if plan.here else ()
+    return state.listeners.values() if state.live else (*_of(plan).values(), *own)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from llmhost import balancing, deploy, readiness, writer
 from llmhost.errors import NotReadyError
+from llmhost.gateway.peers import cluster_name
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
@@ -114,7 +115,8 @@ def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, 
 
 def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
     names = _answered(before)
-    return tuple(s.name for s in plan.services if s.endpoints and not s.replicas and names & set(s.served_as))
+    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
+    return tuple(s.name for s in moved if names & set(s.served_as))
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
@@ -129,10 +131,16 @@ def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str
     service = _owner(plan, program)
     mates = {p.name for p in service.replicas} if service else set()
     leaving = {p for p in coming if service and service_of(p) == service.name}
-    elsewhere = {e.member for e in service.endpoints} if service else set()
+    elsewhere = {e.member for e in service.endpoints} | _nodes_of(plan, service) if service else set()
     return bool(elsewhere & before.served) or any(
         p in coming or before.serves(p) for p in (mates | leaving) - {program}
     )
+
+
+def _nodes_of(plan: Plan, service: ServicePlan) -> set[str]:
+    """Other nodes that run it, as members that get requests."""
+    nodes = {n.name: n.member for n in plan.nodes}
+    return {balancing.node_member(cluster_name(service.name), nodes[e.node]) for e in service.elsewhere}
 
 
 def _owner(plan: Plan, program: str) -> ServicePlan | None:
@@ -217,7 +225,8 @@ class Rollout:
         for service in self.stages.elsewhere:
             if not balancing.await_some_served(self.home, service):
                 raise NotReadyError(
-                    f"no endpoint of {service} answers; what ran before goes on", "see `llmhost status` on that host"
+                    f"no other host that serves {service} answers; what ran before goes on",
+                    "see `llmhost status` on that host",
                 )
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)

@@ -155,6 +155,7 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
     ports.require_of_config(home, ask.config)
+    ports.require_of_node(home, plan)
     for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
         progress.note(f"{endpoint} does not answer; it gets requests when it does")
     if plan.gateway.tls is not None:
@@ -294,7 +295,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: stopping.To
     """
     plan = load_plan(home)
     chosen = select_services(plan, services)
-    alone = [s.name for s in chosen if len(s.replicas) == 1 and not s.endpoints]
+    alone = [s.name for s in chosen if len(s.replicas) == 1 and not (s.endpoints or s.elsewhere)]
     if alone:
         raise ConfigError(
             f"{', '.join(alone)}: one replica only, so nobody would answer while it restarts",

@@ -9,6 +9,7 @@ from llmhost.files import RenderedFile
 from llmhost.gateway.clusters import static_clusters
 from llmhost.gateway.envoy import Data, extension, gateway_dir, resource_source
 from llmhost.gateway.listeners import listeners
+from llmhost.gateway.peers import HERE, NODES
 from llmhost.gateway.routes import route_configurations
 from llmhost.gateway.tls import static_filter_chain
 from llmhost.paths import Home
@@ -117,7 +118,7 @@ def _with_routes(listener: Data, routes: dict[str, Data]) -> Data:
 
 
 def _with_files(plan: Plan, listener: Data) -> Data:
-    if plan.gateway.tls is not None:
+    if plan.gateway.tls is not None and listener["name"] not in (NODES, HERE):
         listener["filter_chains"][0] |= static_filter_chain(plan.gateway.tls)
     return listener
 

@@ -7,11 +7,11 @@ is known of their health, where a new cluster would have to ask all of them agai
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llmhost.gateway import elsewhere, foreign, sticky
+from llmhost.gateway import elsewhere, foreign, peers, sticky
 from llmhost.gateway.envoy import Data, extension, resource_file, resource_source, typed
 from llmhost.gateway.limits import breaker
 from llmhost.paths import Home
@@ -86,8 +86,8 @@ METRICS_CLUSTER = "llmhost_metrics"
 
 
 def clusters(plan: Plan) -> tuple[Data, ...]:
-    """The resources of cds.json; they do not change with the number of replicas."""
-    return (*(_cluster(plan, service) for service in plan.routed), _metrics_cluster(plan))
+    """The resources of cds.json; they do not change with the number of replicas of one node."""
+    return (*(_cluster(plan, service) for service in plan.routed), *_of_nodes(plan), _metrics_cluster(plan))
 
 
 def members(plan: Plan) -> dict[str, Data]:
@@ -97,7 +97,11 @@ def members(plan: Plan) -> dict[str, Data]:
 
 def static_clusters(plan: Plan) -> tuple[Data, ...]:
     """The clusters with their members in them, for a configuration that is only validated."""
-    return (*(_static(_cluster(plan, service), service) for service in plan.routed), _metrics_cluster(plan))
+    return (
+        *(_static(_cluster(plan, service), service) for service in plan.routed),
+        *_of_nodes(plan),
+        _metrics_cluster(plan),
+    )
 
 
 def route_action(service: ServicePlan) -> Data:
@@ -105,7 +109,8 @@ def route_action(service: ServicePlan) -> Data:
     # No route timeout: an answer may take as long as it takes; the listener's idle timeout is the only limit.
     # A member on another host is called by its own name; engines here have none. Always, so that such a member can come
     # and go without new routes.
-    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": RETRY, "auto_host_rewrite": True}
+    cluster = peers.cluster_name(service.name) if peers.is_spread(service) else service.name
+    action: Data = {"cluster": cluster, "timeout": "0s", "retry_policy": RETRY, "auto_host_rewrite": True}
     if service.sticky:
         action["hash_policy"] = sticky.hash_policy(service)
     return action
@@ -169,6 +174,7 @@ def _name(member: Data) -> str:
 
 
 def _cluster(plan: Plan, service: ServicePlan) -> Data:
+    service = peers.engines_only(service)
     return typed(
         "config.cluster.v3.Cluster",
         name=service.name,
@@ -177,7 +183,7 @@ def _cluster(plan: Plan, service: ServicePlan) -> Data:
         connect_timeout="5s",
         **sticky.balancing(service),
         **elsewhere.transport_sockets(service),
-        circuit_breakers={"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]},
+        circuit_breakers=_breakers(service),
         health_checks=[HEALTH_CHECK | _health_check(service)],
         # A member that is not in the file any more is gone, healthy or not.
         ignore_health_on_host_removal=True,
@@ -186,12 +192,25 @@ def _cluster(plan: Plan, service: ServicePlan) -> Data:
     )
 
 
+def _of_nodes(plan: Plan) -> Iterator[Data]:
+    """The clusters of services that other nodes run, too."""
+    for service in (s for s in plan.routed if peers.is_spread(s)):
+        fields = {**sticky.balancing(service), **peers.cluster_fields(plan, service), **peers.mark(plan)}
+        limits = _breakers(service)
+        yield typed("config.cluster.v3.Cluster", **fields, circuit_breakers=limits, outlier_detection=OUTLIERS)
+
+
+def _breakers(service: ServicePlan) -> Data:
+    return {"thresholds": [NO_LIMIT | {"max_retries": 1_000} | breaker(service.limits)]}
+
+
 def _static(cluster: Data, service: ServicePlan) -> Data:
     plain = {key: value for key, value in cluster.items() if key not in ("eds_cluster_config", "type")}
     return plain | {"type": "STATIC", "load_assignment": _assignment(service)}
 
 
 def _assignment(service: ServicePlan) -> Data:
+    service = peers.engines_only(service)
     own = (_endpoint(replica) | foreign.naming(service) for replica in service.replicas)
     return {
         "cluster_name": service.name,

@@ -32,13 +32,23 @@ def _authority(endpoint: EndpointPlan) -> str:
 
 def health_path(service: ServicePlan) -> str:
     """Another llmhost answers for the model, an engine for itself: it does not look at the query."""
-    return f"/health?model={quote(service.served_as[0], safe='')}" if service.endpoints else "/health"
+    return health_of(service.served_as[0]) if service.endpoints else "/health"
+
+
+def health_of(model: str) -> str:
+    """What a gateway is asked for the health of a model."""
+    return f"/health?model={quote(model, safe='')}"
 
 
 def transport_sockets(service: ServicePlan) -> Data:
     """A field of the cluster: TLS for the members that want it."""
-    matches = [_tls(endpoint) for endpoint in service.endpoints if endpoint.tls]
+    matches = tls_sockets(service)
     return {"transport_socket_matches": matches} if matches else {}
+
+
+def tls_sockets(service: ServicePlan) -> list[Data]:
+    """A transport socket for each endpoint that wants TLS."""
+    return [_tls(endpoint) for endpoint in service.endpoints if endpoint.tls]
 
 
 def united(old: Data, new: Data) -> Data:

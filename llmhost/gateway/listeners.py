@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
 
 from llmhost.errors import GatewayError
-from llmhost.gateway import access, limits, sticky
+from llmhost.gateway import access, limits, peers, sticky
 from llmhost.gateway.access_log import access_log
 from llmhost.gateway.envoy import METADATA, Data, extension, resource_source, typed
 from llmhost.gateway.routes import MAIN, own_port_name, routes_file
 from llmhost.gateway.tls import filter_chain
+from llmhost.paths import Home
 from llmhost.plan.types import Plan
 
 STREAM_IDLE = "3600s"
@@ -69,24 +72,42 @@ PARAM = f"%METADATA(ROUTE:{METADATA}:param)%"
 def listeners(plan: Plan) -> tuple[Data, ...]:
     """The resources of lds.json. Raises GatewayError when ``gateway.host`` is not an address."""
     own = (_listener(plan, own_port_name(s), s.port) for s in plan.routed if s.port)
-    return (_listener(plan, MAIN, plan.gateway.port), *own)
+    return (_listener(plan, MAIN, plan.gateway.port), *own, *_of_nodes(plan))
 
 
 def _listener(plan: Plan, name: str, port: int) -> Data:
-    manager = extension(
+    return _listening(name, _address(plan.gateway.host, port), _manager(plan, name), _tls(plan))
+
+
+def _of_nodes(plan: Plan) -> Iterator[Data]:
+    """For the gateways of other nodes, and for this one to ask as they do."""
+    node = plan.here
+    if node is None or not peers.listens(plan):
+        return
+    address = _address(node.listen, node.port)
+    here = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket), "mode": 0o600}}
+    yield _listening(peers.NODES, address, _node_manager(plan, peers.NODES), peers.filter_chain(plan)) | peers.mark(
+        plan
+    )
+    # The log has the client's request already.
+    yield _listening(peers.HERE, here, _node_manager(plan, peers.HERE) | {"access_log": []}, {})
+
+
+def _listening(name: str, address: Data, manager: Data, chain: Data) -> Data:
+    filters = extension(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        **_manager(plan, name),
+        **manager,
     )
     return typed(
         "config.listener.v3.Listener",
         name=name,
-        address=_address(plan.gateway.host, port),
+        address=address,
         # With SO_REUSEPORT a second gateway could bind the same port, and half of the requests would go astray.
         enable_reuse_port=False,
         tcp_backlog_size=1024,
         per_connection_buffer_limit_bytes=BUFFER,
-        filter_chains=[{"filters": [manager], **_tls(plan)}],
+        filter_chains=[{"filters": [filters], **chain}],
     )
 
 
@@ -123,6 +144,16 @@ def _manager(plan: Plan, name: str) -> Data:
         "access_log": access_log(),
         "local_reply_config": {"mappers": _mappers(plan)},
     }
+
+
+def _node_manager(plan: Plan, name: str) -> Data:
+    """What comes from a gateway was read, counted and let through there: here it only finds its engine."""
+    rds = {"route_config_name": peers.NODES, "config_source": resource_source(plan, routes_file(peers.NODES))}
+    forward = extension(
+        "envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+    )
+    shared = {k: v for k, v in _manager(plan, name).items() if k != "early_header_mutation_extensions"}
+    return shared | {"rds": rds, "http_filters": [*peers.health_filters(plan), forward]}
 
 
 def _filters(plan: Plan) -> list[Data]:

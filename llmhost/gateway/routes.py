@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from llmhost.gateway import access, answers, foreign, limits, statistics, sticky
-from llmhost.gateway.clusters import METRICS_CLUSTER, route_action
+from llmhost.gateway import access, answers, foreign, limits, peers, statistics, sticky
+from llmhost.gateway.clusters import METRICS_CLUSTER, RETRY, route_action
 from llmhost.gateway.endpoints import ENDPOINTS, Endpoint, EndpointGroup, groups
 from llmhost.gateway.envoy import (
     METADATA,
@@ -46,7 +46,29 @@ def routes_file(name: str) -> str:
 def route_configurations(plan: Plan) -> tuple[Data, ...]:
     """One for the gateway's port and one for each service's own port."""
     own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.routed if s.port)
-    return (_configuration(plan, MAIN, plan.routed), *own)
+    return (_configuration(plan, MAIN, plan.routed), *own, *_of_nodes(plan))
+
+
+def _of_nodes(plan: Plan) -> Iterator[Data]:
+    """What other gateways, and this one as one of them, ask of the engines here; see `llmhost.gateway.peers`."""
+    if not peers.listens(plan):
+        return
+    routes = [_to_engines(service) for service in plan.routed if service.replicas]
+    none = {"status": 503, "body": {"inline_string": "This node has no engine of that service"}}
+    host = {
+        "name": peers.NODES,
+        "domains": ["*"],
+        "routes": [*routes, {"match": {"prefix": "/"}, "direct_response": none}],
+        "request_headers_to_remove": [peers.SERVICE],
+        "request_body_buffer_limit": plan.gateway.max_body_bytes,
+    }
+    yield typed("config.route.v3.RouteConfiguration", name=peers.NODES, virtual_hosts=[host])
+
+
+def _to_engines(service: ServicePlan) -> Data:
+    found = {"prefix": "/", "headers": [{"name": peers.SERVICE, "string_match": {"exact": service.name}}]}
+    action = peers.local_action(service, RETRY)
+    return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
 
 
 def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:

@@ -41,7 +41,8 @@ _ENVOY_STATS = (
 )
 _MARK = "~"
 """As in `llmhost.gateway.statistics.MARK`."""
-_INTERNAL = ("admin", "async-client")
+_INTERNAL = ("admin", "async-client", "here")
+"""Connection managers whose requests are counted elsewhere, or are none of clients."""
 
 
 def read_spec(path: str) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def _versions(stats: Any) -> dict[str, str]:
 
 
 def _listeners(answer: Any) -> dict[str, int]:
-    found = answer.get("listener_statuses", ())
-    return {str(entry["name"]): int(entry["local_address"]["socket_address"]["port_value"]) for entry in found}
+    found = ((e["name"], e["local_address"].get("socket_address")) for e in answer.get("listener_statuses", ()))
+    return {str(name): int(place["port_value"]) for name, place in found if place}
 
 
 def _errors(dump: Any) -> tuple[str, ...]:

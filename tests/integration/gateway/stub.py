@@ -60,6 +60,11 @@ class Stub:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._thread.is_alive()
+
     def release(self) -> None:
         """Let one held answer, or one held chunk, go."""
         self._loop.call_soon_threadsafe(self._gate.release)
@@ -76,7 +81,7 @@ class Stub:
         self._started.set()
         await self._ended.wait()
         server.close()
-        for _ in range(5):  # whoever was accepted just now comes to have a task, which closes the connection
+        for _ in range(20):  # whoever was accepted just now comes to have a task, which closes the connection
             await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
