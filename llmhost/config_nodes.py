@@ -29,6 +29,8 @@ class Node(Section):
 
     address: str = Field(min_length=1)
     """IP address or host name at which the other nodes reach it."""
+    ssh: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:%-]*$")
+    """Host for ssh where that is not the address: a name in known_hosts, a Host of ~/.ssh/config."""
     user: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\$?$")
     """Who logs in there over ssh; default: as ssh is configured."""
     home: str | None = None

@@ -171,11 +171,11 @@ class Link:
     def _log_in(self, seconds: float) -> None:
         options = [*_options(seconds), "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
         if self._kept:
-            what = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}", "-f", "-N", *self.target.words]
+            what = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}"]
         else:
-            what = ["-S", "none", *self.target.words, "true"]
+            what = ["-S", "none"]
         try:
-            status = detach(["ssh", *options, *what], self._errors, seconds + SLACK)
+            status = detach(["ssh", *options, *what, "-T", *self.target.words, "true"], self._errors, seconds + SLACK)
             said = self._errors.read_text(encoding="utf-8", errors="replace")
         except CommandTimeout as e:
             raise _explain(self.target, "Connection timed out") from e
@@ -187,6 +187,13 @@ class Link:
     def _ssh(self, command: str) -> list[str]:
         shared = ["-o", "ControlMaster=no", "-S", str(self._socket) if self._kept else "none"]
         return ["ssh", *_options(timeout_seconds()), "-T", *shared, *self.target.words, command]
+
+
+def resolve(target: Target) -> str:
+    """The host that ssh really connects to: what ~/.ssh/config makes of a name."""
+    done = capture(["ssh", "-G", *target.words], check=False)
+    told = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    return told.get("hostname", target.host)
 
 
 def timeout_seconds() -> float:

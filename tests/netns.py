@@ -88,12 +88,10 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As after a login there; pip is configured as it is for the tests."""
-        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        cache = pip.get("PIP_CACHE_DIR") or os.path.expanduser("~/.cache/pip")
+        """As after a login there."""
         python = Path(os.path.realpath(sys.executable)).parent
         path = f"{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        return {"PATH": path, "LANG": "C.UTF-8", **pip, "PIP_CACHE_DIR": cache}
+        return {"PATH": path, "LANG": "C.UTF-8", **self.network.environment}
 
     def build(self) -> None:
         """Its disk: a host key, a key of its user, and no host that it knows."""
@@ -187,8 +185,8 @@ class Host:
 class Network:
     """Hosts on one switch."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, place: Path, environment: Mapping[str, str]) -> None:
+        self.place, self.environment = place, environment
         self.hosts: dict[str, Host] = {}
         self._switch = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         wait_for(lambda: os.readlink(f"/proc/{self._switch.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
@@ -228,10 +226,10 @@ class Network:
 
 
 @contextmanager
-def network(place: Path) -> Iterator[Network]:
-    """A switch without hosts; everything is gone afterwards. Raises CannotRun."""
+def network(place: Path, environment: Mapping[str, str] | None = None) -> Iterator[Network]:
+    """A switch without hosts; everything is gone afterwards. ``environment`` is every login's. Raises CannotRun."""
     require()
-    made = Network(place)
+    made = Network(place, environment or {})
     try:
         yield made
     finally:

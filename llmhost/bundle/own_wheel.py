@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def _repacked(installed: Distribution, directory: Path) -> Path:
     target = directory / f"llmhost-{installed.version}-py3-none-any.whl"
     pack(target, files)
     return target
+
+
+def own_digest() -> str:
+    """Tells one llmhost from another of the same version; the same for a checkout and for what is installed from it."""
+    package = Path(llmhost.__file__).parent
+    roots = {"llmhost": package}
+    if (package.parent / "pyproject.toml").is_file():  # a wheel has these below llmhost
+        roots |= {f"llmhost/{name}": package.parent / name for name in ("conf_templates", "systemd")}
+    found = hashlib.sha256()
+    for name, path in sorted(_contents(roots)):
+        found.update(f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:12]
+
+
+def _contents(roots: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    for name, root in roots.items():
+        for path in root.rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                yield f"{name}/{path.relative_to(root).as_posix()}", path
 
 
 def _digest(content: bytes) -> str:

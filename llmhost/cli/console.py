@@ -73,6 +73,11 @@ def display_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in plain)
 
 
+def given() -> str:
+    """All of standard input, in UTF-8."""
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
 def stdout_is_terminal() -> bool:
     """Whether somebody reads the result."""
     return sys.stdout.isatty()

@@ -56,7 +56,7 @@ def doctor_command(session: Session, deep: bool, sweep: bool, as_json: bool) -> 
             {"ok": not failed, "swept": False, "checks": [asdict(c) for c in checks], **_to_json(found)}
         )
     else:
-        _show(checks)
+        show_checks(checks)
         if found:
             console.remark("`llmhost doctor --sweep` removes what is left of a former life")
     return 1 if failed else 0
@@ -96,7 +96,8 @@ def _swept(found: Leftovers, as_json: bool) -> None:
         console.result("nothing is left of a former life")
 
 
-def _show(checks: Sequence[Check]) -> None:
+def show_checks(checks: Sequence[Check]) -> None:
+    """Each with its remedy, and how many went wrong."""
     width = max(len(check.name) for check in checks)
     for check in checks:
         status = click.style(f"{check.status:4}", fg=COLOURS[check.status])

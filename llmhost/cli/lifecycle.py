@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmhost.cli import Session, console
+from llmhost.cli import everywhere as fleet
 from llmhost.cli.completion import complete_services
 from llmhost.gateway_address import GATEWAY_PROGRAM
 
@@ -49,6 +50,7 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
+@fleet.all_nodes
 @click.pass_obj
 def up_command(
     session: Session,
@@ -60,7 +62,8 @@ def up_command(
     insecure: bool,
     wait: bool,
     timeout: float | None,
-) -> None:
+    all_nodes: bool,
+) -> int:
     """Make this machine serve what llmhost.yaml says, and wait until it does.
 
     Builds the engine when it is not there, writes the files of supervisord and the gateway, starts what is not running
@@ -72,6 +75,10 @@ def up_command(
     """
     if surge and rebalance:
         raise click.UsageError("--surge keeps what runs, --rebalance does not: use one of them")
+    if all_nodes and demo:
+        raise click.UsageError("--demo writes the llmhost.yaml of one machine: use it without --all-nodes first")
+    if all_nodes:
+        return fleet.bring_up(session, fleet.words_of(click.get_current_context()))
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
@@ -87,15 +94,19 @@ def up_command(
         if wait:
             _await_ready(session, started, timeout, progress)
     _show(session, started)
+    return 0
 
 
 @click.command("down")
+@fleet.all_nodes
 @click.pass_obj
-def down_command(session: Session) -> None:
+def down_command(session: Session, all_nodes: bool) -> int:
     """Stop all services, the gateway and supervisord; nothing of ours is left running.
 
     Running requests get `stop_timeout` to finish, new ones get 503.
     """
+    if all_nodes:
+        return fleet.act(session, ("down",), show_results=True)
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
@@ -108,14 +119,20 @@ def down_command(session: Session) -> None:
         console.result("everything has stopped")
     else:
         console.result("nothing was running")
+    return 0
 
 
 @click.command("start")
 @_services
 @_waiting
+@fleet.all_nodes
 @click.pass_obj
-def start_command(session: Session, services: tuple[str, ...], wait: bool, timeout: float | None) -> None:
+def start_command(
+    session: Session, services: tuple[str, ...], wait: bool, timeout: float | None, all_nodes: bool
+) -> int:
     """Start SERVICES (default: all) as the last `llmhost up` left them, and wait until they are ready."""
+    if all_nodes:
+        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
@@ -125,16 +142,20 @@ def start_command(session: Session, services: tuple[str, ...], wait: bool, timeo
         if wait:
             _await_ready(session, started, timeout, progress)
     console.result(_started(started, wait))
+    return 0
 
 
 @click.command("stop")
 @_services
+@fleet.all_nodes
 @click.pass_obj
-def stop_command(session: Session, services: tuple[str, ...]) -> None:
+def stop_command(session: Session, services: tuple[str, ...], all_nodes: bool) -> int:
     """Stop SERVICES (default: all of them, and then the gateway).
 
     Running requests get `stop_timeout` to finish, new ones get 503 with Retry-After.
     """
+    if all_nodes:
+        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     from llmhost import workflow
     from llmhost.cli.progress import shown_progress
 
@@ -144,6 +165,7 @@ def stop_command(session: Session, services: tuple[str, ...]) -> None:
         stopped = workflow.stop(session.home, services, progress)
     _tell_stops(session, begin)
     console.result(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+    return 0
 
 
 @click.command("restart")
@@ -161,10 +183,17 @@ def stop_command(session: Session, services: tuple[str, ...]) -> None:
     " No request is lost, also with one replica. Needs memory for both.",
 )
 @_waiting
+@fleet.all_nodes
 @click.pass_obj
 def restart_command(
-    session: Session, services: tuple[str, ...], rolling: bool, surge: bool, wait: bool, timeout: float | None
-) -> None:
+    session: Session,
+    services: tuple[str, ...],
+    rolling: bool,
+    surge: bool,
+    wait: bool,
+    timeout: float | None,
+    all_nodes: bool,
+) -> int:
     """Stop SERVICES (default: all), start them again and wait until they are ready.
 
     An edited llmhost.yaml is not read: that is what `llmhost up` (and `llmhost up --surge`) is for.
@@ -176,6 +205,8 @@ def restart_command(
         raise click.UsageError("--rolling and --surge are two ways of doing the same: use one of them")
     if (rolling or surge) and not wait:
         raise click.UsageError("--no-wait: taking turns means to wait for each other")
+    if all_nodes:
+        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     way = workflow.restart_rolling if rolling else workflow.restart_surge if surge else workflow.restart
     _take_turns()
     with shown_progress() as progress:
@@ -184,6 +215,7 @@ def restart_command(
             _await_ready(session, started, timeout, progress)
     names = ", ".join(name for name in started.programs if name != GATEWAY_PROGRAM)
     console.result(f"restarted {names}" if wait else f"restarting {names}; `llmhost status` says when it is ready")
+    return 0
 
 
 def _started(started: Started, waited: bool) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmhost.cli import Session, console
+from llmhost.cli import everywhere as fleet
 from llmhost.cli.completion import complete_logs
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 @click.option("--grep", metavar="REGEX", help="Lines with a match only; (?i) in front ignores case.")
 @click.option("--json", "as_json", is_flag=True, help="An object each: time, program, level, text (or request).")
 @click.option("--ansi", is_flag=True, help="Let terminal sequences of the programs through.")
+@fleet.all_nodes
 @click.pass_obj
 def logs_command(
     session: Session,
@@ -43,12 +45,17 @@ def logs_command(
     grep: str | None,
     as_json: bool,
     ansi: bool,
+    all_nodes: bool,
 ) -> int:
     """Show the logs of SERVICES (default: all, and the gateway's), merged in the order of time.
 
     `gateway`, `supervisord` and `access` are names, too; `access` is the log of requests, a JSON object a line: time,
     key, service, model, method, path, status, ms, bytes_in, bytes_out. It holds nothing of what was asked or answered.
     """
+    if all_nodes:
+        _selection(lines, since, level, grep)  # what is wrong is told once
+        command, *rest = fleet.words_of(click.get_current_context(), "as_json")
+        return fleet.show_logs(session, (command, "--json", *rest), follow=follow, as_json=as_json)
     from llmhost.errors import Interrupted
     from llmhost.in_force import log_files
     from llmhost.supervise.logview import view_logs

@@ -6,27 +6,33 @@ import time
 
 import click
 
+from llmhost import __version__
 from llmhost.cli import Session, console
+from llmhost.cli.everywhere import all_nodes, show_status
 from llmhost.homedir import require_access
 from llmhost.supervise.status import ReplicaStatus, ServiceStatus, read_status
 from llmhost.supervise.units import Unit
 
 MIB = 2**20
+HEAD = ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY")
 
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="As JSON; the keys are described in docs/operations.md.")
+@all_nodes
 @click.pass_obj
-def status_command(session: Session, as_json: bool) -> int:
+def status_command(session: Session, as_json: bool, all_nodes: bool) -> int:
     """Show the state of every service; exit status 0 when all is ready, 3 when not.
 
     States: stopped, queued (waits for its turn to start), loading, ready, draining (finishes its requests and gets no
     new ones), unhealthy, backoff (will be restarted), failed (will not: see the error).
     """
     require_access(session.home)
+    if all_nodes:
+        return show_status(session, as_json=as_json)
     status = read_status(session.home)
     if as_json:
-        console.json_result(status.to_dict())
+        console.json_result({"llmhost": __version__, **status.to_dict()})
         return 0 if status.ready else 3
     supervisor, gateway = status.supervisor, status.gateway
     console.result(f"supervisor  {supervisor.state}{_pid(supervisor.pid)}")
@@ -38,10 +44,7 @@ def status_command(session: Session, as_json: bool) -> int:
         console.remark(_nothing_yet(session))
     else:
         console.result()
-        console.table(
-            ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMORY"),
-            [row for service in status.services for row in _rows(service)],
-        )
+        console.table(HEAD, [row for service in status.services for row in rows_of(service)])
         if gateway.error:
             console.result(f"\ngateway: {gateway.error}; mend that, then run `llmhost up`")
         for replica in (r for service in status.services for r in service.replicas if r.error):
@@ -79,7 +82,8 @@ def _retry(moment: float | None) -> str:
     return f"; next try in {_duration(max(0.0, moment - time.time()))}" if moment else ""
 
 
-def _rows(service: ServiceStatus) -> list[tuple[str, ...]]:
+def rows_of(service: ServiceStatus) -> list[tuple[str, ...]]:
+    """The lines of a table, see `HEAD`: one for the service, and where it has several members one for each."""
     names = ", ".join(service.served_as)
     if len(service.replicas) == 1 and not service.endpoints:
         return [(service.name, service.kind, names, *_cells(service.replicas[0]))]

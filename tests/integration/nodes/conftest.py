@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests import netns
+from tests.wheels import wheelhouse
 
 
 @pytest.fixture
 def network() -> Iterator[netns.Network]:
     place = Path(tempfile.mkdtemp(prefix="lhn", dir="/tmp"))
     try:
-        with netns.network(place) as made:
+        netns.require()
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse()), "PIP_CONFIG_FILE": os.devnull}
+        with netns.network(place, pip) as made:
             yield made
     except netns.CannotRun as e:
         pytest.skip(str(e))

@@ -1,0 +1,233 @@
+"""`--all-nodes`: the same command on every node of llmhost.yaml, and one answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from llmhost.cli import Session, console
+
+if TYPE_CHECKING:
+    from llmhost.fleet.everywhere import Outcome
+    from llmhost.supervise.status import ServiceStatus
+
+STATUS_SECONDS = 30.0
+"""Seconds for a node that has answered to say what runs there."""
+NOT_READY = 3
+INTERRUPTED = 130
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
+
+Command = Callable[..., Any]
+
+
+def all_nodes(command: Command) -> Command:
+    """The option."""
+    return click.option("--all-nodes", is_flag=True, help="Do this on every node of llmhost.yaml, over ssh.")(command)
+
+
+def words_of(ctx: click.Context, *left_out: str) -> tuple[str, ...]:
+    """The words of the present command, as another llmhost is to be called, without these parameters."""
+    words: list[str] = [str(ctx.info_name)]
+    positional: list[str] = []
+    for parameter in ctx.command.params:
+        name, value = str(parameter.name), ctx.params.get(str(parameter.name))
+        if name in ("all_nodes", *left_out) or ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        if isinstance(parameter, click.Argument):
+            positional += [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+        elif isinstance(parameter, click.Option) and value is not None:
+            words += _option(parameter, value)
+    return (*words, *(["--", *positional] if positional else ()))
+
+
+def _option(option: click.Option, value: Any) -> list[str]:
+    if option.is_flag:
+        return [option.opts[-1] if value else option.secondary_opts[-1]] if value or option.secondary_opts else []
+    return [option.opts[-1], str(value)]
+
+
+def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
+    """Run a command on every node, each line with the node in front; returns the exit status for all together."""
+    from llmhost.fleet.everywhere import Everywhere
+    from llmhost.fleet.members import members
+
+    nodes = members(session.home)
+    prefixes = _prefixes(n.name for n in nodes)
+
+    def told(node: str, line: str, error: bool) -> None:
+        if error:
+            console.remark(prefixes[node] + line)
+        elif show_results:
+            console.result(prefixes[node] + line)
+
+    outcomes = Everywhere(told).run(nodes, words)
+    _tell_failures(outcomes, prefixes)
+    return _status(outcomes.values())
+
+
+def bring_up(session: Session, words: tuple[str, ...]) -> int:
+    """`up` everywhere, from the same files; then what runs where."""
+    prepare(session)
+    status = act(session, words, show_results=False)
+    return show_status(session, as_json=False) if status in (0, NOT_READY) and "--no-wait" not in words else status
+
+
+def prepare(session: Session) -> None:
+    """Decide what runs where, and bring that and llmhost.yaml to every node that answers."""
+    from llmhost import config as configuration
+    from llmhost import nodes as placing
+    from llmhost.fleet.members import members
+    from llmhost.fleet.sync import sync
+
+    config = configuration.load(session.home.config_file)
+    every = members(session.home, config)
+    whole = placing.read_whole(session.home, config)
+    if whole is not None:
+        placing.write_shared(session.home, whole)
+    done = sync(session.home, every)
+    if done.changed:
+        console.remark(f"synced {', '.join(done.changed)}")
+
+
+def show_status(session: Session, *, as_json: bool) -> int:
+    """The states of all nodes as one; exit status 3 unless all of them answer and are ready."""
+    from llmhost.fleet.everywhere import Everywhere
+    from llmhost.fleet.members import members
+
+    nodes = members(session.home)
+    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
+    found = [_told(n.name, n.address, outcomes[n.name]) for n in nodes]
+    if as_json:
+        console.json_result({"nodes": found})
+    else:
+        _show(found)
+    return 0 if all(node["ready"] for node in found) else NOT_READY
+
+
+def _told(name: str, address: str, outcome: Outcome) -> dict[str, Any]:
+    """What is known of a node; ``status`` is what `llmhost status --json` says there, null for one that is gone."""
+    from llmhost import __version__
+
+    status, error, hint = None, None, None
+    try:
+        status = json.loads("\n".join(outcome.lines))
+    except ValueError:
+        failure = outcome.failure
+        error = failure.message if failure else f"`llmhost status` ended with {outcome.status} there"
+        hint = (failure.hint if failure else "") or None
+    version = status.get("llmhost") if status else None
+    if status is not None and version != __version__:
+        error = f"{name} has llmhost {version or 'of another version'}, and this node {__version__}"
+        hint = f"`llmhost node add {name}` brings the same one there"
+    return {
+        "node": name, "address": address, "reachable": status is not None,
+        "ready": outcome.status == 0 and error is None,
+        "reason": None if status is not None else outcome.reason or "failed", "error": error, "hint": hint,
+        "status": status,
+    }  # fmt: skip
+
+
+def _show(found: Sequence[Mapping[str, Any]]) -> None:
+    from llmhost.cli.status import HEAD
+
+    console.table(("NODE", *HEAD), [row for node in found for row in _rows(node)])
+    for node in (n for n in found if n["error"]):
+        console.result(f"\n{node['node']}: {node['error']}" + (f"\n  -> {node['hint']}" if node["hint"] else ""))
+    for node in (n for n in found if n["status"]):
+        for service in node["status"]["services"]:
+            for replica in (r for r in service["replicas"] if r["error"]):
+                console.result(f"\n{node['node']}  {replica['name']}: {replica['error']}")
+
+
+def _rows(node: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    from llmhost.cli.status import rows_of
+
+    if node["status"] is None:
+        return [(node["node"], f"({node['reason']})", "", "", console.state("unreachable"), "", "", "", "")]
+    gateway = node["status"]["gateway"]
+    pid = str(gateway["pid"] or "-")
+    own = ("gateway", "", gateway["url"] or "", console.state(gateway["state"]), pid, "", "", "")
+    rows = [own, *(row for service in node["status"]["services"] for row in rows_of(_service(service)))]
+    return [(node["node"], *row) for row in rows]
+
+
+def _service(data: Mapping[str, Any]) -> ServiceStatus:
+    from llmhost.supervise.status import EndpointStatus, ReplicaStatus, ServiceStatus
+
+    replicas = tuple(ReplicaStatus(**{f: r[f] for f in ReplicaStatus._fields}) for r in data["replicas"])
+    endpoints = tuple(EndpointStatus(**{f: e[f] for f in EndpointStatus._fields}) for e in data["endpoints"])
+    plain = {f: data[f] for f in ServiceStatus._fields if f in data}
+    return ServiceStatus(**{**plain, "replicas": replicas, "endpoints": endpoints})
+
+
+def show_logs(session: Session, words: tuple[str, ...], *, follow: bool, as_json: bool) -> int:
+    """The logs of all nodes, each line with its node in front; in the order of time, or as they come."""
+    from llmhost.fleet.everywhere import Everywhere
+    from llmhost.fleet.members import members
+
+    nodes = members(session.home)
+    prefixes = _prefixes(n.name for n in nodes)
+    lines: list[tuple[str, dict[str, Any]]] = []
+
+    def told(node: str, line: str, error: bool) -> None:
+        if error:
+            console.remark(prefixes[node] + line)
+        elif follow:
+            _log_line(node, prefixes[node], json.loads(line), as_json)
+        else:
+            lines.append((node, json.loads(line)))
+
+    try:
+        outcomes = Everywhere(told).run(nodes, words)
+    except KeyboardInterrupt:
+        return INTERRUPTED  # the way to end `logs -f`: nothing to say about it
+    for node, line in _by_time(lines):
+        _log_line(node, prefixes[node], line, as_json)
+    _tell_failures(outcomes, prefixes)
+    return _status(outcomes.values())
+
+
+def _by_time(lines: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """In the order of time; those of a node stay in theirs, and what has no time goes with the line before it."""
+    from datetime import datetime
+
+    latest: dict[str, float] = {}
+    keyed = []
+    for node, line in lines:
+        own = datetime.fromisoformat(line["time"]).timestamp() if line["time"] else float("-inf")
+        latest[node] = max(own, latest.get(node, float("-inf")))
+        keyed.append((latest[node], node, line))
+    return [(node, line) for _, node, line in sorted(keyed, key=lambda entry: entry[0])]
+
+
+def _log_line(node: str, prefix: str, line: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        console.json_line({"node": node, **line})
+        return
+    text = line["text"] if "text" in line else json.dumps(line["request"], ensure_ascii=False)
+    console.result(f"{prefix}{line['program']} | {text}")
+
+
+def _prefixes(names: Iterable[str]) -> dict[str, str]:
+    every = list(names)
+    width = max(map(len, every))
+    return {n: click.style(f"{n:{width}} | ", fg=COLOURS[i % len(COLOURS)]) for i, n in enumerate(every)}
+
+
+def _tell_failures(outcomes: Mapping[str, Outcome], prefixes: Mapping[str, str]) -> None:
+    for node, outcome in outcomes.items():
+        if outcome.failure is not None:
+            hint = f"; {outcome.failure.hint}" if outcome.failure.hint else ""
+            console.remark(f"{prefixes[node]}{console.state('unreachable')}: {outcome.failure.message}{hint}")
+
+
+def _status(outcomes: Iterable[Outcome]) -> int:
+    """1 when it failed somewhere, 3 when a node is not ready or did not answer, else 0."""
+    ended = [NOT_READY if o.status is None else o.status for o in outcomes]
+    if any(status not in (0, NOT_READY) for status in ended):
+        return 1
+    return NOT_READY if any(ended) else 0

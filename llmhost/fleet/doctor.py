@@ -1,0 +1,193 @@
+"""`llmhost node doctor`: all nodes looked at together. What is read stands here, what follows in `diagnosis.nodes`."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from llmhost import __version__
+from llmhost import config as configuration
+from llmhost.config_nodes import gateway_port, is_loopback
+from llmhost.diagnosis import Check, fail
+from llmhost.diagnosis.nodes import (
+    Clock,
+    Seen,
+    Way,
+    check_addresses,
+    check_clocks,
+    check_files,
+    check_versions,
+    check_ways,
+)
+from llmhost.env import find_engine
+from llmhost.errors import LlmhostError, NodeError
+from llmhost.fleet import files, measure
+from llmhost.fleet.everywhere import attempt, in_parallel
+from llmhost.fleet.members import Member
+from llmhost.paths import Home
+from llmhost.run import Talk
+
+LISTEN_SECONDS = 30.0
+TRY_SECONDS = 60.0
+GROUP_PORTS = (20480, 28671)
+"""The first and the last of those on which the parts of a model over several nodes meet."""
+
+
+def examine(home: Home, nodes: Sequence[Member]) -> list[Check]:
+    """Look at all nodes and at the ways between them; one that does not answer is a check that failed."""
+    states, lost = attempt(nodes, lambda node: files.state_from_json(node.ask("node", "state")))
+    checks = [fail("ssh", f"{name}: {e.message}", e.hint or "see `llmhost node list`") for name, e in lost.items()]
+    there = [node for node in nodes if node.name in states]
+    clocks = {node.name: _clock(node) for node in there if node.link}
+    # One of another version may not know what it is asked: what can be told of it has been told.
+    others = {name: Seen(s.llmhost, "") for name, s in states.items() if s.llmhost != __version__}
+    same = [node for node in there if node.name not in others]
+    with _listening(same) as listening:
+        seen = {name: _seen(told) for name, told in listening.items()} | others
+        ways = _ways([n for n in same if n.name in listening], listening)
+    stale = {n.name: files.stale(states[n.name], files.digests(home, n.name)) for n in same if n.link}
+    checks += [*check_versions(seen), *check_clocks(clocks), *check_files(stale)]
+    addresses = {node.name: node.address for node in nodes}
+    checks += [*check_addresses({n: s for n, s in seen.items() if n not in others}, addresses), *check_ways(ways)]
+    return checks
+
+
+def _clock(node: Member) -> Clock:
+    """By the time that ssh takes there and back: the clock there was read somewhere in between."""
+    assert node.link is not None
+    began = time.time()
+    said = node.link.run(["date", "+%s.%N"]).stdout.strip()
+    ended = time.time()
+    seconds, _, rest = said.partition(".")
+    coarse = not rest.isdigit()  # a date that knows no nanoseconds
+    there = float(seconds) + 0.5 if coarse else float(said)
+    return Clock(there - (began + ended) / 2, (ended - began) / 2 + 0.5 * coarse)
+
+
+def own_view(home: Home) -> dict[str, Any]:
+    """For the doctor on another node: what this one is, and where it listens from now on."""
+    config = configuration.load(home.config_file)
+    own = home.node_file.read_text(encoding="utf-8").strip()
+    if own not in config.nodes:
+        raise NodeError(f"llmhost.yaml has no node {own!r}", "run `llmhost node sync` where it was edited")
+    node = config.nodes[own]
+    address = _meaning(node.address)
+    ports = (gateway_port(node, config.gateway.port), *GROUP_PORTS)
+    engine = find_engine(home, config.engine)
+    names = {n: other.address for n, other in config.nodes.items()}
+    return {
+        "llmhost": __version__, "engine": engine.vllm_version if engine else "", "interface": _interface(address),
+        "loopback": _misleading(names), **measure.listen(address or node.address, ports),
+    }  # fmt: skip
+
+
+def _misleading(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of nodes that mean loopback or nothing here; homes of one machine, on loopback all, are meant so."""
+    if all(is_loopback(address) for address in names.values()):
+        return {}
+    return {n: found for n, name in names.items() if (found := _meaning(name)) == "" or is_loopback(found)}
+
+
+def _meaning(name: str) -> str:
+    """The IP address of a host here; '' when nobody knows it."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return ""
+
+
+def _interface(address: str) -> str:
+    """The network interface that has this address."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(a.address.partition("%")[0] == address for a in found):
+            return name
+    return ""
+
+
+@contextmanager
+def _listening(nodes: Sequence[Member]) -> Iterator[dict[str, Any]]:
+    """`node listen` on every node, for as long as the block takes; what each says of itself."""
+    talks: list[Talk] = []
+    lines: queue.Queue[tuple[str, str]] = queue.Queue()
+    threads = []
+    try:
+        for node in nodes:
+            talk = node.talk("node", "listen")
+            talks.append(talk)
+            thread = threading.Thread(target=_follow, args=(talk, node.name, lines), daemon=True)
+            thread.start()
+            threads.append(thread)
+        yield _first_lines(nodes, lines)
+    finally:
+        for talk in talks:
+            talk.end()
+        for thread in threads:
+            thread.join()
+
+
+def _follow(talk: Talk, name: str, lines: queue.Queue[tuple[str, str]]) -> None:
+    talk.follow(lambda line: lines.put((name, line)), lambda _: None)
+    lines.put((name, ""))
+
+
+def _first_lines(nodes: Sequence[Member], lines: queue.Queue[tuple[str, str]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    ended: set[str] = set()
+    deadline = time.monotonic() + LISTEN_SECONDS
+    while len(found.keys() | ended) < len(nodes) and (left := deadline - time.monotonic()) > 0:
+        try:
+            name, line = lines.get(timeout=left)
+        except queue.Empty:
+            break
+        if line:
+            found[name] = json.loads(line)
+        else:
+            ended.add(name)
+    return {node.name: found[node.name] for node in nodes if node.name in found}
+
+
+def _seen(told: Mapping[str, Any]) -> Seen:
+    return Seen(told["llmhost"], told["engine"], told["interface"], told["loopback"])
+
+
+def _ways(nodes: Sequence[Member], listening: Mapping[str, Mapping[str, Any]]) -> list[Way]:
+    """From every node to every other; in turns, so that no node measures two ways at once."""
+    found: list[Way] = []
+    for step in range(1, len(nodes)):
+        pairs = {node.name: nodes[(index + step) % len(nodes)] for index, node in enumerate(nodes)}
+        rounds = in_parallel(nodes, lambda n, pairs=pairs: _way(n, pairs[n.name], listening[pairs[n.name].name]))  # type: ignore[misc]
+        found += rounds.values()
+    order = [node.name for node in nodes]
+    return sorted(found, key=lambda way: (order.index(way.source), order.index(way.to)))
+
+
+def _way(source: Member, to: Member, told: Mapping[str, Any]) -> Way:
+    question = json.dumps({"address": to.address, **told})
+    try:
+        answer = json.loads(source.ask("node", "reach", given=question, timeout=TRY_SECONDS))
+    except (LlmhostError, ValueError) as e:
+        return Way(source.name, to.name, to.address, {int(told["port"]): str(e)})
+    ports = {int(port): why for port, why in answer["ports"].items()}
+    return Way(source.name, to.name, to.address, ports, answer["seconds"], answer["bytes_per_second"])
+
+
+def reach(text: str) -> dict[str, Any]:
+    """For the doctor on another node: the way from here to one that listens (``text`` is what that one said)."""
+    told = json.loads(text)
+    address = str(told["address"])
+    ports = {p: measure.reach(address, int(p)) for p, why in told["ports"].items() if why in ("", measure.TAKEN)}
+    ports[str(told["port"])] = measure.reach(address, int(told["port"]))
+    return {"ports": ports, **measure.measure(address, told)}

@@ -1,0 +1,264 @@
+"""A machine becomes a node, or is one no more: llmhost there, its facts, its entry in llmhost.yaml, files everywhere.
+
+Everything that can be refused is refused before anything is changed; llmhost.yaml is written last of what is written
+here. So an interrupted command may be run again, and goes on.
+"""
+
+from __future__ import annotations
+
+import getpass
+import ipaddress
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmhost import config as configuration
+from llmhost import node_identity, writer
+from llmhost.config import Config
+from llmhost.env.progress import Progress
+from llmhost.errors import LlmhostError, NodeError
+from llmhost.fleet import edit, files
+from llmhost.fleet.everywhere import Everywhere, in_parallel
+from llmhost.fleet.install import Found, install, look, plain_name
+from llmhost.fleet.members import PROGRAM, Member, members, target_of
+from llmhost.fleet.sync import Synced, require_newest, sync
+from llmhost.homedir import claim
+from llmhost.machine import node_facts
+from llmhost.paths import Home
+from llmhost.probe.node_facts import node_to_json, own_name
+from llmhost.ssh import Link, Target, resolve
+from llmhost.supervise.lock import home_lock
+
+SURVEY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user says of a new node; None: found out."""
+
+    name: str | None = None
+    address: str | None = None
+    home: str | None = None
+    self_address: str | None = None
+    bundle: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Added:
+    """The node, this machine as a node, and what became of the files on all others."""
+
+    name: str
+    own: str
+    synced: Synced
+
+
+def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress) -> Added:
+    """Make a host a node, or bring one up to date: the llmhost of this machine, its facts, the common files.
+
+    Raises NodeError, SshError, and ConfigError where llmhost.yaml would not be valid with it.
+    """
+    claim(home)
+    config = configuration.load(home.config_file)
+    target = target_of(config.nodes[text]) if text in config.nodes else Target.parse(text, port)
+    link = Link(target, home.run)
+    link.connect()
+    found = look(link, wish.home or _home_there(home, config, text))
+    name, node = _entry(config, text, target, found, wish)
+    edited = _with_self(home, config, target, wish)
+    edited = edit.with_node(edited, name, node)
+    config = configuration.parse(edited, str(home.config_file))
+    own = _own(home, config)
+    member = Member(name, str(node["address"]), Path(found.root), link)
+    install(home, link, found, wish.bundle, progress)
+    if found.configured and not wish.force:
+        require_newest(files.read_state(home), {name: _state(member)})
+    facts = {name: member.ask("node", "survey", name, str(node["address"]), given=edited, timeout=SURVEY_SECONDS)}
+    _write(home, config, own, edited, facts)
+    progress.note(f"{name} is in {home.config_file}")
+    return Added(name, own, sync(home, members(home), force=wish.force))
+
+
+def _home_there(home: Home, config: Config, text: str) -> str:
+    """That of a node that is known, else as here: below the user's own directory, or the same path."""
+    if text in config.nodes:
+        return str(config.nodes[text].home or home.root)
+    below = home.root.is_relative_to(Path.home())
+    return f"~/{home.root.relative_to(Path.home())}" if below else str(home.root)
+
+
+def _entry(config: Config, text: str, target: Target, found: Found, wish: Wish) -> tuple[str, dict[str, Any]]:
+    """The name of a node and what stands in llmhost.yaml of it; what stands there and nobody changes stays."""
+    address = wish.address or (config.nodes[text].address if text in config.nodes else _address(target))
+    same = next((n for n, node in config.nodes.items() if n == text or node.address == address), None)
+    name = wish.name or same or plain_name(found.hostname)
+    present = config.nodes.get(name)
+    if present and present.address != address and wish.address is None:
+        raise NodeError(
+            f"nodes.{name} is at {present.address}, and {target.host} is {address}",
+            f"call it otherwise: --name; or, if {name} has moved there: --address {address}",
+        )
+    kept = present.model_dump(exclude_unset=True) if present else {}
+    return name, {**kept, "address": address, **_login(target, address), "home": found.root}
+
+
+def _login(target: Target, address: str) -> dict[str, Any]:
+    words = {"user": target.user, "ssh": None if target.host == address else target.host, "ssh_port": target.port}
+    return {key: value for key, value in words.items() if value is not None}
+
+
+def _address(target: Target) -> str:
+    """The IP address that a host has for this machine; raises NodeError when nobody knows one."""
+    host = resolve(target)
+    try:
+        found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as e:
+        raise NodeError(
+            f"ssh reaches {target.host}, and nobody knows its address ({host}: {e.strerror or e})",
+            "write it: --address ADDRESS, at which the other nodes reach it",
+        ) from e
+    return found.partition("%")[0]
+
+
+def _with_self(home: Home, config: Config, target: Target, wish: Wish) -> str:
+    """The text of llmhost.yaml with this machine in it."""
+    text = configuration.read_text(home.config_file)
+    if config.nodes and wish.self_address is None:
+        return text
+    name = own_name(home, config.nodes) if config.nodes else plain_name(socket.gethostname())
+    kept = config.nodes[name].model_dump(exclude_unset=True) if name in config.nodes else {}
+    address = wish.self_address or _own_address(target)
+    node = {"address": address, "user": getpass.getuser(), "home": str(home.root)}
+    return edit.with_node(text, name, {**node, **kept, "address": address})
+
+
+def _own_address(target: Target) -> str:
+    """The address that this machine has on the way to a host; raises NodeError where there is none."""
+    there = _address(target)
+    family = socket.AF_INET6 if ipaddress.ip_address(there).version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((there, 9))  # sends nothing: the kernel says from where it would
+            return str(probe.getsockname()[0])
+    except OSError as e:
+        raise NodeError(
+            f"there is no way from this machine to {there}: {e.strerror}",
+            "write the address at which the other nodes reach this machine: --self-address ADDRESS",
+        ) from e
+
+
+def _own(home: Home, config: Config) -> str:
+    """The name of this node; the only one that was there, or the one with this home, when nobody has written it."""
+    if home.node_file.exists():
+        return own_name(home, config.nodes)
+    here = plain_name(socket.gethostname())
+    if here in config.nodes:
+        return here
+    return own_name(home, config.nodes)
+
+
+def _state(member: Member) -> files.NodeState:
+    return files.state_from_json(member.ask("node", "state"))
+
+
+def survey(home: Home, text: str, name: str, address: str) -> str:
+    """The facts of this machine as a node of an llmhost.yaml that need not be here yet, as JSON."""
+    facts, machine = node_facts(home, configuration.parse(text), name, address)
+    return json.dumps(node_to_json(facts, machine), ensure_ascii=False, indent=1) + "\n"
+
+
+def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
+    """Read the facts of all nodes anew, for the next plan; which of them do not answer."""
+    text = configuration.read_text(home.config_file)
+
+    def one(member: Member) -> str | LlmhostError:
+        try:
+            member.connect()
+            address = member.address
+            return member.ask("node", "survey", member.name, address, given=text, timeout=SURVEY_SECONDS)
+        except LlmhostError as e:
+            return e
+
+    found = in_parallel(nodes, one)
+    for name, facts in found.items():
+        if isinstance(facts, str):
+            writer.replace_file(home.node_facts_file(name), facts, 0o644)
+    return {name: answer for name, answer in found.items() if isinstance(answer, LlmhostError)}
+
+
+def _write(home: Home, config: Config, own: str, edited: str, facts: Mapping[str, str]) -> None:
+    """What this machine keeps of it, llmhost.yaml last."""
+    with home_lock(home, "node add"):
+        home.nodes.mkdir(mode=0o700, exist_ok=True)
+        found = dict(facts)
+        if not home.node_facts_file(own).exists():
+            found[own] = survey(home, edited, own, config.nodes[own].address)
+        for name, text in found.items():
+            node_identity.ensure(home, name)
+            writer.replace_file(home.node_facts_file(name), text, 0o644)
+        node_identity.ensure(home, own)
+        _link_program(home)
+        writer.replace_file(home.node_file, f"{own}\n", 0o644)
+        if edited != configuration.read_text(home.config_file):
+            mode = home.config_file.stat().st_mode & 0o777
+            writer.replace_file(home.config_file, edited, mode)
+
+
+def _link_program(home: Home) -> None:
+    """The other nodes find the llmhost of this one where they find that of each other."""
+    name, program = home.root / PROGRAM, Path(sys.executable).with_name("llmhost")
+    if name.exists() or not program.exists():
+        return
+    name.parent.mkdir(parents=True, exist_ok=True)
+    name.unlink(missing_ok=True)
+    name.symlink_to(program)
+
+
+def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostError | None]:
+    """Take a node out: what runs there finishes and stops, the others forget it, and it forgets their secrets.
+
+    One that does not answer is taken out all the same; returns why it could not be asked. Raises NodeError for a node
+    that there is not and for this one, ConfigError while services name it.
+    """
+    every = members(home)
+    leaving = next((m for m in every if m.name == name), None)
+    if leaving is None:
+        raise NodeError(f"there is no node {name}", f"llmhost.yaml has: {', '.join(m.name for m in every)}")
+    if leaving.link is None:
+        raise NodeError(f"{name} is this machine", "run it on another node, for which this one is another")
+    edited = edit.without_node(configuration.read_text(home.config_file), name)
+    configuration.parse(edited, str(home.config_file))
+    trouble = _drain(leaving, progress)
+    with home_lock(home, "node remove"):
+        writer.replace_file(home.config_file, edited, home.config_file.stat().st_mode & 0o777)
+        home.node_facts_file(name).unlink(missing_ok=True)
+        node_identity.forget(home, name)
+    synced = sync(home, members(home))
+    if trouble is None:
+        trouble = _leave(leaving)
+    leaving.link.close()
+    return synced, trouble
+
+
+def _drain(member: Member, progress: Progress) -> LlmhostError | None:
+    """Let what runs there finish and stop."""
+    step = f"stop what runs on {member.name}"
+    progress.started(step)
+    outcome = Everywhere(lambda _, line, __: progress.note(line)).run([member], ("down",))[member.name]
+    failure = outcome.failure
+    if failure is None and outcome.status:
+        failure = NodeError(f"`llmhost down` failed on {member.name}", "see what it says above")
+    progress.finished(step, "not done" if failure else "stopped")
+    return failure
+
+
+def _leave(member: Member) -> LlmhostError | None:
+    try:
+        member.ask("node", "leave")
+    except LlmhostError as e:
+        return e
+    return None
