@@ -317,7 +317,9 @@ class Guard:
         stop = Stop(self.spec, self.children)
         short = min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)
         seconds = {HUNG: 0.0, BROKEN: short, AGAIN: short}.get(ending.how)
-        if ending.how in (STOPPED, LEFT) and self.state in ("ready", "unhealthy"):
+        if not self.group.counts:  # whoever asked it something is rank 0, which has ended
+            seconds = short
+        elif ending.how in (STOPPED, LEFT) and self.state in ("ready", "unhealthy"):
             seconds = stop.drain(stop.stop_timeout()) if self.spec.kind != "none" else stop.stop_timeout()
         stop.end(self.spec.stop_timeout if seconds is None else seconds)
         if not self.file.superseded():
