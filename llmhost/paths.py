@@ -186,6 +186,11 @@ class Home:
         return self.root / "run"
 
     @property
+    def run_ssh(self) -> Path:
+        """Sockets of the connections to other nodes."""
+        return self.run / "ssh"
+
+    @property
     def lock_file(self) -> Path:
         return self.run / "lock"
 

@@ -1,7 +1,7 @@
 """Other hosts over ssh: the system's OpenSSH client, with the user's configuration, agent and known hosts.
 
-One connection to each host is kept for a minute and shared by all commands (ControlMaster, with a socket in the home's
-run/). Nobody is asked anything: what would be a question is an error with a hint. Secrets go through standard input.
+One connection to each host is kept for a minute and shared by all commands (ControlMaster, with a socket below run/).
+Nobody is asked anything: what would be a question is an error with a hint. Secrets go through standard input.
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ class Target:
 
 
 class Link:
-    """A host over ssh; ``run`` is a private directory for the socket of the shared connection."""
+    """A host over ssh; ``directory`` is a private one for the socket of the shared connection."""
 
-    def __init__(self, target: Target, run: Path) -> None:
+    def __init__(self, target: Target, directory: Path) -> None:
         self.target = target
         digest = hashlib.sha256(repr(target).encode()).hexdigest()[:8]
-        self._socket = run / f"s-{digest}"
+        self._socket = directory / digest
         self._kept = len(os.fsencode(self._socket)) + SOCKET_SUFFIX <= SOCKET_PATH_LIMIT
-        self._errors = run / f"ssh-{digest}.err"
-        self._lock = run / f"ssh-{digest}.lock"
+        self._errors = directory / f"{digest}.err"
+        self._lock = directory / f"{digest}.lock"
 
     def connect(self) -> None:
         """Log in, or find that a kept connection is alive. Raises SshError, which says what is wrong and what to do.
@@ -170,12 +170,13 @@ class Link:
 
     def _log_in(self, seconds: float) -> None:
         options = [*_options(seconds), "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
-        if self._kept:
-            what = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}"]
-        else:
-            what = ["-S", "none"]
+        kept = ["-M", "-S", str(self._socket), "-o", f"ControlPersist={KEPT}"]
         try:
-            status = detach(["ssh", *options, *what, "-T", *self.target.words, "true"], self._errors, seconds + SLACK)
+            status = detach(
+                ["ssh", *options, *(kept if self._kept else ["-S", "none"]), "-T", *self.target.words, "true"],
+                self._errors,
+                seconds + SLACK,
+            )
             said = self._errors.read_text(encoding="utf-8", errors="replace")
         except CommandTimeout as e:
             raise _explain(self.target, "Connection timed out") from e

@@ -85,12 +85,15 @@ def _retry(moment: float | None) -> str:
 def rows_of(service: ServiceStatus) -> list[tuple[str, ...]]:
     """The lines of a table, see `HEAD`: one for the service, and where it has several members one for each."""
     names = ", ".join(service.served_as)
-    if len(service.replicas) == 1 and not service.endpoints:
+    if len(service.replicas) == 1 and not service.endpoints and not service.nodes:
         return [(service.name, service.kind, names, *_cells(service.replicas[0]))]
     head = (service.name, service.kind, names, console.state(service.state), "", "", "", "")
     replicas = ((f"  {replica.name}", "", "", *_cells(replica)) for replica in service.replicas)
     endpoints = ((f"  {e.url}", "", "", console.state(e.state), "", "", "", "") for e in service.endpoints)
-    return [head, *replicas, *endpoints]
+    nodes = (
+        (f"  {', '.join(n.replicas)} on {n.node}", "", "", console.state(n.state), *[""] * 4) for n in service.nodes
+    )
+    return [head, *replicas, *endpoints, *nodes]
 
 
 def _cells(replica: ReplicaStatus) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def members(home: Home, config: Config | None = None) -> tuple[Member, ...]:
 def _member(home: Home, name: str, node: Node, own: str) -> Member:
     if name == own:
         return Member(name, node.address, home.root, None)
-    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), home.run))
+    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), home.run_ssh))
 
 
 def target_of(node: Node) -> Target:

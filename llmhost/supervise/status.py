@@ -5,7 +5,7 @@ Named tuples rather than dataclasses here and in what is imported: those take lo
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from llmhost.errors import SupervisorError
@@ -68,8 +68,16 @@ class EndpointStatus(NamedTuple):
     state: State
 
 
+class NodeStatus(NamedTuple):
+    """Another node that runs replicas of a service, as this node's gateway sees it: ready when one of them is."""
+
+    node: str
+    replicas: tuple[str, ...]
+    state: State
+
+
 class ServiceStatus(NamedTuple):
-    """One service; ``state`` is the worst of its replicas and endpoints."""
+    """One service; ``state`` is the worst of its replicas, endpoints and other nodes."""
 
     name: str
     kind: str
@@ -78,6 +86,7 @@ class ServiceStatus(NamedTuple):
     state: State
     replicas: tuple[ReplicaStatus, ...]
     endpoints: tuple[EndpointStatus, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
 
 
 class DiskStatus(NamedTuple):
@@ -110,8 +119,10 @@ class Status(NamedTuple):
         for service in self.services:
             replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
             endpoints = [endpoint._asdict() for endpoint in service.endpoints]
-            lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints}
-            services.append({**service._asdict(), **lists})
+            nodes = [{**node._asdict(), "replicas": list(node.replicas)} for node in service.nodes]
+            lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints, "nodes": nodes}
+            shown = {**service._asdict(), **lists}
+            services.append(shown if nodes else {key: value for key, value in shown.items() if key != "nodes"})
         return {
             "supervisor": self.supervisor._asdict(),
             "gateway": self.gateway._asdict(),
@@ -129,7 +140,7 @@ def read_status(home: Home) -> Status:
     states = read_states(home, seen.programs, names)
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
-    served = _served(home) if any(service["endpoints"] for service in planned) else None
+    served = _served(home) if any(service["endpoints"] or service["nodes"] for service in planned) else None
     return Status(
         SupervisorStatus(seen.state, seen.pid or None),
         GatewayStatus(gateway.state, url, gateway.pid, gateway.error),
@@ -156,6 +167,9 @@ def _plan(home: Home) -> tuple[str | None, list[dict[str, Any]]]:
     try:
         plan = json.loads(home.plan_file.read_bytes())
         services = [{key: service[key] for key in _SHOWN} for service in plan["services"]]
+        members = {node["name"]: f"{node['address']}:{node['port']}" for node in plan.get("nodes", ())}
+        for shown, service in zip(services, plan["services"], strict=True):
+            shown["nodes"] = [{**e, "member": members[e["node"]]} for e in service.get("elsewhere", ())]
         gateway = plan["gateway"]
         return local_url(gateway["host"], gateway["port"], "https" if gateway["tls"] else "http"), services
     except (OSError, ValueError, KeyError, TypeError):
@@ -192,12 +206,12 @@ def require_awake(home: Home) -> None:
         )
 
 
-def _served(home: Home) -> frozenset[str] | None:
-    """The members that get requests; None when no gateway tells."""
+def _served(home: Home) -> Mapping[str, frozenset[str]] | None:
+    """The members that get requests, by cluster; None when no gateway tells."""
     from llmhost.probe.gateway import read_gateway  # noqa: PLC0415 (most homes have no endpoints)
 
     seen = read_gateway(home.gateway_admin_socket)
-    return frozenset[str]().union(*seen.healthy.values()) if seen.live else None
+    return seen.healthy if seen.live else None
 
 
 def _out(home: Home, service: str) -> "_Out | None":
@@ -225,17 +239,26 @@ def _service(
     service: dict[str, Any],
     states: dict[str, ProgramState],
     trees: "_Processes | None",
-    served: frozenset[str] | None,
+    served: Mapping[str, frozenset[str]] | None,
     out: _Out | None,
 ) -> ServiceStatus:
     programs = service["replicas"]
     told = (_drained(states[p["name"]], out if out and p["socket"] in out.members else None) for p in programs)
     replicas = tuple(_replica(state, tuple(p["gpus"]), trees) for state, p in zip(told, programs, strict=True))
-    endpoints = tuple(EndpointStatus(e["url"], _endpoint(e, served)) for e in service["endpoints"])
-    there = {r.state for r in replicas} | {e.state for e in endpoints}
+    seen = None if served is None else _members(served, service["name"])
+    endpoints = tuple(EndpointStatus(e["url"], _endpoint(e, seen)) for e in service["endpoints"])
+    nodes = tuple(NodeStatus(n["node"], tuple(n["replicas"]), _member(n["member"], seen)) for n in service["nodes"])
+    there = {r.state for r in replicas} | {e.state for e in endpoints} | {n.state for n in nodes}
     worst: State = next((state for state in _SEVERITY if state in there), "stopped")
     served_as = tuple(service["served_as"])
-    return ServiceStatus(service["name"], service["kind"], service["model"], served_as, worst, replicas, endpoints)
+    return ServiceStatus(
+        service["name"], service["kind"], service["model"], served_as, worst, replicas, endpoints, nodes
+    )
+
+
+def _members(served: Mapping[str, frozenset[str]], service: str) -> frozenset[str]:
+    """Of both clusters of a service, `llmhost.gateway.peers.cluster_name` is the second."""
+    return served.get(service, frozenset()) | served.get(f"{service}@nodes", frozenset())
 
 
 def _drained(state: ProgramState, out: _Out | None) -> ProgramState:
@@ -244,9 +267,12 @@ def _drained(state: ProgramState, out: _Out | None) -> ProgramState:
 
 def _endpoint(endpoint: dict[str, Any], served: frozenset[str] | None) -> State:
     """Of an endpoint of the plan, which the gateway calls by its ``address:port`` (`EndpointPlan.member`)."""
+    return _member(f"{endpoint['address']}:{endpoint['url'].rpartition(':')[2]}", served)
+
+
+def _member(member: str, served: frozenset[str] | None) -> State:
     if served is None:
         return "stopped"
-    member = f"{endpoint['address']}:{endpoint['url'].rpartition(':')[2]}"
     return "ready" if member in served else "unhealthy"
 
 
