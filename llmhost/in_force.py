@@ -40,6 +40,11 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
     return tuple(s for s in plan.services if not names or s.name in names or s.part_of in names)
 
 
+def with_parts(plan: Plan, names: tuple[str, ...]) -> tuple[str, ...]:
+    """These services and those that their parts on this node run as; none: all."""
+    return tuple(dict.fromkeys((*names, *(s.name for s in select_services(plan, names))))) if names else ()
+
+
 def with_needs(needs: Mapping[str, Iterable[str]], services: tuple[str, ...]) -> tuple[str, ...]:
     """These services and what they need, what that needs, and so on; none: all."""
     found = dict.fromkeys(services)
