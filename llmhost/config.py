@@ -282,7 +282,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _known_nodes(self) -> Config:
-        check_nodes(self.nodes, self.gateway.port)
+        ports = {"gateway.port": self.gateway.port}
+        ports |= {f"services.{name}.port": s.port for name, s in self.services.items() if s.port}
+        check_nodes(self.nodes, self.gateway.port, ports)
         for name, service in self.services.items():
             check_places(name, service.nodes, self.nodes)
         check_spans(self.services, self.nodes)

@@ -73,8 +73,9 @@ def check_node_names(nodes: object) -> None:
             )
 
 
-def check_nodes(nodes: Mapping[str, Node], main: int) -> None:
-    """Refuse addresses that two nodes have, loopback beside real ones, and ports that there are not."""
+def check_nodes(nodes: Mapping[str, Node], main: int, taken: Mapping[str, int]) -> None:
+    """Refuse addresses that two nodes have, loopback beside real ones, and ports that there are not or that the gateway
+    listens on already (``taken``, by key)."""
     owners: dict[str, str] = {}
     for name, node in nodes.items():
         key = node.address.lower().rstrip(".")
@@ -84,8 +85,15 @@ def check_nodes(nodes: Mapping[str, Node], main: int) -> None:
                 "give each node the address at which the others reach it",
             )
         owners[key] = name
-        if gateway_port(node, main) > 65535:
+        port = gateway_port(node, main)
+        if port > 65535:
             raise Refusal(f"nodes.{name}: gateway.port + {PORT_BESIDE} is no port", "write gateway_port: for this node")
+        owner = next((key for key, number in taken.items() if number == port), None)
+        if owner:
+            raise Refusal(
+                f"nodes.{name}.gateway_port: {port} is {owner} already",
+                f"write another one; without it, it is gateway.port + {PORT_BESIDE}",
+            )
     _refuse_loopback(nodes)
 
 

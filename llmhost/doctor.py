@@ -31,6 +31,7 @@ from llmhost.foreign import needs_vllm
 from llmhost.hub.lock import read_lock
 from llmhost.hub.remote import Reference
 from llmhost.models import read_models
+from llmhost.nodes import own_config
 from llmhost.paths import Home
 from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.interpreters import Found, read_interpreter
@@ -71,7 +72,11 @@ def _config(home: Home) -> tuple[list[Check], Config | None]:
         config = configuration.load(home.config_file)
     except LlmhostError as e:
         return [fail("config", e.message, e.hint)], None
-    return [ok("config", f"{home.config_file}: {', '.join(config.services) or 'no services'}")], config
+    read = [ok("config", f"{home.config_file}: {', '.join(config.services) or 'no services'}")]
+    try:
+        return read, own_config(home, config)
+    except LlmhostError as e:
+        return [*read, fail("nodes", e.message, e.hint)], None
 
 
 def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 import secrets
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmhost.errors import HomeError
 from llmhost.paths import Home
+from llmhost.writer import replace_file
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -104,7 +103,7 @@ def write_secret(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="ascii").strip() != text:
-            _write(path, text.encode() + b"\n")
+            replace_file(path, text + "\n")
     except OSError as e:
         raise HomeError(f"cannot write {path}: {e.strerror}", "see `df -h` and the permissions of the home") from e
 
@@ -216,19 +215,6 @@ def _write_pair(
 
     plain = serialization.NoEncryption()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    _write(key_path, private)
-    _write(certificate, built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole, under a temporary name first; nobody else can read it at any moment."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(key_path, private.decode())
+    signed = built.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    replace_file(certificate, signed.decode())

@@ -69,7 +69,13 @@ def read_whole(home: Home, config: Config) -> Whole | None:
     models |= {name: models[rank.service] for name, rank in spans.ranks.items()}
     placement = place(config.services, facts, models, read_placement(home), spans)
     node_identity.require(home, own)
-    return Whole(config, models, Part(own, _node_plans(home, config, facts, own), placement, spans))
+    return Whole(config, models, Part(own, node_plans(home, config, facts, own), placement, spans))
+
+
+def own_config(home: Home, config: Config) -> Config:
+    """The configuration as this node carries it out; in a home without nodes just as it is. Raises as `read_whole`."""
+    whole = read_whole(home, config)
+    return whole.own if whole else config
 
 
 def write_shared(home: Home, whole: Whole) -> None:
@@ -128,7 +134,8 @@ def _by_reference(config: Config, models: Mapping[str, ModelFacts]) -> dict[str,
     return {_key(services[name].model, services[name].kind): asdict(facts) for name, facts in sorted(models.items())}
 
 
-def _node_plans(home: Home, config: Config, facts: Mapping[str, NodeFacts], own: str) -> tuple[NodePlan, ...]:
+def node_plans(home: Home, config: Config, facts: Mapping[str, NodeFacts], own: str) -> tuple[NodePlan, ...]:
+    """Where each node is reached; raises ConfigError for a host that nobody knows and whose facts do not tell."""
     plans = []
     for name, node in config.nodes.items():
         address = _address(name, node.address, facts[name].address)

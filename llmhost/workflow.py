@@ -135,7 +135,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
             f"{home.config_file} has no services", "write some under services:, or use `llmhost down` to stop what runs"
         )
     _require_in_file(services, config)
-    config = _own(home, config)
+    config = nodes.own_config(home, config)
     claim(home)
     require_startable(home, config)
     foreign.require_commands(home, config)
@@ -346,12 +346,6 @@ def _load(home: Home, insecure: bool) -> Config:
     return config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
 
 
-def _own(home: Home, config: Config) -> Config:
-    """As this node carries it out; in a home without nodes just as it is."""
-    whole = nodes.read_whole(home, config)
-    return whole.own if whole else config
-
-
 def make_home_plan(home: Home, insecure: bool = False) -> Plan:
     """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
     return _read_inputs(home, insecure).plan(_running(home))
@@ -398,7 +392,7 @@ def _inputs(home: Home, config: Config, engine: EngineFacts | None = None) -> _I
 
 def validate(home: Home, config: Config) -> bool:
     """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
-    own = _own(home, config)
+    own = nodes.own_config(home, config)
     read_models(home, own)
     foreign.require_commands(home, own)
     built = foreign.has_environments(home, own)

@@ -22,6 +22,7 @@ from llmhost.errors import CommandError, ConfigError, EngineError, HomeError, Su
 from llmhost.foreign import needs_vllm
 from llmhost.homedir import is_ours
 from llmhost.models import read_models
+from llmhost.nodes import own_config
 from llmhost.paths import Home, supervisord_script
 from llmhost.render import SWEEP_SECONDS
 from llmhost.supervise import daemon, systemd
@@ -100,7 +101,7 @@ def disable(home: Home, *, now: bool) -> tuple[Unit, bool]:
 def _require_usable(home: Home) -> Config:
     if not is_ours(home):
         raise HomeError(f"{home.root} is not a home of llmhost", "name the home with --home (sudo changes ~)")
-    config = configuration.load(home.config_file)
+    config = own_config(home, configuration.load(home.config_file))
     if needs_vllm(config) and find_engine(home, config.engine) is None:
         raise EngineError(f"the engine {config.engine.name} is not built yet", "run `llmhost up` (or `setup`) first")
     return config
