@@ -1,0 +1,149 @@
+"""A machine becomes a node over ssh, is brought up to date, and leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+
+import pytest
+
+from llmhost import __version__
+from tests.integration.nodes.conftest import Homes
+from tests.netns import wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def test_llmhost_is_installed_there_and_an_interrupted_installation_goes_on(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b", installed=False)
+    homes.configure(a)
+    before = homes.home(a).config_file.read_text(encoding="utf-8")
+    app = homes.home(b).root / "app"
+    adding = a.popen(*a.llmhost("node", "add", "root@b"))
+    wait_for(lambda: list(app.glob("llmhost-*/bin/python")), 120)
+    adding.send_signal(signal.SIGKILL)  # the shell around it: what it runs there must not go on by itself
+    a.run("pkill", "-KILL", "-f", "llmhost node add")
+    adding.communicate()
+    assert homes.home(a).config_file.read_text(encoding="utf-8") == before
+    wait_for(lambda: "pip" not in b.run("ps", "ax").stdout)
+
+    homes.run(a, "node", "add", "root@b")
+    text = homes.home(a).config_file.read_text(encoding="utf-8")
+    assert text.startswith(before)
+    assert homes.home(b).config_file.read_text(encoding="utf-8") == text
+    assert b.run(str(app / "bin/llmhost"), "--version").stdout.split()[-1] == __version__
+    assert homes.run(b, "node", "list").splitlines()[2].split()[:3] == ["b", b.address, "(this"]
+
+    tree = sorted(p.name for p in app.iterdir())
+    assert "is there already" in a.run(*a.llmhost("node", "add", "b")).stderr
+    assert sorted(p.name for p in app.iterdir()) == tree == ["bin", f"{next(app.glob('llmhost-*')).name}"]
+    assert homes.home(a).config_file.read_text(encoding="utf-8") == text
+
+
+def test_an_older_llmhost_is_told_and_replaced(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    homes.run(a, "node", "add", "root@b")
+    homes.install(b, "0.0.9", "000000000000")
+    node = homes.status(a)["b"]
+    assert not node["ready"]
+    assert node["error"] == f"b has llmhost 0.0.9, and this node {__version__}"
+    assert "b has llmhost 0.0.9" in a.run(*a.llmhost("node", "sync"), ok=1).stderr
+    (homes.home(b).root / "app").joinpath(f"llmhost-{__version__}-{digest()}", ".complete").unlink()
+    said = a.run(*a.llmhost("node", "add", "b")).stderr
+    assert "b has llmhost 0.0.9: it is brought to that of this machine" in said
+    assert homes.status(a)["b"]["error"] is None
+
+
+def digest() -> str:
+    from llmhost.bundle.own_wheel import own_digest
+
+    return own_digest()
+
+
+def test_secrets_reach_only_whom_they_are_for(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    key = homes.run(a, "keys", "add", "me").strip()
+    homes.run(a, "node", "add", "root@b")
+    nodes = homes.home(b).nodes
+    assert sorted(p.name for p in (nodes / "tls").iterdir()) == ["b.key", "b.pem", "ca.pem"]
+    for secret in (nodes / "key", nodes / "tls/b.key", homes.home(b).keys_file):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert json.loads(homes.run(b, "keys", "list", "--json"))[0]["name"] == "me"
+    assert key.startswith("sk-")
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_changed(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    before = homes.home(a).config_file.read_text(encoding="utf-8")
+    error, hint = homes.refused(a, "node", "add", "root@b", "--address", "127.0.0.1")
+    assert "127.0.0.1" in error
+    assert "the address at which the other nodes reach it" in hint
+    error, hint = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
+    assert "is not a home of llmhost and not empty" in error
+    error, hint = homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
+    error, hint = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
+    assert "is not a host for ssh" in error
+    (b.root / ".ssh/authorized_keys").write_text("", encoding="utf-8")
+    a.run("sh", "-c", "pkill -f '[.]llmhost/run/ssh'", ok=None)
+    error, hint = homes.refused(a, "node", "add", "root@b")
+    assert "the login was refused" in error
+    assert "ssh-copy-id" in hint
+    assert homes.home(a).config_file.read_text(encoding="utf-8") == before
+    assert not homes.home(a).nodes.exists()
+    assert not homes.home(b).config_file.exists()
+
+
+def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    theirs = "gateway: {port: 9000}   # mine\n"
+    homes.home(b).config_file.write_text(theirs, encoding="utf-8")
+    error, hint = homes.refused(a, "node", "add", "root@b")
+    assert "llmhost.yaml of b was changed there" in error
+    assert homes.home(b).config_file.read_text(encoding="utf-8") == theirs
+    homes.run(a, "node", "add", "root@b", "--force")
+    assert homes.home(b).config_file.with_name("llmhost.yaml.before").read_text(encoding="utf-8") == theirs
+
+
+def test_files_of_a_node_that_was_edited_are_not_lost(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    homes.run(a, "node", "add", "root@b")
+    file = homes.home(b).config_file
+    file.write_text(file.read_text(encoding="utf-8") + "# by hand\n", encoding="utf-8")
+    error, hint = homes.refused(a, "node", "sync")
+    assert "llmhost.yaml of b was changed there" in error
+    assert "`llmhost node sync --from b`" in hint
+    homes.run(a, "node", "sync", "--from", "b")
+    assert homes.home(a).config_file.read_text(encoding="utf-8").endswith("# by hand\n")
+    homes.run(b, "keys", "add", "me")
+    assert homes.run(b, "node", "sync") == "synced a\n"  # from any node
+    assert homes.home(a).keys_file.read_bytes() == homes.home(b).keys_file.read_bytes()
+    assert homes.run(b, "node", "sync") == "a: nothing to do\n"
+    b.link(False)
+    homes.run(a, "keys", "add", "you")
+    assert "b does not answer" in a.run(*a.llmhost("node", "sync"), ok=1).stderr
+    b.link(True)
+    assert homes.run(a, "node", "sync") == "synced b\n"
+
+
+def test_a_node_leaves_also_when_it_is_dead(homes: Homes) -> None:
+    a, b, c = homes.add("a"), homes.add("b"), homes.add("c")
+    homes.configure(a)
+    homes.run(a, "node", "add", "root@b")
+    homes.run(a, "node", "add", "root@c")
+    homes.run(a, "node", "remove", "b")
+    assert not homes.home(b).nodes.exists()
+    assert not homes.home(b).node_file.exists()
+    assert [line.split()[0] for line in homes.run(c, "node", "list").splitlines()] == ["NODE", "a", "c"]
+    c.cut()
+    said = a.run(*a.llmhost("node", "remove", "c")).stderr
+    assert "c: c does not answer" in said or "c: c cannot be reached" in said
+    assert [line.split()[0] for line in homes.run(a, "node", "list").splitlines()] == ["NODE", "a"]
+    assert sorted(p.name for p in homes.home(a).node_tls.iterdir()) == ["a.key", "a.pem", "ca.key", "ca.pem"]
+    error, hint = homes.refused(a, "node", "remove", "a")
+    assert "a is this machine" in error
