@@ -30,6 +30,7 @@ from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.groups import refuse_surge
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.plan.starting import start_seconds
@@ -322,6 +323,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))
         foreign.require_movable(plan, chosen)
+        refuse_surge(chosen, {s.name for s in plan.services if any(p.group for p in s.replicas)})
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)

@@ -84,7 +84,7 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     """
     if machine.part:
         running = replace(running, slots=machine.part.slots)
-    refuse_surge(running, machine.part)
+        refuse_surge(running.surge, machine.part.spans.ranks)
     check_arguments(config.services, models, machine.engine)
     shares: Mapping[str, Mapping[str, Share]] = (
         require_gpus(config.services, machine.gpus, models, running)

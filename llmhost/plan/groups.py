@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmhost.config import Service
@@ -13,7 +13,7 @@ from llmhost.errors import PlanError
 from llmhost.facts import Device, EngineFacts, ModelFacts
 from llmhost.paths import Home
 from llmhost.plan.placement import Part
-from llmhost.plan.running import Running, number_of, service_of
+from llmhost.plan.running import number_of, service_of
 from llmhost.plan.spans import GUARD, MASTER, cpu_sizes, first_ports
 from llmhost.plan.types import GroupPlan
 
@@ -139,14 +139,14 @@ def _check(name: str, service: Service, engine: EngineFacts) -> None:
         )
 
 
-def refuse_surge(running: Running, part: Part | None) -> None:
-    """Second engines of a model that spans nodes would have to start on all of them at once."""
-    spanning = sorted(running.surge & set(part.spans.ranks)) if part else []
-    if spanning:
-        raise PlanError(
-            f"services.{spanning[0]}: it spans nodes, and cannot start beside itself",
-            "leave --surge out; with replicas: 2 one of them serves while the other restarts",
-        )
+def refuse_surge(services: Iterable[str], spanning: Collection[str]) -> None:
+    """Second engines of a model that spans nodes would have to start on all of them at once: PlanError."""
+    for name in services:
+        if name in spanning:
+            raise PlanError(
+                f"{name} spans nodes, and cannot start beside itself",
+                "leave --surge out; with replicas: 2 one of them serves while the other restarts",
+            )
 
 
 def _digest(service: Service, addresses: tuple[str, ...], port: int, engine: EngineFacts) -> str:
