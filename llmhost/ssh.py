@@ -126,6 +126,15 @@ class Link:
             raise self.failed(done)
         return done
 
+    def work(self, words: Sequence[str]) -> Completed:
+        """Run what takes its time there; it ends when we do, however we end. Raises SshError for a lost connection."""
+        lines: list[str] = []
+        errors: list[str] = []
+        status = self.talk(words).follow(lines.append, errors.append)
+        said = "\n".join(errors)
+        self.require_connection(status, said)
+        return Completed(tuple(words), status, "\n".join(lines), said)
+
     def failed(self, done: Completed) -> SshError:
         """What a command said that ended with an error there; its own ``hint:`` is ours."""
         if done.returncode == NOT_FOUND:

@@ -12,18 +12,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-CHECKOUT = Path(__file__).parent.parent
+from tests.systemd.box import CannotRun as CannotRun  # noqa: PLC0414
+from tests.systemd.box import wait_for as wait_for  # noqa: PLC0414
+
 PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client", "ip": "iproute2", "unshare": "util-linux"}
 """What is needed -> its package."""
 NETWORK = "10.77.0"
 NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
-PATIENCE = 60.0
 
 BOOT = """set -e
 hostname {name}
@@ -50,10 +49,6 @@ SetEnv {environment}
 """
 
 
-class CannotRun(Exception):
-    """Why there can be no such hosts here."""
-
-
 def require() -> None:
     """Raise CannotRun, with what to do about it, where hosts cannot be made."""
     if os.geteuid() != 0:
@@ -64,15 +59,6 @@ def require() -> None:
     tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         raise CannotRun(f"this machine allows no namespaces: {tried.stderr.strip()}")
-
-
-def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.05)
-    return answer
 
 
 class Host:
@@ -88,9 +74,9 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As after a login there."""
+        """As after a login there; programs in ``bin`` of its root go first."""
         python = Path(os.path.realpath(sys.executable)).parent
-        path = f"{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{self.root}/bin:{python}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return {"PATH": path, "LANG": "C.UTF-8", **self.network.environment}
 
     def build(self) -> None:

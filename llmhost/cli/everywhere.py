@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -105,7 +105,7 @@ def show_status(session: Session, *, as_json: bool) -> int:
         console.json_result({"nodes": found})
     else:
         _show(found)
-    return 0 if all(node["ready"] for node in found) else NOT_READY
+    return 0 if all(node["ready"] for node in found) and not any(_not_reached(found)) else NOT_READY
 
 
 def _told(name: str, address: str, outcome: Outcome) -> dict[str, Any]:
@@ -125,10 +125,26 @@ def _told(name: str, address: str, outcome: Outcome) -> dict[str, Any]:
         hint = f"`llmhost node add {name}` brings the same one there"
     return {
         "node": name, "address": address, "reachable": status is not None,
-        "ready": outcome.status == 0 and error is None,
+        "ready": status is not None and error is None and _ready(status),
         "reason": None if status is not None else outcome.reason or "failed", "error": error, "hint": hint,
         "status": status,
     }  # fmt: skip
+
+
+def _ready(status: Mapping[str, Any]) -> bool:
+    """What a node runs itself is ready; how it sees the others is not its own."""
+    members = [m for s in status["services"] for m in (*s["replicas"], *s["endpoints"])]
+    gateway = status["gateway"]["state"]
+    return bool(status["services"]) and gateway == "ready" and all(m["state"] == "ready" for m in members)
+
+
+def _not_reached(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Nodes whose gateway another one does not reach, though they are ready."""
+    ready = {node["node"] for node in found if node["ready"]}
+    for node in found:
+        services = node["status"]["services"] if node["ready"] else []
+        others = {n["node"] for s in services for n in s.get("nodes", ()) if n["state"] != "ready"}
+        yield from ((node["node"], other) for other in sorted(others & ready))
 
 
 def _show(found: Sequence[Mapping[str, Any]]) -> None:
@@ -138,9 +154,10 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
     for node in (n for n in found if n["error"]):
         console.result(f"\n{node['node']}: {node['error']}" + (f"\n  -> {node['hint']}" if node["hint"] else ""))
     for node in (n for n in found if n["status"]):
-        for service in node["status"]["services"]:
-            for replica in (r for r in service["replicas"] if r["error"]):
-                console.result(f"\n{node['node']}  {replica['name']}: {replica['error']}")
+        for replica in (r for s in node["status"]["services"] for r in s["replicas"] if r["error"]):
+            console.result(f"\n{node['node']}  {replica['name']}: {replica['error']}")
+    for name, other in _not_reached(found):
+        console.result(f"\n{name}: its gateway does not reach that of {other}\n  -> see `llmhost node doctor`")
 
 
 def _rows(node: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -151,7 +168,8 @@ def _rows(node: Mapping[str, Any]) -> list[tuple[str, ...]]:
     gateway = node["status"]["gateway"]
     pid = str(gateway["pid"] or "-")
     own = ("gateway", "", gateway["url"] or "", console.state(gateway["state"]), pid, "", "", "")
-    rows = [own, *(row for service in node["status"]["services"] for row in rows_of(_service(service)))]
+    shown = [s for s in node["status"]["services"] if s["replicas"] or s["endpoints"]]
+    rows = [own, *(row for service in shown for row in rows_of(_service(service)))]
     return [(node["node"], *row) for row in rows]
 
 
@@ -161,7 +179,7 @@ def _service(data: Mapping[str, Any]) -> ServiceStatus:
     replicas = tuple(ReplicaStatus(**{f: r[f] for f in ReplicaStatus._fields}) for r in data["replicas"])
     endpoints = tuple(EndpointStatus(**{f: e[f] for f in EndpointStatus._fields}) for e in data["endpoints"])
     plain = {f: data[f] for f in ServiceStatus._fields if f in data}
-    return ServiceStatus(**{**plain, "replicas": replicas, "endpoints": endpoints})
+    return ServiceStatus(**{**plain, "replicas": replicas, "endpoints": endpoints, "nodes": ()})
 
 
 def show_logs(session: Session, words: tuple[str, ...], *, follow: bool, as_json: bool) -> int:

@@ -18,15 +18,16 @@ from llmhost import __version__, deploy, keys, node_identity, writer
 from llmhost import config as configuration
 from llmhost.errors import NodeError
 from llmhost.homedir import claim
+from llmhost.hub.lock import Lock, read_lock, snapshots, write_lock
 from llmhost.paths import Home
 from llmhost.supervise.lock import home_lock
 
 FORMAT = 1
 RECORD = "nodes/synced.json"
-CONFIG, KEYS = "llmhost.yaml", "keys.json"
+CONFIG, KEYS, LOCK = "llmhost.yaml", "keys.json", "llmhost.lock"
 BEFORE = "llmhost.yaml.before"
 """What somebody had written on a node whose llmhost.yaml was replaced all the same."""
-TOP = (CONFIG, "llmhost.lock", KEYS)
+TOP = (CONFIG, LOCK, KEYS)
 BY_HAND = (CONFIG, KEYS)
 """What people change, on whichever node they are; the rest is written by programs."""
 ALLOWED = re.compile(rf"{'|'.join(map(re.escape, TOP))}|nodes(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
@@ -52,6 +53,8 @@ class NodeState:
     node: str
     files: Mapping[str, str]
     record: Record
+    locked: Mapping[str, Any] = field(default_factory=dict)
+    """Models that were pulled there, as llmhost.lock has them."""
 
     @property
     def edited(self) -> tuple[str, ...]:
@@ -63,12 +66,18 @@ def read_state(home: Home) -> NodeState:
     """Of this home."""
     name = home.node_file.read_text(encoding="utf-8").strip() if home.node_file.exists() else ""
     files = {path: digest(text) for path, (text, _) in _files(home, name)}
-    return NodeState(__version__, name, files, _record(home))
+    return NodeState(__version__, name, files, _record(home), _locked(home))
 
 
 def state_to_json(state: NodeState) -> dict[str, Any]:
     record = {"serial": state.record.serial, "by": state.record.by, "files": dict(state.record.files)}
-    return {"llmhost": state.llmhost, "node": state.node, "files": dict(state.files), "synced": record}
+    return {
+        "llmhost": state.llmhost,
+        "node": state.node,
+        "files": dict(state.files),
+        "synced": record,
+        "locked": state.locked,
+    }
 
 
 def state_from_json(text: str) -> NodeState:
@@ -76,7 +85,7 @@ def state_from_json(text: str) -> NodeState:
     try:
         data = json.loads(text)
         record = Record(int(data["synced"]["serial"]), str(data["synced"]["by"]), dict(data["synced"]["files"]))
-        return NodeState(str(data["llmhost"]), str(data["node"]), dict(data["files"]), record)
+        return NodeState(str(data["llmhost"]), str(data["node"]), dict(data["files"]), record, dict(data["locked"]))
     except (ValueError, KeyError, TypeError) as e:
         raise NodeError("it has an llmhost of another version", "`llmhost node add` brings the same one there") from e
 
@@ -95,7 +104,7 @@ def digests(home: Home, node: str) -> dict[str, str]:
 def stale(state: NodeState, wanted: Mapping[str, str]) -> tuple[str, ...]:
     """Which files a node lacks, has in another version, or has too many."""
     different = {path for path, found in wanted.items() if state.files.get(path) != found}
-    over = {path for path in state.files if path not in wanted and not path.startswith(IDENTITY)}
+    over = {path for path in state.files if path not in (*wanted, LOCK) and not path.startswith(IDENTITY)}
     return tuple(sorted(different | over))
 
 
@@ -128,6 +137,14 @@ def remember(home: Home, record: Record) -> None:
     writer.replace_file(home.root / RECORD, text + "\n")
 
 
+def adopt_locked(home: Home, theirs: Mapping[str, Any], *, theirs_first: bool = False) -> None:
+    """Add models that another node has pulled to llmhost.lock; where both have one, its commit here stays."""
+    own = read_lock(home.lock_of_models)
+    found = {name: snapshot for name, snapshot in snapshots(theirs).items() if theirs_first or name not in own.models}
+    if any(own.models.get(name) != snapshot for name, snapshot in found.items()):
+        write_lock(Lock(own.path, {**own.models, **found}))
+
+
 def forget(home: Home) -> None:
     """This home is no node any more: what it shared with the others goes, secrets first."""
     with home_lock(home, "node remove"):
@@ -142,6 +159,9 @@ def _write(home: Home, path: str, entry: Mapping[str, Any]) -> None:
     target = home.root / path
     if path == CONFIG and path in read_state(home).edited:
         writer.replace_file(target.with_name(BEFORE), target.read_text(encoding="utf-8"))
+    if path == LOCK:  # what was pulled here only stays pinned
+        adopt_locked(home, json.loads(entry["text"])["models"], theirs_first=True)
+        return
     if target.exists() and target.read_text(encoding="utf-8") == entry["text"] and _mode(target) == entry["mode"]:
         return
     if path == KEYS:  # the gateway must learn of them, too
@@ -158,7 +178,7 @@ def _write(home: Home, path: str, entry: Mapping[str, Any]) -> None:
 def _remove(home: Home, path: str) -> None:
     if path == KEYS:
         deploy.change_keys(home, lambda _: ((), None))
-    elif not path.startswith(IDENTITY):
+    elif path != LOCK and not path.startswith(IDENTITY):
         (home.root / path).unlink()
 
 
@@ -196,6 +216,13 @@ def _present(home: Home) -> list[Path]:
     top = (home.root / name for name in TOP)
     below = sorted(home.nodes.rglob("*")) if home.nodes.is_dir() else []
     return [file for file in (*top, *below) if file.is_file()]
+
+
+def _locked(home: Home) -> dict[str, Any]:
+    try:
+        return dict(json.loads(home.lock_of_models.read_text(encoding="utf-8"))["models"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _record(home: Home) -> Record:

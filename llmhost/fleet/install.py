@@ -26,7 +26,6 @@ from llmhost.ssh import Link
 
 LOOK_SECONDS = 30.0
 COPY_SECONDS = 3600.0
-INSTALL_SECONDS = 1800.0
 KEPT = 2
 """Former versions that stay: guards of engines that run still use theirs."""
 
@@ -151,7 +150,7 @@ def _from_index(link: Link, found: Found, app: str, name: str, wheel: Path, prog
 
 
 def _step(link: Link, what: str, words: list[str]) -> None:
-    done = link.run(words, timeout=INSTALL_SECONDS, check=False)
+    done = link.work(words)
     if done.returncode == 0:
         return
     lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -189,8 +188,9 @@ def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> 
     step = f"install it on {link.target.host}"
     progress.started(step)
     words = ["sh", f"{there}/install.sh", "--home", found.root, "--prefix", f"{found.root}/app"]
-    link.run(words, timeout=INSTALL_SECONDS)
-    link.run(["rm", "-rf", f"{found.root}/app/incoming"], timeout=LOOK_SECONDS)
+    _step(link, "the bundle cannot be installed", words)
+    brought = [] if found.configured else [f"{found.root}/llmhost.yaml"]  # the nodes' own one comes after this
+    link.run(["rm", "-rf", f"{found.root}/app/incoming", *brought], timeout=LOOK_SECONDS)
     progress.finished(step)
 
 

@@ -69,16 +69,19 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     link.connect()
     found = look(link, wish.home or _home_there(home, config, text))
     name, node = _entry(config, text, target, found, wish)
-    edited = _with_self(home, config, target, wish)
-    edited = edit.with_node(edited, name, node)
-    config = configuration.parse(edited, str(home.config_file))
-    own = _own(home, config)
+    own, here = _self(home, config, target, wish)
+    if name == own:
+        raise NodeError(
+            f"{target.host} and this machine are both called {name}", "give the new node another name: --name NAME"
+        )
+    nodes = {own: here, name: node}
+    edited = _edited(home, nodes)
     member = Member(name, str(node["address"]), Path(found.root), link)
     install(home, link, found, wish.bundle, progress)
-    if found.configured and not wish.force:
+    if found.configured and not wish.force:  # of somebody else, or of this node's former life
         require_newest(files.read_state(home), {name: _state(member)})
     facts = {name: member.ask("node", "survey", name, str(node["address"]), given=edited, timeout=SURVEY_SECONDS)}
-    _write(home, config, own, edited, facts)
+    _write(home, own, nodes, facts)
     progress.note(f"{name} is in {home.config_file}")
     return Added(name, own, sync(home, members(home), force=wish.force))
 
@@ -124,16 +127,25 @@ def _address(target: Target) -> str:
     return found.partition("%")[0]
 
 
-def _with_self(home: Home, config: Config, target: Target, wish: Wish) -> str:
-    """The text of llmhost.yaml with this machine in it."""
-    text = configuration.read_text(home.config_file)
-    if config.nodes and wish.self_address is None:
-        return text
-    name = own_name(home, config.nodes) if config.nodes else plain_name(socket.gethostname())
+def _self(home: Home, config: Config, target: Target, wish: Wish) -> tuple[str, dict[str, Any]]:
+    """The name of this machine as a node, and what stands in llmhost.yaml of it."""
+    name = plain_name(socket.gethostname())
+    if config.nodes and (home.node_file.exists() or name not in config.nodes):
+        name = own_name(home, config.nodes)
     kept = config.nodes[name].model_dump(exclude_unset=True) if name in config.nodes else {}
+    if kept and wish.self_address is None:
+        return name, kept
     address = wish.self_address or _own_address(target)
-    node = {"address": address, "user": getpass.getuser(), "home": str(home.root)}
-    return edit.with_node(text, name, {**node, **kept, "address": address})
+    return name, {"user": getpass.getuser(), "home": str(home.root), **kept, "address": address}
+
+
+def _edited(home: Home, nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of llmhost.yaml with these nodes; raises ConfigError where that would not be valid."""
+    text = configuration.read_text(home.config_file)
+    for name, node in nodes.items():
+        text = edit.with_node(text, name, node)
+    configuration.parse(text, str(home.config_file))
+    return text
 
 
 def _own_address(target: Target) -> str:
@@ -149,16 +161,6 @@ def _own_address(target: Target) -> str:
             f"there is no way from this machine to {there}: {e.strerror}",
             "write the address at which the other nodes reach this machine: --self-address ADDRESS",
         ) from e
-
-
-def _own(home: Home, config: Config) -> str:
-    """The name of this node; the only one that was there, or the one with this home, when nobody has written it."""
-    if home.node_file.exists():
-        return own_name(home, config.nodes)
-    here = plain_name(socket.gethostname())
-    if here in config.nodes:
-        return here
-    return own_name(home, config.nodes)
 
 
 def _state(member: Member) -> files.NodeState:
@@ -190,22 +192,26 @@ def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
     return {name: answer for name, answer in found.items() if isinstance(answer, LlmhostError)}
 
 
-def _write(home: Home, config: Config, own: str, edited: str, facts: Mapping[str, str]) -> None:
-    """What this machine keeps of it, llmhost.yaml last."""
+def _write(home: Home, own: str, nodes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+    """What this machine keeps of it, llmhost.yaml last: as it is now, others may have added nodes meanwhile."""
     with home_lock(home, "node add"):
+        edited = _edited(home, nodes)
         home.nodes.mkdir(mode=0o700, exist_ok=True)
         found = dict(facts)
         if not home.node_facts_file(own).exists():
-            found[own] = survey(home, edited, own, config.nodes[own].address)
+            found[own] = survey(home, edited, own, str(nodes[own]["address"]))
         for name, text in found.items():
             node_identity.ensure(home, name)
             writer.replace_file(home.node_facts_file(name), text, 0o644)
         node_identity.ensure(home, own)
         _link_program(home)
         writer.replace_file(home.node_file, f"{own}\n", 0o644)
-        if edited != configuration.read_text(home.config_file):
-            mode = home.config_file.stat().st_mode & 0o777
-            writer.replace_file(home.config_file, edited, mode)
+        _replace_config(home, edited)
+
+
+def _replace_config(home: Home, text: str) -> None:
+    if text != configuration.read_text(home.config_file):
+        writer.replace_file(home.config_file, text, home.config_file.stat().st_mode & 0o777)
 
 
 def _link_program(home: Home) -> None:
@@ -234,7 +240,7 @@ def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostEr
     configuration.parse(edited, str(home.config_file))
     trouble = _drain(leaving, progress)
     with home_lock(home, "node remove"):
-        writer.replace_file(home.config_file, edited, home.config_file.stat().st_mode & 0o777)
+        _replace_config(home, edit.without_node(configuration.read_text(home.config_file), name))
         home.node_facts_file(name).unlink(missing_ok=True)
         node_identity.forget(home, name)
     synced = sync(home, members(home))

@@ -48,11 +48,14 @@ def sync(home: Home, nodes: Iterable[Member], *, force: bool = False) -> Synced:
             del found[name]
     if not force:
         require_newest(own, found)
+    for state in found.values():
+        files.adopt_locked(home, state.locked)
     stale = [n for n in every if n.name in found and is_stale(home, n, found[n.name])]
     serial = max((s.record.serial for s in (own, *found.values())), default=0)
-    if stale or own.files != own.record.files:
+    if stale or files.read_state(home).files != own.record.files:
         serial += 1
-        files.remember(home, files.Record(serial, own.node, files.read_state(home).files))
+        own = files.read_state(home)
+        files.remember(home, files.Record(serial, own.node, own.files))
     sent, lost = attempt(stale, lambda node: _send(home, node, serial, own.node))
     same = tuple(name for name in found if name not in {n.name for n in stale})
     return Synced(tuple(sent), same, failed | lost)

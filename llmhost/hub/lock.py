@@ -6,6 +6,7 @@ It belongs into version control together with llmhost.yaml: another machine then
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,17 @@ def read_lock(path: Path) -> Lock:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}")
-        models = {ref: Snapshot(m["revision"], from_listing(m["files"])) for ref, m in data["models"].items()}
+        models = snapshots(data["models"])
     except FileNotFoundError:
         return Lock(path, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise HubError(f"cannot read {path}: {e}", "restore it, or remove it to take the newest models") from e
     return Lock(path, models)
+
+
+def snapshots(models: Mapping[str, Any]) -> dict[str, Snapshot]:
+    """From ``models`` of the file."""
+    return {ref: Snapshot(m["revision"], from_listing(m["files"])) for ref, m in models.items()}
 
 
 def write_lock(lock: Lock) -> None:

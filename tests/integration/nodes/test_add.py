@@ -3,63 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import stat
 
 import pytest
 
-from llmhost import __version__
-from tests.integration.nodes.conftest import Homes
-from tests.netns import wait_for
+from llmhost.hub.lock import read_lock, write_lock
+from tests.integration.nodes.homes import Homes
 
 pytestmark = pytest.mark.integration
-
-
-def test_llmhost_is_installed_there_and_an_interrupted_installation_goes_on(homes: Homes) -> None:
-    a, b = homes.add("a"), homes.add("b", installed=False)
-    homes.configure(a)
-    before = homes.home(a).config_file.read_text(encoding="utf-8")
-    app = homes.home(b).root / "app"
-    adding = a.popen(*a.llmhost("node", "add", "root@b"))
-    wait_for(lambda: list(app.glob("llmhost-*/bin/python")), 120)
-    adding.send_signal(signal.SIGKILL)  # the shell around it: what it runs there must not go on by itself
-    a.run("pkill", "-KILL", "-f", "llmhost node add")
-    adding.communicate()
-    assert homes.home(a).config_file.read_text(encoding="utf-8") == before
-    wait_for(lambda: "pip" not in b.run("ps", "ax").stdout)
-
-    homes.run(a, "node", "add", "root@b")
-    text = homes.home(a).config_file.read_text(encoding="utf-8")
-    assert text.startswith(before)
-    assert homes.home(b).config_file.read_text(encoding="utf-8") == text
-    assert b.run(str(app / "bin/llmhost"), "--version").stdout.split()[-1] == __version__
-    assert homes.run(b, "node", "list").splitlines()[2].split()[:3] == ["b", b.address, "(this"]
-
-    tree = sorted(p.name for p in app.iterdir())
-    assert "is there already" in a.run(*a.llmhost("node", "add", "b")).stderr
-    assert sorted(p.name for p in app.iterdir()) == tree == ["bin", f"{next(app.glob('llmhost-*')).name}"]
-    assert homes.home(a).config_file.read_text(encoding="utf-8") == text
-
-
-def test_an_older_llmhost_is_told_and_replaced(homes: Homes) -> None:
-    a, b = homes.add("a"), homes.add("b")
-    homes.configure(a)
-    homes.run(a, "node", "add", "root@b")
-    homes.install(b, "0.0.9", "000000000000")
-    node = homes.status(a)["b"]
-    assert not node["ready"]
-    assert node["error"] == f"b has llmhost 0.0.9, and this node {__version__}"
-    assert "b has llmhost 0.0.9" in a.run(*a.llmhost("node", "sync"), ok=1).stderr
-    (homes.home(b).root / "app").joinpath(f"llmhost-{__version__}-{digest()}", ".complete").unlink()
-    said = a.run(*a.llmhost("node", "add", "b")).stderr
-    assert "b has llmhost 0.0.9: it is brought to that of this machine" in said
-    assert homes.status(a)["b"]["error"] is None
-
-
-def digest() -> str:
-    from llmhost.bundle.own_wheel import own_digest
-
-    return own_digest()
 
 
 def test_secrets_reach_only_whom_they_are_for(homes: Homes) -> None:
@@ -82,10 +33,10 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed(homes: Homes) -> None:
     error, hint = homes.refused(a, "node", "add", "root@b", "--address", "127.0.0.1")
     assert "127.0.0.1" in error
     assert "the address at which the other nodes reach it" in hint
-    error, hint = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
+    error, _ = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
     assert "is not a home of llmhost and not empty" in error
-    error, hint = homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
-    error, hint = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
+    homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
+    error, _ = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
     assert "is not a host for ssh" in error
     (b.root / ".ssh/authorized_keys").write_text("", encoding="utf-8")
     a.run("sh", "-c", "pkill -f '[.]llmhost/run/ssh'", ok=None)
@@ -102,7 +53,7 @@ def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:
     homes.configure(a)
     theirs = "gateway: {port: 9000}   # mine\n"
     homes.home(b).config_file.write_text(theirs, encoding="utf-8")
-    error, hint = homes.refused(a, "node", "add", "root@b")
+    error, _ = homes.refused(a, "node", "add", "root@b")
     assert "llmhost.yaml of b was changed there" in error
     assert homes.home(b).config_file.read_text(encoding="utf-8") == theirs
     homes.run(a, "node", "add", "root@b", "--force")
@@ -145,5 +96,43 @@ def test_a_node_leaves_also_when_it_is_dead(homes: Homes) -> None:
     assert "c: c does not answer" in said or "c: c cannot be reached" in said
     assert [line.split()[0] for line in homes.run(a, "node", "list").splitlines()] == ["NODE", "a"]
     assert sorted(p.name for p in homes.home(a).node_tls.iterdir()) == ["a.key", "a.pem", "ca.key", "ca.pem"]
-    error, hint = homes.refused(a, "node", "remove", "a")
+    error, _ = homes.refused(a, "node", "remove", "a")
     assert "a is this machine" in error
+
+
+def test_names_that_are_the_same_are_told(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    b.run("hostname", "a")
+    error, hint = homes.refused(a, "node", "add", "root@b")
+    assert error == "error: b and this machine are both called a"
+    assert "--name" in hint
+    homes.run(a, "node", "add", "root@b", "--name", "other")
+    assert homes.run(a, "node", "list").splitlines()[2].split()[:3] == ["other", b.address, "root@b"]
+
+
+def test_what_is_pulled_on_one_node_is_pinned_on_all(homes: Homes) -> None:
+    a, b = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    homes.run(a, "node", "add", "root@b")
+    for host, name, revision in ((a, "hf:o/x", "1" * 40), (b, "hf:o/x", "2" * 40), (b, "hf:o/y", "3" * 40)):
+        lock = read_lock(homes.home(host).lock_of_models)
+        write_lock(lock.with_model(name, revision, ()))
+    homes.run(a, "node", "sync")
+    for host in (a, b):
+        models = read_lock(homes.home(host).lock_of_models).models
+        assert {name: snapshot.revision[0] for name, snapshot in models.items()} == {"hf:o/x": "1", "hf:o/y": "3"}
+    assert homes.run(a, "node", "sync") == "b: nothing to do\n"
+
+
+def test_nodes_that_are_added_at_the_same_time_are_all_there(homes: Homes) -> None:
+    a, b, c = homes.add("a"), homes.add("b"), homes.add("c")
+    homes.configure(a)
+    both = [a.popen(*a.llmhost("node", "add", f"root@{host.name}")) for host in (b, c)]
+    for adding in both:
+        _, said = adding.communicate(timeout=300)
+        assert adding.returncode == 0, said
+    homes.run(a, "node", "sync")
+    for host in (a, b, c):
+        assert [line.split()[0] for line in homes.run(host, "node", "list").splitlines()[1:]][0] == "a"
+        assert len(homes.run(host, "node", "list").splitlines()) == 4

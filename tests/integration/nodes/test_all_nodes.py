@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.integration.nodes.conftest import Homes
+from tests.integration.nodes.homes import Homes
 from tests.netns import wait_for
 
 pytestmark = pytest.mark.integration
