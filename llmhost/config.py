@@ -22,6 +22,7 @@ from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.config_nodes import Node as Node  # noqa: PLC0414
 from llmhost.config_nodes import check_node_names, check_nodes, check_places
+from llmhost.config_span import Span, as_span, check_spans
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -140,6 +141,10 @@ class Service(Source):
     """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
     nodes: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Nodes that may run it; default: all of `nodes`."""
+    span: Annotated[Span | None, BeforeValidator(as_span)] = None
+    """Nodes that share each replica: how many; default: as few as its `gpus` need."""
+    executor: Literal["mp", "ray"] = "mp"
+    """What starts the workers of a model on several GPUs: vLLM by itself (mp), or Ray."""
     endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
     """Servers on other hosts that take their part of the requests."""
     sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
@@ -282,6 +287,7 @@ class Config(Section):
         check_nodes(self.nodes, self.gateway.port, ports)
         for name, service in self.services.items():
             check_places(name, service.nodes, self.nodes)
+        check_spans(self.services, self.nodes)
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmhost import keys as keyring
 from llmhost import run, writer
@@ -27,7 +27,7 @@ from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
 from llmhost.plan.build import is_loopback, with_keys
-from llmhost.plan.types import EndpointPlan
+from llmhost.plan.types import EndpointPlan, ProgramPlan
 from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import read_gateway
 from llmhost.render import EVENTS, NEXT_PLAN, PLAN, guard_spec_path, plan_file, render
@@ -139,7 +139,7 @@ def with_secrets(home: Home, plan: Plan) -> Plan:
     """The plan in force, with the secrets that its file leaves out; they are in files that only guards read."""
     services = []
     for service in plan.services:
-        replicas = tuple(replace(p, env=_environment(home, p.name)) for p in service.replicas)
+        replicas = tuple(_with_kept(home, p) for p in service.replicas)
         endpoints = tuple(replace(e, key=_key(home, e)) for e in service.endpoints)
         services.append(replace(service, replicas=replicas, endpoints=endpoints))
     return replace(plan, services=tuple(services), on_event=_on_event(home))
@@ -154,9 +154,10 @@ def _key(home: Home, endpoint: EndpointPlan) -> str | None:
     return read_key(home.root / endpoint.key_file) if endpoint.key_file else None
 
 
-def _environment(home: Home, program: str) -> Mapping[str, str]:
-    env: dict[str, str] = json.loads(_kept(home, guard_spec_path(program)))["env"]
-    return env
+def _with_kept(home: Home, program: ProgramPlan) -> ProgramPlan:
+    spec: dict[str, Any] = json.loads(_kept(home, guard_spec_path(program.name)))
+    group = program.group and replace(program.group, secret=spec["group"]["secret"])
+    return replace(program, env=spec["env"], group=group)
 
 
 def _kept(home: Home, path: str) -> str:

@@ -37,7 +37,12 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
             )
         if name not in known:
             raise ConfigError(f"there is no service {name}", _in_force(known))
-    return tuple(s for s in plan.services if not names or s.name in names)
+    return tuple(s for s in plan.services if not names or s.name in names or s.part_of in names)
+
+
+def with_parts(plan: Plan, names: tuple[str, ...]) -> tuple[str, ...]:
+    """These services and those that their parts on this node run as; none: all."""
+    return tuple(dict.fromkeys((*names, *(s.name for s in select_services(plan, names))))) if names else ()
 
 
 def with_needs(needs: Mapping[str, Iterable[str]], services: tuple[str, ...]) -> tuple[str, ...]:

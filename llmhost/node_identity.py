@@ -83,14 +83,29 @@ def ensure(home: Home, node: str) -> None:
         home.node_tls.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not ca_file(home).exists() and not ca_key_file(home).exists():
             _make_authority(home)
-        if not home.node_key.exists():
-            replace_file(home.node_key, secrets.token_urlsafe(48) + "\n")
+        ensure_secret(home)
         if not (certificate_file(home, node).exists() and key_file(home, node).exists()):
             _make_node(home, node)
     except OSError as e:
         raise HomeError(
             f"cannot write {e.filename}: {e.strerror}", "see `df -h` and the permissions of the home"
         ) from e
+
+
+def ensure_secret(home: Home) -> None:
+    """Make the secret that nodes share, unless it is there; raises HomeError."""
+    if not home.node_key.exists():
+        write_secret(home.node_key, secrets.token_urlsafe(48))
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file that nobody else can read, unless it is there and the same; raises HomeError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="ascii").strip() != text:
+            replace_file(path, text + "\n")
+    except OSError as e:
+        raise HomeError(f"cannot write {path}: {e.strerror}", "see `df -h` and the permissions of the home") from e
 
 
 def renew(home: Home, node: str) -> None:

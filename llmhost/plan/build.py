@@ -14,12 +14,14 @@ from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import EndpointFacts, EngineFacts, ForeignFacts, Gpu, HostFacts, ModelFacts, PortFacts, Tools
 from llmhost.keys import ApiKey
 from llmhost.paths import Home
+from llmhost.plan import parts
 from llmhost.plan.args import flag_name, vllm_arguments
 from llmhost.plan.caches import cache_directory, cache_environment, cache_key
 from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on, thread_environment
 from llmhost.plan.gpu import GpuShare
+from llmhost.plan.groups import NO_GROUPS, Groups, find_groups, refuse_surge
 from llmhost.plan.placement import Part
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
@@ -66,6 +68,12 @@ class Machine:
     ports: PortFacts = field(default_factory=PortFacts)
     part: Part | None = None
     """What this node does of the whole; None in a home without nodes."""
+    interface: str = ""
+    """The network interface that has this node's address; only where a model spans nodes."""
+    secret: str = field(default="", repr=False)
+    """What the nodes share; only where parts of a model must know each other."""
+    groups: Groups = NO_GROUPS
+    """Made by `make_plan`."""
 
 
 def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts], running: Running = NOTHING) -> Plan:
@@ -77,22 +85,28 @@ def make_plan(config: Config, machine: Machine, models: Mapping[str, ModelFacts]
     """
     if machine.part:
         running = replace(running, slots=machine.part.slots)
+        refuse_surge(running.surge, machine.part.spans.ranks)
     check_arguments(config.services, models, machine.engine)
     shares: Mapping[str, Mapping[str, Share]] = (
         require_gpus(config.services, machine.gpus, models, running)
         if machine.engine.device == "cuda"
         else share_cpu(config.services, machine.host, models, running)
     )
+    programs = [program for own in shares.values() for program in own]
+    found = find_groups(config.services, programs, machine.part, machine.engine, machine.interface, machine.secret)
+    machine = replace(machine, groups=found)
     known = addresses(config, shares, machine.home, machine.ports)
     once = {name: known[program] for name, own in shares.items() for program in own if program in known}
     services = tuple(
         _elsewhere(name, s, machine, models.get(name)) if not s.replicas
         else _foreign(name, s, machine, shares[name], known, once) if s.is_foreign
         else _service(name, s, machine, models[name], shares[name])
-        for name, s in config.services.items()
+        for name, s in config.services.items() if s.replicas or not parts.is_part(name, machine.part)
     )  # fmt: skip
     if machine.part:
         services = tuple(_of_part(s, services, machine.part) for s in services)
+    also = (config.services, machine.engine, machine.home, machine.groups)
+    services = tuple(each for s in services for each in parts.with_ray(s, *also))
     _refuse_ourselves(config, machine)
     machine.home.check_socket_paths(tuple(p.name for s in services for p in s.replicas))
     _check_defaults(services)
@@ -117,6 +131,8 @@ def _of_part(service: ServicePlan, services: Sequence[ServicePlan], part: Part) 
     """With who else runs it. What it needs is waited for where that is on this node."""
     here = {s.name for s in services if s.replicas}
     needs = tuple(name for name in service.needs if name in here)
+    if parts.is_part(service.name, part):
+        return parts.as_part(service, part)
     return replace(service, elsewhere=part.elsewhere(service.name), needs=needs)
 
 
@@ -345,17 +361,20 @@ def _program(
     share: Share,
     choices: tuple[Choice, ...],
 ) -> ProgramPlan:
-    socket = str(machine.home.engine_socket(name))
-    inferred = _inferred_arguments(service, machine, model, share, choices)
-    argv = (
-        machine.engine.python, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", model.path, "--served-model-name", *names, "--uds", socket, *inferred, *arguments,
-    )  # fmt: skip
+    group = machine.groups.of(name)
+    socket = "" if group and group.rank else str(machine.home.engine_socket(name))
+    more = machine.groups.arguments(name, service, model, machine.engine.device)
+    inferred = _inferred_arguments(service, machine, model, share, choices, more)
+    served = ("--served-model-name", *names, "--uds", socket)
+    where = (machine.engine, machine.home, machine.groups)
+    argv = parts.command(name, service, *where, model.path, served, len(share.gpus), (*inferred, *arguments))
+    env = {**_environment(machine, name, share), **service.env, **parts.environment(name, service, *where)}
     return ProgramPlan(
         name=name,
         argv=argv,
-        env={**_environment(machine, name, share), **service.env},
+        env=env,
         socket=socket,
+        group=group,
         gpus=share.gpus,
         gpu_memory_bytes=share.gpu_memory_bytes,
         cores=share.cores,
@@ -366,7 +385,12 @@ def _program(
 
 
 def _inferred_arguments(
-    service: Service, machine: Machine, model: ModelFacts, share: Share, choices: tuple[Choice, ...]
+    service: Service,
+    machine: Machine,
+    model: ModelFacts,
+    share: Share,
+    choices: tuple[Choice, ...],
+    more: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Flags that llmhost adds: only those that the installed vLLM has and that the user did not write."""
     wanted: dict[str, str | None] = {}
@@ -374,6 +398,7 @@ def _inferred_arguments(
         wanted["runner"] = "pooling"
     wanted |= chosen_arguments(choices, machine.engine)
     wanted |= share.arguments
+    wanted |= more
     wanted["shutdown_timeout"] = str(int(service.stop_timeout))
     # The gateway's access log has every request, with its service and its time.
     wanted["disable_uvicorn_access_log"] = None

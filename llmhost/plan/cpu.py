@@ -180,10 +180,11 @@ def _need(service: Service, model: ModelFacts | None) -> _Need:
     """A KV cache holds at least one sequence of full length, and several when memory allows."""
     if model is None:  # a foreign engine takes what is written
         return _Need(host_bytes(service), 0, 0, 0, wanted_cores(service))
-    context = context_length(service, model)
-    one = -(-model.kv_bytes_per_token * context // MIB) * MIB
+    context, nodes = context_length(service, model), (service.span and service.span.nodes) or 1
+    one = -(-model.kv_bytes_per_token * context // nodes // MIB) * MIB  # of a model that spans nodes a part
     smallest = max(one * (service.concurrency or 1), SMALLEST_KV_CACHE)
-    return _Need(ENGINE_BASE_BYTES + model.weight_bytes, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context)
+    fixed = ENGINE_BASE_BYTES + -(-model.weight_bytes // nodes)
+    return _Need(fixed, smallest, max(smallest, one * CONCURRENT_SEQUENCES), context)
 
 
 def _does_not_fit(needs: Mapping[str, _Need], missing: int) -> PlanError:

@@ -86,10 +86,13 @@ class Shape:
     tensor: int
     pipeline: int
     data: int = 1
+    nodes: int = 1
+    """Of each of them it takes an equal part."""
 
     @property
     def gpus(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        """On one node."""
+        return self.tensor * self.pipeline * self.data // self.nodes
 
 
 @dataclass(frozen=True)
@@ -244,25 +247,26 @@ def _allowed(task: Task, gpus: Sequence[int]) -> bool:
 
 
 def _shapes(task: Task, gpus: Sequence[Gpu]) -> list[Shape]:
-    """The ways of running an engine here, the fewest GPUs first."""
+    """The ways of running an engine here, the fewest GPUs first; of one that spans nodes its part here."""
     path = f"services.{task.service}"
     written, asked = task.config.gpus, task.asked
+    nodes = (task.config.span and task.config.span.nodes) or 1
     if isinstance(written, list):
         unknown = sorted(set(written) - {gpu.index for gpu in gpus})
         if unknown:
             have = ", ".join(str(gpu.index) for gpu in gpus) or "none"
             raise PlanError(f"{path}.gpus: there is no GPU {unknown[0]}", f"this machine has: {have}")
-    count = len(written) if isinstance(written, list) else written if isinstance(written, int) else None
+    count = len(written) if isinstance(written, list) else written // nodes if isinstance(written, int) else None
     if task.config.is_foreign:
         count = wanted_gpus(task.config)
     if count is not None and count > len(gpus):
         raise PlanError(f"{path}.gpus: {count} GPUs are asked for, there are {len(gpus)}", "ask for fewer")
     data = 1 if task.config.is_foreign else asked.data
     if asked.tensor or asked.pipeline:
-        shape = Shape(asked.tensor or 1, asked.pipeline or 1, data)
+        shape = Shape(asked.tensor or 1, asked.pipeline or 1, data, nodes)
         if count is not None and count != shape.gpus:
             raise PlanError(
-                f"{path}.gpus: {count} GPUs, but its args split the model over {_product(shape)}",
+                f"{path}.gpus: {count * nodes} GPUs, but its args split the model over {_product(shape)}",
                 "leave tensor_parallel_size and pipeline_parallel_size out: they follow from gpus",
             )
         return [shape] if shape.gpus <= len(gpus) else _too_many(path, shape, gpus)
@@ -274,12 +278,17 @@ def _shapes(task: Task, gpus: Sequence[Gpu]) -> list[Shape]:
             f"write a multiple of {data}, or leave gpus out",
         )
     sizes = (count // data,) if count else range(1, len(gpus) // data + 1)
-    return [replace(_split(task.model, n), data=data) for n in sizes]
+    return [replace(_across(_split(task.model, n), nodes), data=data) for n in sizes]
+
+
+def _across(shape: Shape, nodes: int) -> Shape:
+    """What one node does, as a stage (or several) of a pipeline over all of them."""
+    return replace(shape, pipeline=shape.pipeline * nodes, nodes=nodes)
 
 
 def _product(shape: Shape) -> str:
     parts = [str(n) for n in (shape.tensor, shape.pipeline, shape.data) if n > 1]
-    return f"{shape.gpus}" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
+    return f"{shape.gpus * shape.nodes}" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
 
 
 def _too_many(path: str, shape: Shape, gpus: Sequence[Gpu]) -> list[Shape]:

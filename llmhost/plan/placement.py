@@ -19,6 +19,8 @@ from llmhost.facts import ModelFacts, NodeFacts
 from llmhost.plan.linked import linked
 from llmhost.plan.room import Room
 from llmhost.plan.running import Slots
+from llmhost.plan.spans import NO_SPANS, Spans
+from llmhost.plan.spreading import Spread, assign, choose_nodes, put_back
 from llmhost.plan.types import ElsewherePlan, NodePlan
 
 FORMAT = 1
@@ -70,6 +72,13 @@ class Part:
     node: str
     nodes: tuple[NodePlan, ...]
     placement: Placement
+    spans: Spans = NO_SPANS
+
+    def hosts(self, service: str, number: int) -> tuple[NodePlan, ...]:
+        """The nodes of the parts of a replica, by rank; of one that spans nothing its node."""
+        names = [self.placement.nodes[part][number] for part in self.spans.parts(service)]
+        known = {node.name: node for node in self.nodes}
+        return tuple(known[name] for name in names)
 
     def of(self, config: Config) -> Config:
         """The configuration as this node carries it out: with as many replicas as it runs itself."""
@@ -120,18 +129,20 @@ def place(
     nodes: Mapping[str, NodeFacts],
     models: Mapping[str, ModelFacts],
     before: Placement = NOWHERE,
+    spans: Spans = NO_SPANS,
 ) -> Placement:
     """Where each replica runs; ``before`` is where it was. ``nodes`` in the order of llmhost.yaml.
 
-    What fits where it was stays there; only when the others find no room beside it, all are placed anew. Raises
-    PlanError, naming the service and what is missing, when something fits on no node that it may run on.
+    ``services`` with one for every rank of those that span nodes (`Spans.expand`). What fits where it was stays there;
+    only when the others find no room beside it, all are placed anew. Raises PlanError, naming the service and what is
+    missing, when something fits on no node that it may run on.
     """
     if before.nodes:
         try:
-            return place_beside(services, nodes, models, before)
+            return place_beside(services, nodes, models, before, spans)
         except PlanError:
             pass
-    return place_beside(services, nodes, models, NOWHERE)
+    return place_beside(services, nodes, models, NOWHERE, spans)
 
 
 def place_beside(
@@ -139,12 +150,21 @@ def place_beside(
     nodes: Mapping[str, NodeFacts],
     models: Mapping[str, ModelFacts],
     before: Placement,
+    spans: Spans = NO_SPANS,
 ) -> Placement:
     """`place` without moving anything that fits where it was."""
     room = Room(services, nodes, models)
     found: dict[str, dict[int, str]] = {name: {} for name, s in services.items() if s.replicas}
-    units = list(_units(services, nodes, room))
+    units = list(_units(services, nodes, room, spans))
+    spread = []
+    for each in _spanning(services, nodes, spans):
+        if put_back(each, nodes, before.nodes, room):
+            assign(each, [before.nodes[part][each.number] for part in each.parts], room, found)
+        else:
+            spread.append(each)
     homeless = _keep(units, before, room, found)
+    for each in spread:
+        assign(each, choose_nodes(each, nodes, room), room, found)
     for unit in sorted(homeless, key=lambda u: (-u.size, u.order)):
         node = room.choose(unit.counts, unit.allowed)
         if node is None:
@@ -153,15 +173,29 @@ def place_beside(
     return Placement({name: dict(sorted(own.items())) for name, own in found.items()})
 
 
+def _spanning(services: Mapping[str, Service], nodes: Mapping[str, NodeFacts], spans: Spans) -> Iterator[Spread]:
+    for service in spans.widths:
+        allowed = _allowed([service], services, nodes)
+        for number in range(services[service].replicas):
+            yield Spread(spans.parts(service), number, allowed)
+
+
 def _put(unit: Unit, node: str, room: Room, found: dict[str, dict[int, str]]) -> None:
     room.add(node, unit.counts)
     for service, number in unit.replicas:
         found[service][number] = node
 
 
-def _units(services: Mapping[str, Service], nodes: Mapping[str, NodeFacts], room: Room) -> Iterator[Unit]:
+def _units(services: Mapping[str, Service], nodes: Mapping[str, NodeFacts], room: Room, spans: Spans) -> Iterator[Unit]:
     order = 0
     for group in linked(services):
+        if spanning := next((name for name in group if name in spans.ranks), ""):
+            if len(group) > 1:
+                raise PlanError(
+                    f"services.{spanning}: it spans nodes, and {' and '.join(group)} must be on one",
+                    "let it need only services that can be asked through the gateway",
+                )
+            continue
         allowed = _allowed(group, services, nodes)
         every = [(name, number) for name in group for number in range(services[name].replicas)]
         for replicas in [tuple(every)] if len(group) > 1 else [(one,) for one in every]:

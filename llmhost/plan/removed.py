@@ -77,6 +77,7 @@ TASKS = {
 """Values of the former ``--task`` and the flags that replace them."""
 
 _SOCKET = "leave it out: an engine listens on a unix socket of its own, only the gateway on a port"
+_SPAN = "write span: beside args: to run a model on several nodes"
 _TLS = "leave it out: TLS belongs in front of the gateway"
 
 OWNED: dict[str, str] = {
@@ -88,7 +89,11 @@ OWNED: dict[str, str] = {
     "hf_token": "write env: {HF_TOKEN: …} beside args:, where no process list shows it",
     "headless": "leave it out: llmhost starts complete engines",
     "host": f"write gateway.host; {_SOCKET}",
+    "master_addr": _SPAN,
+    "master_port": _SPAN,
     "model": "write model: beside args:",
+    "nnodes": _SPAN,
+    "node_rank": _SPAN,
     "port": f"write gateway.port, or port: beside args:; {_SOCKET}",
     "root_path": "leave it out: clients see the gateway, not the engine",
     "served_model_name": "write served_as: beside args:",

@@ -49,6 +49,26 @@ class TlsPlan:
 
 
 @dataclass(frozen=True)
+class GroupPlan:
+    """The parts of one replica, each on a node of its own, and which of them a program is."""
+
+    name: str
+    """Of the program of rank 0."""
+    rank: int
+    nodes: tuple[str, ...]
+    """Of all parts, by rank."""
+    addresses: tuple[str, ...]
+    port: int
+    """Where the guard of rank 0 listens for the others."""
+    master_port: int
+    """Where vLLM of rank 0 does; 0 when Ray brings them together."""
+    digest: str
+    """Of what all parts must have in common; those of another plan do not start together."""
+    secret: str = field(default="", repr=False)
+    """What the guards know each other by; it never leaves the memory but for their files, see `Plan.to_dict`."""
+
+
+@dataclass(frozen=True)
 class ProgramPlan:
     """One engine process: a replica of a service, as supervisord and its guard will run it."""
 
@@ -72,6 +92,8 @@ class ProgramPlan:
     """Memory of each of its GPUs that the plan reckons with, KV cache included."""
     ports: Mapping[str, int] = field(default_factory=dict)
     """TCP ports of a foreign engine, by placeholder: ``port``, ``port:web``."""
+    group: GroupPlan | None = None
+    """Of a replica that spans nodes."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +240,8 @@ class ServicePlan:
     """None: vLLM."""
     elsewhere: tuple[ElsewherePlan, ...] = ()
     """Other nodes that run replicas of it; ``replicas`` are this node's own."""
+    part_of: str = ""
+    """The service whose model it helps to run: as a part of another rank than 0, or as its Ray."""
 
     @property
     def routed(self) -> bool:
@@ -307,6 +331,9 @@ class Plan:
         data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
         for service in data["services"]:
             service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
+            service["replicas"] = tuple(map(_without_secret, service["replicas"]))
+            if not service["part_of"]:
+                del service["part_of"]
             if not self.nodes:
                 del service["elsewhere"]
         left_out = ("on_event",) if self.nodes else ("on_event", "node", "nodes", "placement")
@@ -325,6 +352,13 @@ class Plan:
             nodes=tuple(NodePlan(**n) for n in data.get("nodes", ())),
             placement=data.get("placement", ""),
         )
+
+
+def _without_secret(program: dict[str, Any]) -> dict[str, Any]:
+    """And without a group where there is none."""
+    if program["group"]:
+        return {**program, "group": {**program["group"], "secret": ""}}
+    return {key: value for key, value in program.items() if key != "group"}
 
 
 def _gateway(data: Mapping[str, Any]) -> GatewayPlan:
@@ -360,4 +394,8 @@ def _foreign(data: Mapping[str, Any]) -> ForeignPlan:
 
 def _program(data: Mapping[str, Any]) -> ProgramPlan:
     lists = {key: tuple(data[key]) for key in ("argv", "gpus", "cores")}
-    return ProgramPlan(**{**data, **lists})
+    return ProgramPlan(**{**data, **lists, "group": _group(data["group"]) if data.get("group") else None})
+
+
+def _group(data: Mapping[str, Any]) -> GroupPlan:
+    return GroupPlan(**{**data, **{key: tuple(data[key]) for key in ("nodes", "addresses")}})

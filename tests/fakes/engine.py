@@ -26,7 +26,12 @@ from typing import Any
 
 def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--uds", required=True)
+    parser.add_argument("--uds", default="")
+    parser.add_argument("--nnodes", type=int, default=1, help="parts of one engine that find each other, as vLLM's do")
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--master-addr", default="127.0.0.1")
+    parser.add_argument("--master-port", type=int, default=0)
+    parser.add_argument("--headless", action="store_true", help="no API server")
     parser.add_argument("--served-model-name", nargs="+", default=["fake"])
     parser.add_argument("--start-delay", type=float, default=0, help="seconds before it listens")
     parser.add_argument("--wait-for", help="a file that must exist before it listens")
@@ -335,6 +340,34 @@ def leave_children(count: int, stubborn: bool) -> None:
         os.waitpid(between, 0)
 
 
+def rendezvous(given: argparse.Namespace) -> None:
+    """All parts connect to rank 0, which waits for them; when one is gone, the others fail as vLLM's do."""
+    if given.node_rank:
+        others = [reached(given.master_addr, given.master_port)]
+    else:
+        with socket.create_server((given.master_addr, given.master_port)) as server:
+            others = [server.accept()[0] for _ in range(1, given.nnodes)]
+    for other in others:
+        threading.Thread(target=hold, args=(other,), daemon=True).start()
+
+
+def reached(address: str, port: int) -> socket.socket:
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port))
+        time.sleep(0.05)
+
+
+def hold(other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while other.recv(1):
+            pass
+    if not Drain.began.is_set():
+        time.sleep(0.2)
+        print("RuntimeError: Executor failed.", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def main(argv: list[str]) -> int:
     given = options(argv)
     if given.ignore_term:
@@ -357,6 +390,10 @@ def main(argv: list[str]) -> int:
         return 1
     if given.exit_early is not None:
         return int(given.exit_early)
+    if given.nnodes > 1:
+        rendezvous(given)
+    if given.headless:
+        threading.Event().wait()
     Handler.given = given
     Handler.core = Core() if given.core else None
     with Server(given.uds, Handler) as server, contextlib.suppress(KeyboardInterrupt):

@@ -7,6 +7,7 @@ import select
 import signal
 import time
 
+from llmhost.supervise.guarding.group import Alone
 from llmhost.supervise.guarding.kernel import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from llmhost.supervise.guarding.processes import descendants, kill
 
@@ -14,17 +15,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LISTEN_SECONDS = 0.5
+"""Longest sleep of a guard that has to give signs of life to others."""
+
 
 class Children:
     """As a subreaper the guard is, in the end, the parent of all that its engine leaves."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Alone) -> None:
         self.supervisor = os.getppid()
         self.engine = 0
         self.engine_status: int | None = None
         self.stop_wanted = False
         self.helpers: set[int] = set()
         """Programs that the guard itself runs (alerts, py-spy, nvidia-smi): not the engine's, so they are not swept."""
+        self.group = group
+        """Heard whenever we sleep, whatever for."""
         self._awaited = 0
         self._awaited_status = 0
         self._wakeup, self._wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,10 +58,16 @@ class Children:
         return self.engine != 0 and self.engine_status is None
 
     def sleep(self, seconds: float | None, fds: tuple[int, ...] = ()) -> list[int]:
-        """Until a signal comes, `seconds` are over or one of `fds` can be read; then reap. Returns those that can."""
+        """Until a signal comes, `seconds` are over or one of `fds` can be read; then reap. Returns those that can.
+
+        Sooner where other guards have to be heard or told something.
+        """
         poll = select.poll()
-        for fd in (self._wakeup, *fds):
+        others = self.group.fds()
+        for fd in (self._wakeup, *others, *fds):
             poll.register(fd, select.POLLIN)
+        if others:
+            seconds = LISTEN_SECONDS if seconds is None else min(seconds, LISTEN_SECONDS)
         woken = poll.poll(None if seconds is None else max(0, int(seconds * 1000) + 1))
         try:
             while os.read(self._wakeup, 512):
@@ -63,7 +75,8 @@ class Children:
         except BlockingIOError:
             pass
         self.reap()
-        return [fd for fd, _ in woken if fd != self._wakeup]
+        self.group.turn()
+        return [fd for fd, _ in woken if fd in fds]
 
     def reap(self) -> None:
         """Collect what has ended."""

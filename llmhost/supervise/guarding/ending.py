@@ -6,6 +6,8 @@ from llmhost.supervise.guarding.words import plain
 
 STOPPED, FAILED, CRASHED, BROKEN, HUNG = "stopped", "failed", "crashed", "broken", "hung"
 """Somebody wants it; trying again is pointless; it ended by itself; a part of it did; it has to be killed."""
+LEFT, AGAIN = "left", "again"
+"""Of a group: one of its parts was stopped on purpose; this life is over for all parts, and another one follows."""
 
 
 class Ending(Exception):

@@ -10,7 +10,8 @@ from llmhost.supervise.guarding import causes, port, processes, shm
 from llmhost.supervise.guarding.alerts import Alerts
 from llmhost.supervise.guarding.children import Children
 from llmhost.supervise.guarding.dump import dump_stacks
-from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, HUNG, STOPPED, Ending
+from llmhost.supervise.guarding.ending import AGAIN, BROKEN, CRASHED, FAILED, HUNG, LEFT, STOPPED, Ending
+from llmhost.supervise.guarding.group import Waiting, group_of
 from llmhost.supervise.guarding.launch import launch
 from llmhost.supervise.guarding.locks import StartLocks
 from llmhost.supervise.guarding.log import LogFile
@@ -48,7 +49,8 @@ class Guard:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.children = Children()
+        self.group = group_of(spec.group)
+        self.children = Children(self.group)
         self.file = StateFile(spec.state_file, spec.program)
         self.log = LogFile(spec.program, spec.log_file)
         self.alerts = Alerts(spec, self.children)
@@ -79,7 +81,7 @@ class Guard:
         """One life; always ends by an Ending."""
         self._back_off()
         self._await_needs()
-        self._take_locks()
+        self._gather()
         self._await_port()
         self._start_engine()
         self._wait_until_ready()
@@ -102,7 +104,16 @@ class Guard:
             raise Ending(STOPPED)
         if children.engine_status is not None:
             raise self._engine_ended(children.engine_status)
+        self._require_whole()
         return found
+
+    def _require_whole(self) -> None:
+        try:
+            self.group.require_whole()
+        except Ending as ending:
+            if self.since_ready and ending.how != LEFT:
+                self._not_ready(ending.error or "another part of it ended")
+            raise
 
     # From nothing to ready.
 
@@ -150,9 +161,11 @@ class Guard:
         folder = os.path.dirname(self.spec.state_file)
         return [(name, service_state(folder, name)) for name in self.spec.needs]
 
-    def _take_locks(self) -> None:
+    def _gather(self) -> None:
+        """Every part of the engine may start, and has the start locks of its GPUs."""
         self._enter("queued")
-        self.locks.take(self._pause, lambda text: self._enter("queued", text))
+        self.group.gather(Waiting(self._pause, lambda words: self._enter("queued", words)), self.locks)
+        self.file.epoch = self.group.epoch
         self._pause(0)
 
     def _await_port(self) -> None:
@@ -182,6 +195,8 @@ class Guard:
     def _wait_until_ready(self) -> None:
         if not self.spec.socket:
             self._pause_for(SILENT_SECONDS)
+        while not self.group.is_ready():
+            self._pause(PROBE_INTERVAL)
         begin, told = time.monotonic(), ""
         deadline = begin + self.spec.start_timeout
         timeout = self.spec.ready.timeout or PROBE_TIMEOUT
@@ -269,28 +284,52 @@ class Guard:
             say(f"{self.spec.program}: {ending.error}")
         if self.children.stop_wanted:
             ending = Ending(STOPPED)
+        self.group.announce(ending, self._rest_unless_orphaned, self.spec.stop_timeout)
         self._stop_engine(ending)
         self.locks.release()
+        told, ending = ending.error, self.group.settle(ending, self._rest)
+        if ending.error and ending.error != told:
+            say(f"{self.spec.program}: {ending.error}")
         if self.children.stop_wanted:
             return self._stopped()
         self.file.exit = self._exit_record(ending)
         self.children.engine, self.children.engine_status = 0, None
+        return self._decide(ending, ready_seconds)
+
+    def _decide(self, ending: Ending, ready_seconds: float) -> int | None:
+        """What follows from an end that nobody wished."""
         if ending.how == FAILED:
             return self._failed(ending.error)
+        if ending.how in (AGAIN, LEFT):
+            self.file.restarts += ending.how == AGAIN
+            self.group.dismiss(AGAIN, ending.error)
+            return None
         self.restarts.failed(ready_seconds)
         if self.restarts.open(ending.explained or self.was_ready):
             return self._failed(f"{ending.error}; given up after {self.restarts.failures} failures in a row")
         if self.was_ready:  # again after each try that failed: it may have been too soon to tell of the first
             self.alerts.trouble("unhealthy", "backoff", ending.error)
         self.crash = ending
+        self.group.dismiss(AGAIN, ending.error)
         return None
+
+    def _rest(self, seconds: float) -> bool:
+        self.children.sleep(seconds)
+        return not self.children.stop_wanted
+
+    def _rest_unless_orphaned(self, seconds: float) -> bool:
+        self.children.sleep(seconds)
+        return not self.children.orphaned()
 
     def _stop_engine(self, ending: Ending) -> None:
         if ending.how == HUNG:
             dump_stacks(self.children, self.spec.program, os.fsdecode(self.spec.command[0]))
         stop = Stop(self.spec, self.children)
-        seconds = {HUNG: 0.0, BROKEN: min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)}.get(ending.how)
-        if ending.how == STOPPED and self.state in ("ready", "unhealthy"):
+        short = min(self.spec.stop_timeout, BROKEN_STOP_SECONDS)
+        seconds = {HUNG: 0.0, BROKEN: short, AGAIN: short}.get(ending.how)
+        if not self.group.counts:  # whoever asked it something is rank 0, which has ended
+            seconds = short
+        elif ending.how in (STOPPED, LEFT) and self.state in ("ready", "unhealthy"):
             seconds = stop.drain(stop.stop_timeout()) if self.spec.kind != "none" else stop.stop_timeout()
         stop.end(self.spec.stop_timeout if seconds is None else seconds)
         if not self.file.superseded():
@@ -299,12 +338,14 @@ class Guard:
 
     def _stopped(self) -> int:
         error = "supervisord ended without stopping it" if self.children.orphaned() else None
+        self.group.dismiss(STOPPED, error)
         if not self.file.superseded():
             self.file.exit = None
             self._enter("stopped", error)
         return OK
 
     def _failed(self, error: str | None) -> int:
+        self.group.dismiss(FAILED, error)
         if not self.file.superseded():
             self._enter("failed", error)
             self.alerts.trouble("failed", "failed", error)
@@ -313,7 +354,7 @@ class Guard:
     def _exit_record(self, ending: Ending) -> dict[str, object] | None:
         """How the engine ended by itself; of an earlier life while this one has nothing to tell."""
         status = self.children.engine_status
-        if status is None or ending.how in (BROKEN, HUNG):
+        if status is None or ending.how in (BROKEN, HUNG, AGAIN, LEFT):
             return self.file.exit
         code = os.waitstatus_to_exitcode(status)
         name = signal_name(-code) if code < 0 else None
@@ -322,6 +363,7 @@ class Guard:
     def _enter(self, state: str, error: str | None = None, retry_at: float | None = None) -> None:
         """A full disk must not end a service."""
         self.state = state
+        self.group.state(state, error)
         self.file.failures = self.restarts.failures
         try:
             self.file.write(state, self.children.engine if self.children.engine_runs else None, error, retry_at)

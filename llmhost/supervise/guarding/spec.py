@@ -6,6 +6,7 @@ import json
 import os
 
 from llmhost.supervise.guarding.gpu import NVIDIA_SMI
+from llmhost.supervise.guarding.group import Place
 from llmhost.supervise.guarding.probe import REQUESTS, plain_request, questions
 
 TYPE_CHECKING = False  # typing itself is not imported: it would cost memory in every guard
@@ -33,7 +34,9 @@ class Spec:
     seconds, 0 for no hang watch; ``max_restarts``, failures in a row until it is given up; ``gpus``, indices;
     ``gpu_probe``, what to run for ``nvidia-smi``; ``events_file``, see `llmhost.supervise.guarding.alerts`; ``needs``,
     services that must be ready first; ``foreign``, when the engine is not vLLM: ``ready`` and ``health``, each null or
-    ``{"path", "body", "timeout"}``, ``paths``, ``bin``, which comes first on PATH, ``cores`` to which it is bound.
+    ``{"path", "body", "timeout"}``, ``paths``, ``bin``, which comes first on PATH, ``cores`` to which it is bound;
+    ``group``, of a model that spans nodes (`llmhost.supervise.guarding.group.Place`): a part of another rank than 0 has
+    no socket.
     """
 
     def __init__(self, data: dict[str, Any], command: list[str]) -> None:
@@ -63,6 +66,7 @@ class Spec:
         self.cores = [int(core) for core in foreign.get("cores") or ()]
         self.ready = Asked(foreign.get("ready"), self.kind, self.model, foreign.get("paths") or {})
         self.health = Asked(foreign.get("health"), self.kind, self.model, foreign.get("paths") or {})
+        self.group = Place(data["group"]) if data.get("group") else None
         if MARK.encode() not in self.env:
             raise ValueError(f"no {MARK} in env")
 

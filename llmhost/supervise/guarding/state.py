@@ -3,9 +3,9 @@
 ``program``; ``state``, one of stopped queued loading ready unhealthy backoff failed; ``guard_pid``; ``engine_pid`` or
 null; ``since``, unix time of the state; ``started``, unix time of the guard; ``restarts``, unplanned ones since the
 last wanted start; ``failures``, those in a row; ``retry_at``, unix time of the next try in state backoff, else null;
-``error``, one line or null; ``exit``, how the engine last ended by itself: null or
-``{"code", "signal", "time", "error"}``; ``killed``, what the last stop had to end, one name each; ``trouble``, what it
-could not undo, or null.
+``error``, one line or null; ``epoch``, for a part of a group the number of the group's life, else 0; ``exit``, how the
+engine last ended by itself: null or ``{"code", "signal", "time", "error"}``; ``killed``, what the last stop had to end,
+one name each; ``trouble``, what it could not undo, or null.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class StateFile:
         self.started = time.time()
         self.restarts = 0
         self.failures = 0
+        self.epoch = 0
         self.exit: dict[str, Any] | None = None
         self.killed: list[str] = []
         self.trouble: str | None = None
@@ -115,6 +116,7 @@ class StateFile:
             "failures": self.failures,
             "retry_at": retry_at,
             "error": error,
+            "epoch": self.epoch,
             "exit": self.exit,
             "killed": self.killed,
             "trouble": self.trouble,

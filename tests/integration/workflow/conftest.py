@@ -145,6 +145,9 @@ def make_engine(home: Home) -> None:
     package = directory / "build/fake/vllm/entrypoints/openai"
     package.mkdir(parents=True)
     shutil.copy(TESTS / "fakes/engine.py", package / "api_server.py")
+    command = directory / "build/fake/vllm/entrypoints/cli/main.py"  # `vllm serve`, for parts of a model
+    command.parent.mkdir()
+    shutil.copy(TESTS / "fakes/engine.py", command)
     python = directory / "build/bin/python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nPYTHONPATH={directory}/build/fake exec {sys.executable} "$@"\n', encoding="utf-8")
