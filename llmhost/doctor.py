@@ -21,7 +21,7 @@ from llmhost.diagnosis import Check, fail, ok, warn
 from llmhost.diagnosis.engine import check_deep, check_engine
 from llmhost.diagnosis.gpus import check_compiler, check_driver, check_holders, check_toolkits, check_visibility
 from llmhost.diagnosis.home import check_home, check_leftovers, check_supervisord, holders
-from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory
+from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory, check_watchers
 from llmhost.diagnosis.subject import Limits, Subject, has_infiniband
 from llmhost.env import find_engine
 from llmhost.env.current import engine_name
@@ -52,7 +52,7 @@ def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:
     subject, python = _subject(home, config or Config())
     checks = [*check_home(home), *read]
     checks += [*check_disk(subject, _coming(home, subject.config)), *check_shared_memory(subject)]
-    checks += [*check_limits(subject), *check_driver(subject), *check_visibility(subject)]
+    checks += [*check_limits(subject), *check_watchers(subject), *check_driver(subject), *check_visibility(subject)]
     checks += [*check_holders(holders(home, subject.facts.gpu_processes, found))]
     checks += [*check_toolkits(subject), *check_compiler(subject), *_engine(home, subject, python)]
     if deep and subject.engine is not None:

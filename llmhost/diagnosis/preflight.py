@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmhost.config import Config
 from llmhost.diagnosis.gpus import check_driver
-from llmhost.diagnosis.resources import check_limits, check_shared_memory
+from llmhost.diagnosis.resources import check_limits, check_shared_memory, check_watchers
 from llmhost.diagnosis.subject import Limits, Subject
 from llmhost.env import find_engine
 from llmhost.env.manifest import read_manifest
@@ -35,7 +35,7 @@ def require_startable(home: Home, config: Config) -> None:
     )
     # What runs already, and what systemd starts, has limits of its own.
     limited = not daemon.is_running(home) and managed(home) is None
-    checks = [*(check_limits(subject) if limited else ()), *check_shared_memory(subject)]
+    checks = [*(check_limits(subject) if limited else ()), *check_watchers(subject), *check_shared_memory(subject)]
     for check in (*checks, *(check_driver(subject) if on_gpus else ())):
         if check.status == "fail":
             raise MachineError(check.message, f"{check.remedy}; `llmhost doctor` looks at everything")

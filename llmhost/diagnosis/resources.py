@@ -27,6 +27,9 @@ FILES_LEAST = 4096
 FILES_FEW = 16384
 PROCESSES_FEW = 4096
 LOCKED_LITTLE = 8 * GIB
+WATCHERS = 8
+"""Instances of inotify that a gateway has without services (listeners, clusters, routes, certificates) and a few more;
+Envoy takes one for each file that it watches, and ends when it gets none."""
 
 
 def check_disk(subject: Subject, coming: Mapping[str, int]) -> Iterator[Check]:
@@ -101,6 +104,18 @@ def check_limits(subject: Subject) -> Iterator[Check]:
     if fine:
         files = "any number of" if limits.files == UNLIMITED else limits.files
         yield ok("limits", f"{files} open files")
+
+
+def check_watchers(subject: Subject) -> Iterator[Check]:
+    """Whether the gateway can watch a file of members for each service, and one of routes for each port."""
+    services, there = subject.config.services.values(), subject.limits.watchers
+    needed = WATCHERS + len(services) + sum(s.port is not None for s in services)
+    remedy = f"`sysctl fs.inotify.max_user_instances={max(1024, 4 * needed)}`, also in /etc/sysctl.d"
+    told = f"the gateway watches about {needed} files, and this user may have {there} instances of inotify"
+    if needed > there:
+        yield fail("limits", told, remedy)
+    elif needed > there // 2:
+        yield warn("limits", f"{told}, other programs included", remedy)
 
 
 def _listed(split: Mapping[str, int]) -> str:

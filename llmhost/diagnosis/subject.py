@@ -24,11 +24,21 @@ class Limits:
     """Bytes of memory that may be locked, the hard limit."""
     processes: int
     """Processes and threads of the user."""
+    watchers: int = UNLIMITED
+    """Instances of inotify(7) for all processes of the user together."""
 
     @classmethod
     def read(cls) -> Limits:
-        """Of this process."""
-        return cls(_hard(resource.RLIMIT_NOFILE), _hard(resource.RLIMIT_MEMLOCK), _hard(resource.RLIMIT_NPROC))
+        """Of this process, and of its user."""
+        files, locked = _hard(resource.RLIMIT_NOFILE), _hard(resource.RLIMIT_MEMLOCK)
+        return cls(files, locked, _hard(resource.RLIMIT_NPROC), _watchers())
+
+
+def _watchers() -> int:
+    try:
+        return int(Path("/proc/sys/fs/inotify/max_user_instances").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return UNLIMITED
 
 
 def _hard(limit: int) -> int:

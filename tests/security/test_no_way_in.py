@@ -82,6 +82,7 @@ def test_tricks_with_paths(locked: Locked, path: str) -> None:
         {"authorization": "Bearer sk-Og=="},
         {"authorization": "Bearer " + "A" * 20_000},
         {"x-llmhost-user": "everything.1", "x-llmhost-time": "1"},
+        {"x-llmhost-way": "embedding", "x-llmhost-service": "embedding", "x-llmhost-credential": "Basic Og=="},
     ],
 )
 def test_tricks_with_headers(locked: Locked, headers: dict[str, str]) -> None:

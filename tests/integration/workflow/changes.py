@@ -235,6 +235,7 @@ CHANGES = (
     REVOKE_KEY,
     ROTATE_KEY,
     Change("other limits of keys", chat(), gateway_after=", limits: {requests_per_minute: 60000}", keys=True),
+    Change("requests at once of keys", chat(), gateway_after=", limits: {concurrent_requests: 500}", keys=True),
     Change("other limits of a service", chat(), chat("limits: {concurrent_requests: 500, requests_per_minute: 60000}")),
     Change("one more name, and the default of its kind", chat("replicas: 2"), DEFAULT),
     NEW_CERTIFICATE,

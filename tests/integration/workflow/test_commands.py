@@ -210,11 +210,15 @@ def _listens(port: int) -> bool:
 def test_a_second_command_at_the_same_time_waits_for_its_turn_and_says_for_whom(
     installed: Installed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = "--ignore-term --children 1 --stubborn-children"
-    three(installed, chat=f", stop_timeout: 600, env: {{FAKE_ENGINE: '{faults}'}}")
+    three(installed, chat=", stop_timeout: 600, env: {FAKE_ENGINE: '--children 1 --stubborn-children'}")
     installed.run("up")
-    _, engine = installed.pids()["chat-0"]
-    with installed.popen("stop", "chat") as first:
+    url = f"http://127.0.0.1:{installed.port}/v1/chat/completions"
+    body = {"model": "demo", "messages": [], "stream": True, "fake": {"chunks": 6000, "seconds": 0.1}}
+    with (
+        httpx.Client(timeout=300) as client,
+        client.stream("POST", url, json=body) as stream,  # which the stop waits for
+        installed.popen("stop", "chat") as first,
+    ):
         wait_for(lambda: installed.home.lock_file.read_text().endswith(" stop"))
         with monkeypatch.context() as patience:
             patience.setenv("LLMHOST_LOCK_TIMEOUT", "0.1")
@@ -223,7 +227,7 @@ def test_a_second_command_at_the_same_time_waits_for_its_turn_and_says_for_whom(
         with installed.popen("start", "chat") as second:
             assert second.stderr is not None
             assert f"waiting for `llmhost stop` (pid {first.pid}) to finish" in second.stderr.readline()
-            os.kill(engine, signal.SIGKILL)
+            stream.close()
             _, said = second.communicate(timeout=300)
             assert second.returncode == 0, said
         assert first.poll() == 0

@@ -12,7 +12,7 @@ import pytest
 from llmhost import config
 from llmhost.diagnosis import Check
 from llmhost.diagnosis.gpus import Holder, check_compiler, check_driver, check_holders, check_toolkits, check_visibility
-from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory
+from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory, check_watchers
 from llmhost.diagnosis.subject import UNLIMITED, Limits, Subject, cuda_of
 from llmhost.facts import CudaToolkit, Driver, EngineFacts, Gpu, HostFacts, Interpreter, MachineFacts, Program
 
@@ -190,6 +190,15 @@ def test_disks() -> None:
     assert check.status == "fail"
     assert "models of 145.0 GiB are still to be fetched" in check.message
     assert only(check_disk(subject(facts=replace(FACTS, disk_free={"/h": MIB})), {})).status == "fail"
+
+
+def test_a_gateway_that_watches_more_files_than_it_may() -> None:
+    """Of each service one, of each port of its own another."""
+    text = "services: {" + ", ".join(f"s{n}: {{model: /m, port: {5000 + n}}}" for n in range(10)) + "}"
+    assert list(check_watchers(subject(text))) == []
+    for there, status in ((57, []), (56, []), (55, ["warn"]), (28, ["warn"]), (27, ["fail"])):
+        assert [c.status for c in check_watchers(subject(text, limits=replace(PLENTY, watchers=there)))] == status
+    assert "about 28 files" in only(check_watchers(subject(text, limits=replace(PLENTY, watchers=20)))).message
 
 
 def test_limits() -> None:
