@@ -197,7 +197,7 @@ def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> 
 def _copy(link: Link, file: Path, there: str) -> None:
     """One file, unless it is there in this size; the installation compares what is in them."""
     size = link.run(["sh", "-c", 'wc -c < "$1" 2>/dev/null || true', "size", there], timeout=LOOK_SECONDS)
-    if size.stdout.strip() == str(file.stat().st_size):
+    if size.stdout.split()[-1:] == [str(file.stat().st_size)]:
         return
     put = 'mkdir -p "$(dirname "$1")" && cat > "$1.part" && mv -f "$1.part" "$1"'
     link.run(["sh", "-c", put, "put", there], given=file, timeout=COPY_SECONDS)
