@@ -43,7 +43,7 @@ class Member:
             self.link.connect()
 
     def ask(self, *words: str, given: str | None = None, timeout: float = 60) -> str:
-        """Run ``llmhost WORDS`` there to its end; returns the JSON that it printed. Raises SshError, here CommandError."""
+        """Run ``llmhost WORDS`` there; returns the JSON that it printed. Raises SshError, here CommandError."""
         command = self.command(words)
         run = self.link.run if self.link is not None else capture
         return without_greeting(run(command, given=given, timeout=timeout).stdout)
