@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import node_identity
 from llmhost.config import Service
-from llmhost.errors import EngineError, NodeError
+from llmhost.errors import EngineError, HomeError, NodeError
 from llmhost.facts import EngineFacts
-from llmhost.paths import Home
+from llmhost.paths import SOCKET_PATH_LIMIT, Home
 from llmhost.plan import ray
 from llmhost.plan.placement import Part
 from llmhost.probe.interface import interface_of
+
+RAY_SOCKET = len("/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store")
+"""Bytes that the paths of Ray's sockets add to its directory."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ def read_common(home: Home, services: Mapping[str, Service], part: Part | None) 
     return Common(interface, _secret(home))
 
 
+def _require_short(home: Home) -> None:
+    excess = len(os.fsencode(home.ray_directory(65535))) + RAY_SOCKET - SOCKET_PATH_LIMIT
+    if excess > 0:
+        raise HomeError(
+            f"home {home.root} is {excess} bytes too long for Ray: its sockets would not fit",
+            "use a shorter one, or leave executor out",
+        )
+
+
 def _secret(home: Home) -> str:
     node_identity.ensure_secret(home)
     return node_identity.read_secret(home)
@@ -58,4 +71,5 @@ def prepare(home: Home, services: Mapping[str, Service], engine: EngineFacts, se
             f"services.{wanting[0]}.executor: the engine {engine.name} has no Ray",
             f"install it into the engine: `uv pip install --python {engine.python} ray`; or leave executor out",
         )
+    _require_short(home)
     node_identity.write_secret(home.ray_token_file, ray.token(secret))

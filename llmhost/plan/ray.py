@@ -25,10 +25,9 @@ PORTS = {
     "dashboard-agent-listen-port": 4,
     "runtime-env-agent-port": 5,
     "metrics-export-port": 6,
-    "ray-client-server-port": 7,
 }
 """Of a Ray node, beyond the first one of its cluster."""
-HEAD_ONLY = ("port", "ray-client-server-port")
+HEAD_ONLY = ("port",)
 FIRST_WORKER, LAST_WORKER = 12, 61
 """Ports of its worker processes."""
 

@@ -168,7 +168,9 @@ class Member(Alone):
             pass
         if self._over is None:
             return Ending(AGAIN, ending.error)
-        return Ending(FAILED if self._over["over"] == FAILED else AGAIN, self._over.get("error") or ending.error)
+        why = str(self._over.get("error") or ending.error or "its part ended")
+        words = why if why.startswith("node ") else f"node {self.head}: {why}"
+        return Ending(FAILED if self._over["over"] == FAILED else AGAIN, words)
 
     def dismiss(self, how: str, error: str | None) -> None:
         self._close()

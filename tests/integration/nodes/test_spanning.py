@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from llmhost.config import Service
 from llmhost.plan.spans import GUARD, MASTER, first_ports
-from tests.integration.nodes.conftest import Homes, make_model
+from tests.integration.nodes.homes import Homes, make_model
 from tests.netns import Host, wait_for
 
 pytestmark = pytest.mark.integration
@@ -20,8 +21,6 @@ PATIENCE = 120.0
 
 
 def replica(homes: Homes, host: Host, name: str) -> dict[str, Any]:
-    import json
-
     status = json.loads(homes.run(host, "status", "--json", ok=None))
     return next((r for s in status["services"] for r in s["replicas"] if r["name"] == name), {})
 
@@ -57,8 +56,9 @@ def firewall(host: Host, port: int) -> Iterator[None]:
 def pair(homes: Homes) -> tuple[Host, Host]:
     """Two nodes and a model for both; nothing runs."""
     a, b = homes.add("a"), homes.add("b")
-    text = f"gateway: {{port: 8000}}\nservices:\n  chat: {{model: {make_model(homes.network.place / 'model')}, span: 2}}\n"
-    homes.home(a).config_file.write_text(text.replace(", span: 2", ""), encoding="utf-8")
+    model = make_model(homes.network.place / "model")
+    text = f"gateway: {{port: 8000}}\nservices:\n  chat: {{model: {model}}}\n"
+    homes.home(a).config_file.write_text(text, encoding="utf-8")
     homes.run(a, "node", "add", "root@b")
     written = homes.home(a).config_file.read_text(encoding="utf-8")
     homes.home(a).config_file.write_text(written.replace("model}", "model, span: 2}"), encoding="utf-8")

@@ -1,0 +1,156 @@
+"""What the guards of a group say to each other, on a pair of sockets; and what follows from how their parts ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from llmhost.supervise.guarding import channel
+from llmhost.supervise.guarding.channel import Channel
+from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
+from llmhost.supervise.guarding.group import Place, as_message, merge
+
+SECRET = b"a secret of the group"
+HELLO = {"group": "chat-0", "rank": 1, "digest": "x"}
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    pair = socket.socketpair()
+    yield pair
+    for end in pair:
+        end.close()
+
+
+def met(ends: tuple[socket.socket, socket.socket], other: bytes = SECRET) -> tuple[Channel, Channel]:
+    """Head and member after all that they have to say before they believe each other."""
+    head, member = Channel(ends[0], SECRET), Channel(ends[1], other)
+    member.greet(HELLO)
+    (hello,) = head.turn()
+    head.challenge(hello)
+    (challenge,) = member.turn()
+    if member.answer(challenge):
+        (proof,) = head.turn()
+        assert head.check(proof)
+    return head, member
+
+
+def test_both_prove_themselves_and_talk(ends: tuple[socket.socket, socket.socket]) -> None:
+    head, member = met(ends)
+    assert head.proved
+    assert member.proved
+    assert head.digest == "x"
+    head.send({"go": 1})
+    head.send({"end": {}})
+    assert list(member.turn()) == [{"go": 1}, {"end": {}}]
+    member.send({"locked": 1})
+    assert list(head.turn()) == [{"locked": 1}]
+
+
+def test_another_secret_is_refused_and_never_sent(ends: tuple[socket.socket, socket.socket]) -> None:
+    head, member = met(ends, b"another secret altogether")
+    assert not member.proved
+    (refusal,) = head.turn()
+    assert refusal == {"refused": "secret"}
+    assert not head.check(refusal)
+    assert not head.check({"proof": head._proof(b"head")})  # what the head said itself proves nothing
+
+
+@pytest.mark.parametrize("change", ["played back", "changed", "odd"])
+def test_a_line_that_no_guard_sent_closes(ends: tuple[socket.socket, socket.socket], change: str) -> None:
+    head, member = met(ends)
+    head.send({"go": 1})
+    line = ends[1].recv(4096)
+    forged = {"played back": line * 2, "changed": line.replace(b"1}", b"2}"), "odd": b"\xff\xfe not a line of ours\n"}
+    ends[0].sendall(forged[change])
+    assert list(member.turn()) == ([{"go": 1}] if change == "played back" else [])
+    assert not member.open
+
+
+def test_what_a_guard_said_itself_is_not_taken_from_another(ends: tuple[socket.socket, socket.socket]) -> None:
+    head, _ = met(ends)
+    head.send({"go": 1})
+    ends[0].sendall(ends[1].recv(4096))
+    ends[1].sendall(ends[1].recv(4096))  # back to where it came from
+    assert list(head.turn()) == []
+    assert not head.open
+
+
+def test_silence_is_noticed(ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    head, member = met(ends)
+    later = head.heard + channel.LOST_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert list(member.turn()) == []
+    assert "no sign of life" in member.closed
+
+
+def test_signs_of_life_are_no_messages(ends: tuple[socket.socket, socket.socket]) -> None:
+    head, member = met(ends)
+    member.spoke -= channel.BEAT_SECONDS
+    assert list(member.turn()) == []
+    before = head.heard = head.heard - 1
+    assert list(head.turn()) == []
+    assert head.heard > before
+
+
+def test_one_that_says_nothing_or_too_much(ends: tuple[socket.socket, socket.socket]) -> None:
+    head = Channel(ends[0], SECRET)
+    head.began -= channel.GREETING_SECONDS + 1
+    assert list(head.turn()) == []
+    assert head.closed == "it does not say who it is"
+    other = socket.socketpair()
+    full = Channel(other[0], SECRET)
+    other[1].sendall(b"x" * 3 * channel.LONGEST_LINE)
+    assert list(full.turn()) == []
+    assert not full.open
+    other[1].close()
+
+
+def said(how: str, error: str | None, explained: bool = True) -> dict[str, object]:
+    return {"how": how, "error": error, "explained": explained}
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "how", "error"),
+    [
+        (Ending(STOPPED), [said(CRASHED, "x")], STOPPED, None),
+        (Ending(LEFT, "stopped on node b"), [said(CRASHED, "x")], LEFT, "stopped on node b"),
+        (Ending(CRASHED, "it died"), [{}], CRASHED, "it died"),
+        (Ending(CRASHED, "it died"), [said(FAILED, "wrong flag")], FAILED, "node b: wrong flag"),
+        (Ending(FAILED, "wrong flag"), [said(CRASHED, "it lost us")], FAILED, "wrong flag"),
+        (
+            Ending(FAILED, "odd"),
+            [said("killed", "the engine was killed")],
+            BROKEN,
+            "odd; node b: the engine was killed",
+        ),
+        (Ending(FAILED, "odd"), [said("lost", "no sign of life")], BROKEN, "odd; node b: no sign of life"),
+        (Ending(BROKEN, "node b: it died"), [said(CRASHED, "it died")], BROKEN, "node b: it died"),
+    ],
+)
+def test_how_a_group_ended(own: Ending, others: list[dict[str, object]], how: str, error: str | None) -> None:
+    found = merge(own, [("b", other) for other in others])
+    assert (found.how, found.error) == (how, error)
+
+
+def test_a_kill_is_told_as_one() -> None:
+    assert as_message(Ending(CRASHED, "the engine was killed by SIGKILL"))["how"] == "killed"
+    assert as_message(Ending(CRASHED, "NCCL error"))["how"] == CRASHED
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"rank": 2}, "no such rank"), ({"addresses": ["10.0.0.1"]}, "no such rank"), ({"secret": "short"}, "too short")],
+)
+def test_a_place_that_is_none(change: dict[str, object], words: str) -> None:
+    good = {
+        "name": "chat-0", "rank": 1, "nodes": ["a", "b"], "addresses": ["10.0.0.1", "fd00::2"], "port": 1,
+        "secret": "a secret of 16 or more",
+    }  # fmt: skip
+    assert Place(json.loads(json.dumps(good))).address == "fd00::2"
+    with pytest.raises(ValueError, match=words):
+        Place({**good, **change})
