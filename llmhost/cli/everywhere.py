@@ -111,10 +111,11 @@ def show_status(session: Session, *, as_json: bool) -> int:
 def _told(name: str, address: str, outcome: Outcome) -> dict[str, Any]:
     """What is known of a node; ``status`` is what `llmhost status --json` says there, null for one that is gone."""
     from llmhost import __version__
+    from llmhost.fleet.members import without_greeting
 
     status, error, hint = None, None, None
     try:
-        status = json.loads("\n".join(outcome.lines))
+        status = json.loads(without_greeting("\n".join(outcome.lines)))
     except ValueError:
         failure = outcome.failure
         error = failure.message if failure else f"`llmhost status` ended with {outcome.status} there"
@@ -194,6 +195,8 @@ def show_logs(session: Session, words: tuple[str, ...], *, follow: bool, as_json
     def told(node: str, line: str, error: bool) -> None:
         if error:
             console.remark(prefixes[node] + line)
+        elif not line.startswith("{"):
+            return  # some hosts greet whoever logs in
         elif follow:
             _log_line(node, prefixes[node], json.loads(line), as_json)
         else:

@@ -37,6 +37,8 @@ from llmhost.run import Talk
 
 LISTEN_SECONDS = 30.0
 TRY_SECONDS = 60.0
+ENDED = "\n"
+"""In the place of a line, which cannot be this: there are no more."""
 GROUP_PORTS = (20480, 28671)
 """The first and the last of those on which the parts of a model over several nodes meet."""
 
@@ -64,7 +66,7 @@ def _clock(node: Member) -> Clock:
     """By the time that ssh takes there and back: the clock there was read somewhere in between."""
     assert node.link is not None
     began = time.time()
-    said = node.link.run(["date", "+%s.%N"]).stdout.strip()
+    said = node.link.run(["date", "+%s.%N"]).stdout.split()[-1]
     ended = time.time()
     seconds, _, rest = said.partition(".")
     coarse = not rest.isdigit()  # a date that knows no nanoseconds
@@ -131,7 +133,7 @@ def _listening(nodes: Sequence[Member]) -> Iterator[dict[str, Any]]:
 
 def _follow(talk: Talk, name: str, lines: queue.Queue[tuple[str, str]]) -> None:
     talk.follow(lambda line: lines.put((name, line)), lambda _: None)
-    lines.put((name, ""))
+    lines.put((name, ENDED))
 
 
 def _first_lines(nodes: Sequence[Member], lines: queue.Queue[tuple[str, str]]) -> dict[str, Any]:
@@ -143,9 +145,9 @@ def _first_lines(nodes: Sequence[Member], lines: queue.Queue[tuple[str, str]]) -
             name, line = lines.get(timeout=left)
         except queue.Empty:
             break
-        if line:
+        if line.startswith("{"):
             found[name] = json.loads(line)
-        else:
+        elif line == ENDED:
             ended.add(name)
     return {node.name: found[node.name] for node in nodes if node.name in found}
 

@@ -27,7 +27,7 @@ from llmhost.ssh import Link
 LOOK_SECONDS = 30.0
 COPY_SECONDS = 3600.0
 KEPT = 2
-"""Former versions that stay: guards of engines that run still use theirs."""
+"""Former versions that stay in any case."""
 
 LOOK = r"""
 case $1 in '~') home=$HOME ;; '~/'*) home=$HOME/${1#'~/'} ;; *) home=$1 ;; esac
@@ -55,8 +55,11 @@ mkdir -p "$2/bin"
 ln -s "$1/bin/llmhost" "$2/bin/.llmhost.new.$$"
 mv -f "$2/bin/.llmhost.new.$$" "$2/bin/llmhost"
 rm -rf "$2/incoming"
-ls -dt "$2"/llmhost-* | tail -n +$3 | while read -r old; do rm -rf "$old"; done
+ls -dt "$2"/llmhost-* | tail -n +$3 | while read -r old; do
+  grep -rqsF "$old/" "$2/../conf" /etc/systemd/system "$HOME/.config/systemd/user" || rm -rf "$old"
+done
 """
+"""Gives what was installed its name; former versions go unless a unit or what runs is still theirs."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> 
 def _copy(link: Link, file: Path, there: str) -> None:
     """One file, unless it is there in this size; the installation compares what is in them."""
     size = link.run(["sh", "-c", 'wc -c < "$1" 2>/dev/null || true', "size", there], timeout=LOOK_SECONDS)
-    if size.stdout.strip() == str(file.stat().st_size):
+    if size.stdout.split()[-1:] == [str(file.stat().st_size)]:
         return
     put = 'mkdir -p "$(dirname "$1")" && cat > "$1.part" && mv -f "$1.part" "$1"'
     link.run(["sh", "-c", put, "put", there], given=file, timeout=COPY_SECONDS)

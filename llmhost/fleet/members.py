@@ -11,7 +11,7 @@ from llmhost.config import Config, Node
 from llmhost.errors import NodeError
 from llmhost.paths import Home
 from llmhost.probe.node_facts import own_name
-from llmhost.run import Completed, Talk, capture
+from llmhost.run import Talk, capture
 from llmhost.ssh import Link, Target
 
 PROGRAM = "app/bin/llmhost"
@@ -43,17 +43,20 @@ class Member:
             self.link.connect()
 
     def ask(self, *words: str, given: str | None = None, timeout: float = 60) -> str:
-        """Run ``llmhost WORDS`` there to its end; returns what it printed. Raises SshError, here CommandError."""
-        if self.link is not None:
-            return self.link.run(self.command(words), given=given, timeout=timeout).stdout
-        return self._here(words, given, timeout).stdout
-
-    def _here(self, words: tuple[str, ...], given: str | None, timeout: float) -> Completed:
-        return capture(self.command(words), given=given, timeout=timeout)
+        """Run ``llmhost WORDS`` there; returns the JSON that it printed. Raises SshError, here CommandError."""
+        command = self.command(words)
+        run = self.link.run if self.link is not None else capture
+        return without_greeting(run(command, given=given, timeout=timeout).stdout)
 
     def talk(self, *words: str) -> Talk:
         """Start ``llmhost WORDS`` there and read what it says as it comes."""
         return self.link.talk(self.command(words)) if self.link else Talk(self.command(words))
+
+
+def without_greeting(text: str) -> str:
+    """What was printed, from where JSON begins: some hosts greet whoever logs in."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[next((i for i, line in enumerate(lines) if line.startswith("{")), 0) :])
 
 
 def members(home: Home, config: Config | None = None) -> tuple[Member, ...]:

@@ -70,20 +70,23 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     found = look(link, wish.home or _home_there(home, config, text))
     name, node = _entry(config, text, target, found, wish)
     own, here = _self(home, config, target, wish)
+    _require_two(target, name, own)
+    nodes = {own: here, name: node}
+    edited = _edited(home, nodes)
+    install(home, link, found, wish.bundle, progress)
+    member = Member(name, str(node["address"]), Path(found.root), link)
+    if found.configured and not wish.force:  # of somebody else, or of this node's former life
+        require_newest(files.read_state(home), {name: _state(member)})
+    _write(home, own, nodes, {name: _survey(member, edited)})
+    progress.note(f"{name} is in {home.config_file}")
+    return Added(name, own, sync(home, members(home), force=wish.force))
+
+
+def _require_two(target: Target, name: str, own: str) -> None:
     if name == own:
         raise NodeError(
             f"{target.host} and this machine are both called {name}", "give the new node another name: --name NAME"
         )
-    nodes = {own: here, name: node}
-    edited = _edited(home, nodes)
-    member = Member(name, str(node["address"]), Path(found.root), link)
-    install(home, link, found, wish.bundle, progress)
-    if found.configured and not wish.force:  # of somebody else, or of this node's former life
-        require_newest(files.read_state(home), {name: _state(member)})
-    facts = {name: member.ask("node", "survey", name, str(node["address"]), given=edited, timeout=SURVEY_SECONDS)}
-    _write(home, own, nodes, facts)
-    progress.note(f"{name} is in {home.config_file}")
-    return Added(name, own, sync(home, members(home), force=wish.force))
 
 
 def _home_there(home: Home, config: Config, text: str) -> str:
@@ -173,6 +176,11 @@ def survey(home: Home, text: str, name: str, address: str) -> str:
     return json.dumps(node_to_json(facts, machine), ensure_ascii=False, indent=1) + "\n"
 
 
+def _survey(member: Member, text: str) -> str:
+    """The same, asked there."""
+    return member.ask("node", "survey", member.name, member.address, given=text, timeout=SURVEY_SECONDS)
+
+
 def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
     """Read the facts of all nodes anew, for the next plan; which of them do not answer."""
     text = configuration.read_text(home.config_file)
@@ -180,8 +188,7 @@ def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
     def one(member: Member) -> str | LlmhostError:
         try:
             member.connect()
-            address = member.address
-            return member.ask("node", "survey", member.name, address, given=text, timeout=SURVEY_SECONDS)
+            return _survey(member, text)
         except LlmhostError as e:
             return e
 

@@ -44,6 +44,17 @@ IDLE = "60s"
 """After which a connection between gateways is closed by who asks; the other side waits much longer."""
 
 
+SILENT_SECONDS = 10
+"""After which a connection to a node that answers nothing any more, not even with an empty packet, is given up. The
+kernel would try for a quarter of an hour, and whoever waits for an answer behind a cut cable would wait as long."""
+
+KEEPALIVE: Data = {"keepalive_time": 4, "keepalive_interval": 2, "keepalive_probes": 3}
+"""The same for connections on which nothing is under way from here, as while an answer is waited for."""
+
+SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT = (1, 9), (6, 4), (6, 5), (6, 6), (6, 18)
+"""Level and name of options of a socket (socket(7), tcp(7))."""
+
+
 def cluster_name(service: str) -> str:
     """The cluster with all nodes that run a service; no service can be called so."""
     return f"{service}@nodes"
@@ -78,6 +89,8 @@ def cluster_fields(plan: Plan, service: ServicePlan) -> Data:
         "load_assignment": assigned,
         "transport_socket_matches": [*_sockets(plan, service), *elsewhere.tls_sockets(service)],
         "health_checks": [check],
+        "upstream_connection_options": {"tcp_keepalive": KEEPALIVE},
+        "upstream_bind_config": {"socket_options": [_option(TCP_USER_TIMEOUT, SILENT_SECONDS * 1000)]},
         "typed_extension_protocol_options": _protocol(service),
     }
 
@@ -182,6 +195,23 @@ def filter_chain(plan: Plan) -> Data:
     context = _context(plan, [node.name for node in plan.peers])
     socket = _tls("Downstream", common_tls_context=context, require_client_certificate=True)
     return {"transport_socket": socket, "transport_socket_connect_timeout": "15s"}
+
+
+def _option(which: tuple[int, int], value: int) -> Data:
+    level, name = which
+    return {"level": level, "name": name, "int_value": value, "state": "STATE_PREBIND"}
+
+
+def socket_options() -> list[Data]:
+    """Of `NODES`; what it accepts inherits them."""
+    values = {
+        SO_KEEPALIVE: 1,
+        TCP_KEEPIDLE: KEEPALIVE["keepalive_time"],
+        TCP_KEEPINTVL: KEEPALIVE["keepalive_interval"],
+        TCP_KEEPCNT: KEEPALIVE["keepalive_probes"],
+        TCP_USER_TIMEOUT: SILENT_SECONDS * 1000,
+    }
+    return [_option(which, value) for which, value in values.items()]
 
 
 def mark(plan: Plan) -> Data:

@@ -77,25 +77,30 @@ class Stub:
     async def _serve(self) -> None:
         self._loop, self._ended, self._gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Semaphore(0)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         server = await self.listen()
         self._started.set()
         await self._ended.wait()
         server.close()
-        for _ in range(20):  # whoever was accepted just now comes to have a task, which closes the connection
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)  # whoever was accepted just now comes to have a task, which closes the connection
         for task in self._tasks:
             task.cancel()
+        for writer in self._writers:  # also of one whose task has not begun
+            writer.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # what was closed is gone in the next round of the loop
+        await asyncio.sleep(0.02)  # what was closed is gone in a later round of the loop
 
     async def listen(self) -> asyncio.Server:
         """Where it is reached."""
         return await asyncio.start_unix_server(self.connection, self.socket, backlog=2048)
 
-    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        self._tasks.add(asyncio.get_running_loop().create_task(self._talk(reader, writer)))
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
         try:
             while await self._exchange(reader, writer):
                 pass
@@ -105,6 +110,7 @@ class Stub:
             writer.transport.abort()  # nothing waits for a client that does not read
         finally:
             writer.close()
+            self._writers.discard(writer)
             self._tasks.discard(task)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -44,6 +44,7 @@ class Homes:
             if other is not host:
                 other.trust(host)
                 host.trust(other)
+        (host.root / ".ssh/rc").write_text(f"echo Welcome to {name}!\n", encoding="utf-8")  # some hosts greet
         make_engine(self.home(host))
         self.home(host).marker.touch()
         if installed:

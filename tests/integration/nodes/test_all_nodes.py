@@ -17,6 +17,11 @@ def lines_of(text: str, node: str) -> list[str]:
     return [line for line in text.splitlines() if line.split()[:1] == [node]]
 
 
+def said_by(text: str) -> list[str]:
+    """Lines of all nodes, without their greetings."""
+    return sorted(line for line in text.splitlines() if "Welcome" not in line)
+
+
 def test_all_nodes_serve_what_is_theirs_and_tell_it_in_one_table(three: Homes) -> None:
     a, b = three.hosts["a"], three.hosts["b"]
     said = three.run(a, "up", "--all-nodes")
@@ -46,7 +51,7 @@ def test_a_node_that_is_cut_off_is_shown_and_comes_back(three: Homes) -> None:
         assert lines_of(told, "b")
         stopped = a.run(*a.llmhost("stop", "chat", "--all-nodes"), ok=3)
         assert "unreachable" in stopped.stderr
-        assert sorted(stopped.stdout.splitlines()) == ["a | stopped chat-0", "b | stopped chat-1"]
+        assert said_by(stopped.stdout) == ["a | stopped chat-0", "b | stopped chat-1"]
     finally:
         c.link(True)
     wait_for(lambda: three.status(a)["c"]["ready"])
@@ -99,24 +104,51 @@ def test_the_doctor_of_all_nodes_finds_what_is_wrong(three: Homes) -> None:
     clock.write_text('#!/bin/sh\nexec /bin/date -d "400 seconds ago" "$@"\n', encoding="utf-8")
     clock.chmod(0o755)  # what the clock says, and nothing else, is made up: a clock belongs to the whole machine
     c.run("ip", "rule", "add", "ipproto", "tcp", "sport", "20480", "blackhole")
+    three.run(a, "node", "add", "b", "--address", "b")
+    c.write_hosts({"a": a.address, "b": "127.0.1.1"})
     three.run(a, "keys", "add", "stale")
     try:
         told = json.loads(three.run(a, "node", "doctor", "--json", ok=1))
     finally:
         clock.unlink()
         c.run("ip", "rule", "delete", "ipproto", "tcp", "sport", "20480")
+        c.write_hosts({"a": a.address, "b": b.address})
+        three.run(a, "node", "add", "b", "--address", b.address)
     wrong = {(check["name"], check["status"]): check for check in told["checks"] if check["status"] != "ok"}
     assert "the clock of b is" in wrong["clock", "fail"]["message"]
     assert "behind" in wrong["clock", "fail"]["message"]
     assert "does not reach c" in wrong["ports", "fail"]["message"]
     assert "20480 (no answer)" in wrong["ports", "fail"]["message"]
     assert "keys.json" in wrong["files", "warn"]["message"]
+    assert wrong["name", "fail"]["message"] == "b, the address of b, means 127.0.1.1, the machine itself on c"
     assert all(check["remedy"] for check in wrong.values())
+
+
+def test_a_service_that_is_not_everywhere_is_used_everywhere(three: Homes) -> None:
+    a, b = three.hosts["a"], three.hosts["b"]
+    file = three.home(a).config_file
+    before = file.read_text(encoding="utf-8")
+    added = "services:\n  only: {model: " + str(three.network.place / "model") + ", nodes: b}"
+    file.write_text(before.replace("services:", added), encoding="utf-8")
+    three.run(a, "up", "only", "--all-nodes")
+    assert lines_of(three.run(a, "status", "--all-nodes", ok=None), "b")[1].split()[1:5] == [
+        "only",
+        "chat",
+        "only",
+        "ready",
+    ]
+    three.run(b, "stop", "only", "--all-nodes")
+    services = {s["name"]: s["state"] for s in three.status(a)["b"]["status"]["services"]}
+    assert services["only"] == "stopped"
+    three.run(a, "restart", "only", "--all-nodes")
+    file.write_text(before, encoding="utf-8")
+    three.run(a, "up", "--all-nodes")
+    assert three.chat_ready(a, "a", "b", "c")
 
 
 def test_everything_is_stopped_everywhere(three: Homes) -> None:
     a, b = three.hosts["a"], three.hosts["b"]
     three.run(a, "up", "--all-nodes")
     said = three.run(a, "down", "--all-nodes")
-    assert sorted(said.splitlines()) == [f"{node} | everything has stopped" for node in "abc"]
+    assert said_by(said) == [f"{node} | everything has stopped" for node in "abc"]
     assert "supervisord" not in b.run("ps", "ax").stdout
