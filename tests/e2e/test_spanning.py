@@ -16,7 +16,7 @@ from tests.netns import CannotRun, Host, wait_for
 
 CONFIG = """gateway: {{port: 8000}}
 services:
-  chat: {{model: {model}, args: {{enforce_eager: true, max_model_len: 1024}}{span}}}
+  chat: {{model: {model}, env: {{OMP_NUM_THREADS: 1}}, args: {{enforce_eager: true, max_model_len: 1024}}{span}}}
 """
 PATIENCE = 900.0
 

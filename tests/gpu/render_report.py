@@ -9,7 +9,7 @@ from typing import Any
 
 import shapes
 
-ORDER = ("install", "flash-attn", "cold", "warm", "long", "check")
+ORDER = ("install", "flash-attn", "cold", "warm", "long", "check", "spanning")
 BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
 MANY = 3
 """Lines of doctor's that are shown."""
@@ -47,7 +47,7 @@ def render(results: dict[str, dict[str, Any]], remarks: str = "") -> str:
     for title, part in (
         ("Installed from a bundle", _install), ("flash-attention", _flash), ("Start times", _starts),
         ("Memory: planned and measured", _memory), ("Answers through the gateway", _answers),
-        ("The demo models, and doctor", _check),
+        ("The demo models, and doctor", _check), ("One model on two GPUs", _spanning),
     ):  # fmt: skip
         lines += [f"## {title}", "", *part(results), ""]
     lines += ["## Steps", "", *_steps(results), ""]
@@ -169,6 +169,20 @@ def _check(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     said = [f"- {line}" for line in (*bad, *warned)]
     more = [f"- and {len(said) - MANY} more"] if len(said) > MANY else []
     yield from ("", *said[:MANY], *more) if said else ()
+
+
+def _spanning(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    entry = results.get("spanning", {})
+    if "ways" not in entry:
+        yield _missing(entry)
+        return
+    titles = {"mp": "vLLM by itself", "ray": "Ray", "two nodes": "two network namespaces as two nodes"}
+    yield from _table("tensor parallel 2 by", "", "seconds until ready", "after a kill of one part")
+    for way, found in entry["ways"].items():
+        said = "ok" if found["ok"] else f"**failed**: {found.get('error', 'a wrong answer').replace('|', '/')[:200]}"
+        again = f"{found['again']:.0f}" if "again" in found else "–"
+        seconds = f"{found['seconds']:.0f}" if "seconds" in found else "–"
+        yield f"| {titles[way]} | {said} | {seconds} | {again} |"
 
 
 def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:

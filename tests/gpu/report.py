@@ -7,12 +7,14 @@
     report.py warm                     the same again
     report.py long                     other context lengths: memory again
     report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
+    report.py spanning                 two GPUs: one model on both by vLLM and by Ray, and over two namespaces as nodes
     report.py status                   what is done, what runs, what failed
     report.py write [--docs DIR]       docs/gpu.md (with OUT/remarks.md) and the table of docs/planning.md
 
 Every step is a program of its own that writes OUT/<step>.json; with --background it runs in a session of its own
 (setsid) and this command returns at once. Standard library only: `install` runs with the interpreter of the system.
-`--cpu` rehearses the steps cold, warm, long and check with models as small as can be on a CPU engine.
+`--cpu` rehearses the steps cold, warm, long, check and (as root) the namespaces of spanning, with models as small as
+can be on a CPU engine.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import render_report
 import shapes
+import spanning
 
-STEPS = ("install", "flash-attn", "cold", "warm", "long", "check")
+STEPS = ("install", "flash-attn", "cold", "warm", "long", "check", "spanning")
 SERVICES = ("chat", "embed", "rerank")
 CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "long": (32768, 256)}
 """Tokens of the chat model, and of the encoders."""
@@ -229,6 +232,22 @@ def check(host: Host) -> dict[str, Any]:
     return {**data, "error": f"failed: {', '.join(wrong)}"} if wrong else data
 
 
+def span(host: Host) -> dict[str, Any]:
+    """One model on two GPUs in every way that there is; a way that fails keeps no other from being tried."""
+    ways: dict[str, Any] = {"two nodes": lambda: spanning.on_two_nodes(host)}
+    if not host.cpu:
+        for executor in ("mp", "ray"):
+            ways[executor] = lambda by=executor: spanning.on_one_host(host, _write_config, by)
+    data: dict[str, Any] = {"facts": _facts(host), "ways": {}}
+    for way, run in ways.items():
+        try:
+            data["ways"][way] = run()
+        except (RuntimeError, Failed, OSError, KeyError, StopIteration) as e:
+            data["ways"][way] = {"ok": False, "error": f"{type(e).__name__}: {e}"}
+    wrong = [way for way, found in data["ways"].items() if not found["ok"]]
+    return {**data, "error": f"failed: {', '.join(wrong)}"} if wrong else data
+
+
 def _program(plan: dict[str, Any], name: str) -> dict[str, Any]:
     service = next(s for s in plan["services"] if s["name"] == name)
     return dict(service["replicas"][0])
@@ -336,6 +355,8 @@ def perform(step: str, host: Host) -> int:
             entry |= flash_attn(host)
         elif step == "check":
             entry |= check(host)
+        elif step == "spanning":
+            entry |= span(host)
         else:
             entry |= serve(host, step)
     except Exception as e:  # whatever it is, it belongs into the report
