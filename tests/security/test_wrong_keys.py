@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 
 import httpx
 import pytest
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.integration
 
 VOLATILE = re.compile(r"bytes|length|time|_ms$|_rx_|_tx_|downstream_cx|^server[.]|^filesystem|memory|admin|^cluster[.]")
 """Counters of sizes, clocks, and of what goes on anyway; of engines the test counts itself."""
+
+TRIES = 20
 
 
 def form(text: str) -> str:
@@ -70,12 +73,18 @@ def test_the_same_is_done_for_every_wrong_key(locked: Locked) -> None:
     reached = locked.reached
     with locked.gateway.client() as client:
         refused(locked, client, form("first:first"))  # what is counted for the first time appears with it
-        found = {name: refused(locked, client, key) for name, key in wrong_keys(locked).items()}
-    status, text, _, changed = first = found["nobody's"]
+        keys = wrong_keys(locked)
+        found = {name: refused(locked, client, key) for name, key in keys.items()}
+        first = Counter(map(str, found.values())).most_common(1)[0][0]
+        # Counters of a slow gateway arrive late, with those of the next request; a real difference comes again.
+        for _ in range(TRIES):
+            odd = [name for name, what in found.items() if str(what) != first]
+            found |= {name: refused(locked, client, keys[name]) for name in odd}
+    status, text, _, changed = found["nobody's"]
     assert status == 401
     assert "sk-" not in str(text)
     assert any("auth" in name and count == 1 for name, count in changed)  # type: ignore[attr-defined]
-    assert {name: what for name, what in found.items() if what != first} == {}
+    assert {name: what for name, what in found.items() if str(what) != first} == {}
     assert locked.reached == reached
 
 

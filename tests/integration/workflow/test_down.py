@@ -92,7 +92,7 @@ def test_a_guard_without_supervisord_hangs_for_good(installed: Installed, monkey
 def test_supervisord_is_shutting_down_already(installed: Installed) -> None:
     """It tells one program after the other; `down` tells all that are left."""
     installed.write(f"""
-        chat: {{model: {installed.model()}, replicas: 3, stop_timeout: 2, env: {{FAKE_ENGINE: --ignore-term}}}}
+        chat: {{model: {installed.model()}, replicas: 3, stop_timeout: 20, env: {{FAKE_ENGINE: --ignore-term}}}}
     """)
     installed.run("up")
     supervisor = Supervisor(installed.home.supervisor_socket)
