@@ -10,7 +10,7 @@ import click
 from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
-    from llmhost.plan import Plan, ServicePlan
+    from llmhost.plan import Plan, ProgramPlan, ServicePlan
     from llmhost.writer import FileChange
 
 GIB = 2**30
@@ -105,11 +105,22 @@ def _places(plan: Plan) -> list[tuple[str, str]]:
         (replica, node)
         for service in plan.services
         for node, replicas in (
-            (plan.node, tuple(r.name for r in service.replicas)),
+            *((plan.node, (r.name,)) for r in service.replicas),
             *((e.node, e.replicas) for e in service.elsewhere),
+            *(other for r in service.replicas for other in _other_parts(r)),
         )
         for replica in replicas
     ]
+
+
+def _other_parts(program: ProgramPlan) -> list[tuple[str, tuple[str, ...]]]:
+    """Of the first part of a model that spans nodes: node and name of the others."""
+    if program.group is None or program.group.rank:
+        return []
+    from llmhost.config_span import part_name
+
+    service, _, number = program.name.rpartition("-")
+    return [(node, (f"{part_name(service, rank)}-{number}",)) for rank, node in enumerate(program.group.nodes) if rank]
 
 
 def _without_secrets(plan: Plan) -> dict[str, object]:

@@ -56,6 +56,10 @@ def test_a_model_on_two_nodes_is_one(spanning: Cluster) -> None:
     a, b = spanning.homes["a"], spanning.homes["b"]
     assert answers(spanning, "a")
     assert answers(spanning, "b")
+    for made in (a, b):
+        shown = [line.split() for line in made.run("plan").stdout.splitlines()]
+        assert ["chat-0", "a"] in shown
+        assert ["chat-rank1-0", "b"] in shown
     before = {**replicas(a), **replicas(b)}
     os.kill(before["chat-rank1-0"]["engine_pid"], signal.SIGKILL)
     wait_for(lambda: replicas(a)["chat-0"]["engine_pid"] not in (None, before["chat-0"]["engine_pid"]), 60)
