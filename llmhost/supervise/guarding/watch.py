@@ -99,6 +99,8 @@ class Watch:
         """None: the engine does not count its work."""
         self._work = 0.0
         """Of `Load.work`, what is known: somebody else was answered when there is more."""
+        self._cache = 0.0
+        """`Load.cache` when it was read last."""
         self._sign = self._glanced = time.monotonic()
         """When the engine answered last, at the earliest; when its counters were read."""
 
@@ -155,11 +157,12 @@ class Watch:
         return None
 
     def _served(self, load: Load | None) -> bool:
-        """Whether others were answered since this was asked last."""
-        if load is None or load.work <= self._work:
+        """Whether others were answered since this was asked last, or a step of their prompts was computed."""
+        if load is None:
             return False
-        self._work = load.work
-        return True
+        served = load.work > self._work or load.cache != self._cache
+        self._work, self._cache = max(self._work, load.work), load.cache
+        return served
 
     def _ask(self, load: Load | None) -> None:
         """Make a request of our own, and look at what the engine did meanwhile when it is not answered."""

@@ -35,6 +35,8 @@ class Played:
         """From then on /metrics are not answered either."""
         self.answered_at: Callable[[float], float] = lambda _: 0.0
         """How many requests of others were answered until a moment."""
+        self.filled_at: Callable[[float], float] = lambda _: 0.0
+        """How much of the KV cache was in use at a moment."""
         self.requests = 0
         self.page_seconds = 0.0
         self.own = 0
@@ -56,8 +58,12 @@ class Played:
             self.pause(deadline - self.now)
             return b""
         self.pause(self.page_seconds)
-        work = self.answered_at(min(self.now, self.hangs_at)) + OWN_WORK * self.own
-        return f"vllm:num_requests_running {float(self.requests)}\nvllm:generation_tokens_total {work}\n".encode()
+        now = min(self.now, self.hangs_at)
+        work, filled = self.answered_at(now) + OWN_WORK * self.own, self.filled_at(now)
+        page = (
+            f"running {float(self.requests)}\nvllm:generation_tokens_total {work}\nvllm:kv_cache_usage_perc {filled}\n"
+        )
+        return f"vllm:num_requests_{page}".encode()
 
     def works(self, deadline: float) -> bool:
         self.asked.append(self.now)
@@ -148,6 +154,18 @@ def test_a_long_prompt_on_the_cpu_is_computed_for_minutes(
         said = play(engine, monkeypatch, gpus=gpus)
         assert "(1 of 120)" in str(said[0][0])
         assert [lasting for _, lasting in said[:4]] == [False, False, True, True]
+
+
+def test_a_long_prompt_on_a_gpu_fills_the_cache_while_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes of it, a step every eight seconds, and our request waits behind it; then it hangs in the middle."""
+    engine = Played(until=2000)
+    engine.requests = 2
+    monkeypatch.setattr(engine, "works", lambda deadline: bool(engine.pause(deadline - engine.now)))
+    engine.filled_at = lambda now: now // 8 * 0.01
+    engine.hangs_at = 600
+    with pytest.raises(Hung):
+        play(engine, monkeypatch)
+    assert 600 < engine.now <= 600 + longest(HANG_TIMEOUT)
 
 
 def test_a_kernel_that_is_compiled_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

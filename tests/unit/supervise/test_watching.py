@@ -24,6 +24,13 @@ def test_the_load_of_a_real_engine() -> None:
     assert (load.requests, load.work) == (0, 19 + 1 + 1)
 
 
+def test_a_prompt_that_is_computed_fills_the_cache() -> None:
+    page = PAGE.replace(b'kv_cache_usage_perc{engine="0",model_name="demo-chat"} 0.0', b"kv_cache_usage_perc 0.125")
+    load = read_load(page)
+    assert load is not None
+    assert (load.work, load.cache) == (21, 0.125)
+
+
 def test_requests_that_were_given_up_are_no_work() -> None:
     page = PAGE.replace(b'finished_reason="abort",model_name="demo-chat"} 0.0', b'finished_reason="abort"} 7.0')
     page = page.replace(b'finished_reason="error",model_name="demo-chat"} 0.0', b'finished_reason="error"} 5e+00')
