@@ -82,7 +82,8 @@ class Stub:
         self._started.set()
         await self._ended.wait()
         server.close()
-        await asyncio.sleep(0.02)  # whoever was accepted just now comes to have a task, which closes the connection
+        for _ in range(20):  # whoever was accepted just now comes to have a task, which closes the connection
+            await asyncio.sleep(0.001)
         for task in self._tasks:
             task.cancel()
         for writer in self._writers:  # also of one whose task has not begun
