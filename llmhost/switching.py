@@ -115,7 +115,8 @@ def _check_flags(config: Config, engine: EngineFacts) -> None:
 
 def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
     """Start the smallest service on the new engine beside what runs, where there is room for it."""
-    candidates = [s for s in plan.services if s.replicas and s.foreign is None and _has_needed(home, s, progress)]
+    own = (s for s in plan.services if s.replicas and s.foreign is None)
+    candidates = [s for s in own if not _spans(s, progress) and _has_needed(home, s, progress)]
     if not candidates:
         return
     service = min(candidates, key=lambda s: s.replicas[0].memory_bytes + s.replicas[0].gpu_memory_bytes)
@@ -123,6 +124,14 @@ def _try_one(home: Home, plan: Plan, progress: Progress) -> None:
         try_service(home, plan, service, progress)
     except PlanError as e:
         progress.note(f"not tried beside what runs: {e.message}")
+
+
+def _spans(service: ServicePlan, progress: Progress) -> bool:
+    """Whether other nodes would have to try it at the same time."""
+    found = any(p.group for p in service.replicas)
+    if found:
+        progress.note(f"{service.name} is not tried: it spans nodes")
+    return found
 
 
 def _has_needed(home: Home, service: ServicePlan, progress: Progress) -> bool:
