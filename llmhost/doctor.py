@@ -33,6 +33,7 @@ from llmhost.hub.remote import Reference
 from llmhost.models import read_models
 from llmhost.nodes import own_config
 from llmhost.paths import Home
+from llmhost.planning import make_home_plan
 from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.interpreters import Found, read_interpreter
 from llmhost.probe.machine import read_essentials
@@ -40,7 +41,6 @@ from llmhost.probe.model import models_directory
 from llmhost.probe.programs import conda_environments, find_compilers
 from llmhost.supervise.leftovers import Leftovers
 from llmhost.supervise.units import find_unit
-from llmhost.workflow import make_home_plan
 
 
 def examine(home: Home, found: Leftovers, *, deep: bool = False) -> list[Check]:

@@ -20,8 +20,8 @@ from llmhost.errors import EngineError
 from llmhost.facts import EngineFacts
 from llmhost.foreign import ensure_environments, without_vllm
 from llmhost.homedir import claim, require_access
+from llmhost.machine import read_running
 from llmhost.paths import Home
-from llmhost.plan.running import running
 from llmhost.probe.machine import read_essentials, read_machine
 from llmhost.supervise import lifecycle
 from llmhost.supervise.planfile import read_plan
@@ -134,7 +134,7 @@ def _listed(home: Home, name: str, current: str) -> Listed | None:
 
 
 def _runs_from(home: Home, python: str) -> bool:
-    there = running(read_plan(home), lifecycle.running(home))
+    there = read_running(home)
     return any(program.argv[0] == python for program in there.programs)
 
 

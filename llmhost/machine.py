@@ -1,4 +1,4 @@
-"""This machine as a home sees it: its facts, and the GPUs that its engines may share out."""
+"""This machine as a home sees it: its facts, what runs on it, and the GPUs that its engines may share out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmhost.facts import Device, EngineFacts, Gpu, GpuProcess, MachineFacts, No
 from llmhost.paths import Home
 from llmhost.plan.cpu import require_room
 from llmhost.plan.gpu import gpus_have_room
-from llmhost.plan.running import running
+from llmhost.plan.running import Running, running
 from llmhost.plan.types import EnginePlan, ProgramPlan
 from llmhost.probe.gpus import read_gpus
 from llmhost.probe.host import read_host
@@ -80,10 +80,15 @@ def _unusable(engine: EngineFacts | EnginePlan, found: Accelerators) -> EngineEr
     )
 
 
+def read_running(home: Home) -> Running:
+    """The engines of a home that run now, as the plan in force has them."""
+    return running(read_plan(home), lifecycle.running(home))
+
+
 def _planned(home: Home) -> dict[int, int]:
     """Bytes of each GPU that the engines that run were given."""
     given: dict[int, int] = {}
-    for program in running(read_plan(home), lifecycle.running(home)).programs:
+    for program in read_running(home).programs:
         for index in program.gpus:
             given[index] = given.get(index, 0) + program.gpu_memory_bytes
     return given

@@ -25,10 +25,6 @@ from llmhost.supervise.lifecycle import Actions
 from llmhost.supervise.states import ProgramState
 from llmhost.writer import FileChange
 
-START_MARGIN = 60.0
-"""Seconds beyond what starts may take: guards back off, and other homes start engines on the same GPUs."""
-
-
 STARTING = ("queued", "loading", "backoff")
 """States of programs that hold the start lock of their GPUs, or will want it."""
 
@@ -333,7 +329,7 @@ def start_limit(home: Home, plan: Plan, programs: Collection[str]) -> float:
     """Seconds in which these programs should be ready, after what else is just starting on their GPUs."""
     there = lifecycle.states(home, [p.name for p in plan.programs]).values()
     starting = {s.name for s in there if s.state in STARTING}
-    return start_seconds(plan, starting | set(programs)) + START_MARGIN
+    return start_seconds(plan, starting | set(programs)) + readiness.START_MARGIN
 
 
 def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> None:

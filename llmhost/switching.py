@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmhost import workflow
+from llmhost import planning, workflow
 from llmhost.config import Config, Engine
 from llmhost.config_engine import VERSION
 from llmhost.engines import load_or_default
@@ -19,17 +19,16 @@ from llmhost.env.releases import Release, choose_release
 from llmhost.errors import ConfigError, EngineError, LlmhostError, NotReadyError, PlanError
 from llmhost.facts import EngineFacts
 from llmhost.homedir import claim
-from llmhost.machine import require_room_beside
+from llmhost.machine import read_running, require_room_beside
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.args import vllm_arguments
-from llmhost.plan.running import beside, running
+from llmhost.plan.running import beside
 from llmhost.probe.machine import read_machine
 from llmhost.render import guard_spec_path, render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.guarding.state import service_state
 from llmhost.supervise.lock import home_lock
-from llmhost.supervise.planfile import read_plan
 from llmhost.supervise.trial import try_program
 
 Wait = Callable[[workflow.Started], None]
@@ -54,7 +53,7 @@ def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> Engin
     new = ensure_engine(home, config.engine, progress, name=name, release=release)
     _check_flags(config, new)
     if config.services:
-        _try_one(home, workflow.make_plan_with(home, new), progress)
+        _try_one(home, planning.make_plan_with(home, new), progress)
     _switch(home, former, name, progress, wait)
     return new
 
@@ -149,7 +148,7 @@ def try_service(home: Home, plan: Plan, service: ServicePlan, progress: Progress
     Raises PlanError when there is no room for it, NotReadyError when it does not start.
     """
     with home_lock(home, "engine"):  # from the beginning: nobody takes these names and this room meanwhile
-        there = running(read_plan(home), lifecycle.running(home))
+        there = read_running(home)
         moved = beside(
             replace(service, replicas=service.replicas[:1]), replace(there, surge=frozenset({service.name})), home
         )
@@ -252,7 +251,7 @@ def warm(home: Home, progress: Progress) -> tuple[tuple[str, float], ...]:
     engine = find_engine(home, config.engine)
     if engine is None:
         raise NotReadyError("the engine is not built", "run `llmhost setup`")
-    plan = workflow.make_plan_with(home, engine)
+    plan = planning.make_plan_with(home, engine)
     alive = lifecycle.running(home)
     ours = [s for s in plan.services if s.replicas and s.foreign is None]
     idle = [s for s in ours if not any(p.name in alive for p in s.replicas)]

@@ -5,67 +5,37 @@ Effects happen here only through the modules at the edges; what is decided is de
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llmhost import balancing, deploy, foreign, keys, nodes, ports, readiness, rollout, stopping
-from llmhost import config as configuration
+from llmhost import balancing, deploy, foreign, nodes, ports, rollout, stopping
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
-from llmhost.env.current import engine_name
-from llmhost.errors import ConfigError, EngineError, GatewayError, NotReadyError, SupervisorError
-from llmhost.facts import EngineFacts, Gpu, ModelFacts
+from llmhost.errors import ConfigError, NotReadyError
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
 from llmhost.in_force import load_plan, select_services, with_needs, with_parts
-from llmhost.inspection import read_anywhere
-from llmhost.machine import gpus_for, require_room_beside
+from llmhost.machine import read_running, require_room_beside
 from llmhost.models import pull_missing, read_models
-from llmhost.outlook import changed, outlook
+from llmhost.outlook import changed
 from llmhost.paths import Home
 from llmhost.plan import Plan
-from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.build import Machine
 from llmhost.plan.cpu import missing_bytes
-from llmhost.plan.gpu import Shares, gpus_have_room
+from llmhost.plan.gpu import gpus_have_room
 from llmhost.plan.groups import refuse_surge
-from llmhost.plan.remedies import require_gpus
-from llmhost.plan.running import NOTHING, Running, beside, running
-from llmhost.plan.starting import start_seconds
-from llmhost.plan.values import check_arguments
+from llmhost.plan.running import NOTHING, Running, beside
+from llmhost.planning import Inputs, load_config, read_inputs
 from llmhost.probe.certificate import check_certificate
-from llmhost.probe.endpoint import check_endpoints, read_endpoints
-from llmhost.probe.host import read_host
-from llmhost.probe.tools import find_tools
-from llmhost.spanning import prepare, read_common
+from llmhost.probe.endpoint import check_endpoints
+from llmhost.spanning import prepare
 from llmhost.stopped import after_start, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lock import home_lock
 from llmhost.supervise.planfile import read_plan
-from llmhost.supervise.states import ProgramState
 from llmhost.supervise.status import require_awake
-
-SERVED_SECONDS = balancing.SECONDS
-"""Seconds for the gateway to find out that an engine is ready."""
-
-SETTLED = ("ready", "failed", "stopped")
-"""States that a starting program does not leave by itself."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a plan is made from, read at one moment."""
-
-    config: Config
-    machine: Machine
-    models: Mapping[str, ModelFacts]
-    whole: nodes.Whole | None = None
-    """What all nodes do; `config` is what this one does of it."""
-
-    def plan(self, there: Running) -> Plan:
-        return make_plan(self.config, self.machine, self.models, there)
 
 
 @dataclass(frozen=True)
@@ -97,7 +67,7 @@ def up(
     pull_missing(home, config, with_needs({name: s.needs for name, s in config.services.items()}, services), progress)
     _build(home, config, progress)
     with _turn(home, "up"):  # from the beginning: what is asked for while we plan comes after us
-        ask, there = _read_inputs(home, insecure), _running(home)
+        ask, there = read_inputs(home, insecure), read_running(home)
         _require_in_file(services, ask.config)
         services = with_needs({name: s.needs for name, s in ask.config.services.items()}, services)
         plan = ask.plan(NOTHING if rebalance else there)
@@ -114,7 +84,7 @@ def reload(home: Home, progress: Progress, *, surge: bool = False) -> Started:
     """`up` for what was not stopped on purpose: that stays stopped. ``surge`` as there."""
     _build(home, _take(home, (), insecure=False), progress)
     with _turn(home, "reload"):
-        ask, there = _read_inputs(home, insecure=False), _running(home)
+        ask, there = read_inputs(home, insecure=False), read_running(home)
         plan = ask.plan(there)
         if surge:
             surging = frozenset(changed(home, plan, there, plan.services))
@@ -130,7 +100,7 @@ def _take(home: Home, services: tuple[str, ...], insecure: bool) -> Config:
     What would make every start fail is told now, not after models of many GB are fetched.
     """
     require_claimable(home)
-    config = _load(home, insecure)
+    config = load_config(home, insecure)
     if not config.services:
         raise ConfigError(
             f"{home.config_file} has no services", "write some under services:, or use `llmhost down` to stop what runs"
@@ -152,7 +122,7 @@ def _build(home: Home, config: Config, progress: Progress) -> None:
     foreign.ensure_environments(home, config, progress)
 
 
-def _deploy(home: Home, ask: _Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
+def _deploy(home: Home, ask: Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
@@ -185,10 +155,6 @@ def _remember_start(home: Home, plan: Plan, services: tuple[str, ...]) -> None:
     write_stopped(home, after_start(read_stopped(home), services, every, alone=alone))
 
 
-def _running(home: Home) -> Running:
-    return running(read_plan(home), lifecycle.running(home))
-
-
 def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[str]], bool]:
     """Whether engines that run have room beside all of a plan."""
     new = {p.name: p for p in plan.programs}
@@ -199,45 +165,6 @@ def _fits(plan: Plan, machine: Machine, there: Running) -> Callable[[Collection[
         return missing_bytes(every, machine.host) == 0 and gpus_have_room(every, machine.gpus)
 
     return fits
-
-
-def await_ready(home: Home, started: Started, timeout: float | None, on_change: Callable[[ProgramState], None]) -> None:
-    """Wait until every program that was asked for is ready, and gets requests, or has failed.
-
-    ``timeout`` in seconds; by default as long as the slowest service may take, after others on its GPU. Raises
-    NotReadyError naming those that are not ready, with their causes; GatewayError when Envoy does not take up its
-    files. Envoy checks engines by itself, so it can be a moment behind their guards: a client would get 503 then.
-    """
-    longest = rollout.START_MARGIN + start_seconds(started.plan, {p.name for p in started.plan.programs})
-    deadline = time.monotonic() + (longest if timeout is None else timeout)
-    while True:
-        _await_states(home, started, deadline, on_change, timeout)
-        balancing.await_files(home)
-        try:
-            return balancing.await_served(home, started.plan, started.programs, SERVED_SECONDS)
-        except GatewayError:  # an engine that has ended meanwhile is waited for, as it would have been before
-            states = lifecycle.states(home, started.programs).values()
-            if all(s.state == "ready" for s in states):
-                raise
-
-
-def _await_states(
-    home: Home, started: Started, deadline: float, on_change: Callable[[ProgramState], None], timeout: float | None
-) -> None:
-    pending, last = set(started.programs), dict[str, ProgramState]()
-    while pending:
-        try:
-            last |= lifecycle.wait_ready(home, pending, deadline - time.monotonic(), on_change)
-        except SupervisorError as e:
-            if daemon.serves(home):
-                raise
-            raise readiness.stopped_meanwhile() from e
-        settled = {name for name in pending if last[name].state in SETTLED}
-        if not settled:
-            raise readiness.out_of_time(last.values(), timeout)
-        pending -= settled
-    if any(s.state != "ready" for s in last.values()):
-        raise readiness.not_ready(home, last.values())
 
 
 def down(home: Home, progress: stopping.Told) -> bool:
@@ -325,7 +252,7 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
         chosen = frozenset(s.name for s in select_services(plan, services))
         foreign.require_movable(plan, chosen)
         refuse_surge(chosen, {s.name for s in plan.services if any(p.group for p in s.replicas)})
-        there = replace(_running(home), surge=chosen)
+        there = replace(read_running(home), surge=chosen)
         moved = tuple(beside(s, there, home) if s.name in chosen else s for s in plan.services)
         new = replace(plan, services=moved)
         second = (p for s in moved if s.name in chosen for p in s.replicas)
@@ -339,83 +266,6 @@ def restart_surge(home: Home, services: tuple[str, ...], progress: stopping.Told
 def _require_live(home: Home) -> None:
     if not balancing.is_live(home):
         raise NotReadyError("the gateway is not running, so there is nobody to keep serving", "run `llmhost start`")
-
-
-def _load(home: Home, insecure: bool) -> Config:
-    """llmhost.yaml, with ``gateway.insecure`` switched on when the command line says so."""
-    config = configuration.load(home.config_file)
-    if not insecure:
-        return config
-    return config.model_copy(update={"gateway": config.gateway.model_copy(update={"insecure": True})})
-
-
-def make_home_plan(home: Home, insecure: bool = False) -> Plan:
-    """The plan for a home whose engine is built; changes nothing. Raises EngineError when it is not."""
-    return _read_inputs(home, insecure).plan(_running(home))
-
-
-def place_on_gpus(home: Home, gpus: tuple[Gpu, ...]) -> tuple[Config, dict[str, ModelFacts], Shares]:
-    """Where the services of a home would run on GPUs that need not be here, and with how much memory.
-
-    Needs no engine (but checks flags against one that is there), and no models: what a hub has is asked there. Raises
-    PlanError when they do not fit, with the nearest change that would.
-    """
-    config = configuration.load(home.config_file)
-    models = read_models(home, config, read_anywhere)
-    check_arguments(config.services, models, find_engine(home, config.engine))
-    return config, models, require_gpus(config.services, gpus, models)
-
-
-def make_plan_with(home: Home, engine: EngineFacts) -> Plan:
-    """The plan of a home if this engine were the one that counts; changes nothing."""
-    return _inputs(home, _load(home, insecure=False), engine).plan(_running(home))
-
-
-def make_outlook(home: Home, plan: Plan) -> tuple[tuple[str, str], ...]:
-    """What `up` would do to each service."""
-    return outlook(home, plan, _running(home))
-
-
-def _read_inputs(home: Home, insecure: bool) -> _Inputs:
-    return _inputs(home, _load(home, insecure))
-
-
-def _inputs(home: Home, config: Config, engine: EngineFacts | None = None) -> _Inputs:
-    whole = nodes.read_whole(home, config)
-    config = whole.own if whole else config
-    models = {**(whole.models if whole else {}), **read_models(home, config)}
-    engine = engine or find_engine(home, config.engine) or foreign.without_vllm(config)
-    if engine is None:
-        raise EngineError(
-            f"the engine {engine_name(home, config.engine)} is not built yet, so vLLM's flags are not known",
-            "build it with `llmhost setup`",
-        )
-    return _Inputs(config, _machine(home, config, engine, whole), models, whole)
-
-
-def validate(home: Home, config: Config) -> bool:
-    """Refuse what `make_home_plan` would; False when there is no engine to check the flags under ``args:`` against."""
-    own = nodes.own_config(home, config)
-    read_models(home, own)
-    foreign.require_commands(home, own)
-    built = foreign.has_environments(home, own)
-    if not built or (foreign.needs_vllm(own) and find_engine(home, config.engine) is None):
-        return False
-    _inputs(home, config).plan(_running(home))
-    return True
-
-
-def _machine(home: Home, config: Config, engine: EngineFacts, whole: nodes.Whole | None = None) -> Machine:
-    endpoints = read_endpoints(config, home.root)
-    gpus = gpus_for(home, engine) if any(s.replicas for s in config.services.values()) else ()
-    found, own_ports = foreign.read_foreign(home, config), foreign.read_ports(home, config)
-    known = keys.load(home.keys_file)
-    part = whole.part if whole else None
-    common = read_common(home, config.services, part)
-    return Machine(
-        home, read_host(), find_tools(), engine, known, endpoints, gpus, found, own_ports, part,
-        common.interface, common.secret,
-    )  # fmt: skip
 
 
 def _programs(plan: Plan, services: tuple[str, ...]) -> tuple[str, ...]:

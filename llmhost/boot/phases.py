@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from llmhost import balancing, deploy, stopping, workflow, writer
+from llmhost import balancing, deploy, planning, stopping, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, HomeError, LlmhostError, SupervisorError
@@ -42,7 +42,7 @@ def prepare(home: Home, say: Say) -> None:
 
 def _apply(home: Home, say: Say) -> None:
     try:
-        plan = workflow.make_home_plan(home)
+        plan = planning.make_home_plan(home)
         with home_lock(home, "boot", wait=0), deploy.present_changes(home, plan) as changes:
             if changes:
                 deploy.validate(home, plan)

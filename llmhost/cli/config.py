@@ -68,7 +68,7 @@ def validate(session: Session, file: str | None, file_only: bool) -> None:
     from pathlib import Path
 
     from llmhost import config
-    from llmhost.workflow import validate as check
+    from llmhost.planning import validate as check
 
     path = Path(file) if file else session.home.config_file
     found = config.load(path)

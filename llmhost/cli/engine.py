@@ -11,7 +11,9 @@ from llmhost.cli import Session, console
 if TYPE_CHECKING:
     from llmhost.engines import Listed
     from llmhost.env.progress import Progress
+    from llmhost.supervise.states import ProgramState
     from llmhost.switching import Wait
+    from llmhost.workflow import Started
 
 GIB = 2**30
 
@@ -157,9 +159,12 @@ def clear_caches_command(session: Session, names: tuple[str, ...]) -> None:
 
 
 def _waiting(session: Session, progress: Progress) -> Wait:
-    from llmhost import workflow
+    from llmhost import readiness
 
-    def wait(started: workflow.Started) -> None:
-        workflow.await_ready(session.home, started, None, lambda state: progress.note(f"{state.name}: {state.state}"))
+    def on_change(state: ProgramState) -> None:
+        progress.note(f"{state.name}: {state.state}")
+
+    def wait(started: Started) -> None:
+        readiness.await_ready(session.home, started.plan, started.programs, None, on_change)
 
     return wait

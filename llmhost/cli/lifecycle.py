@@ -244,7 +244,7 @@ def _tell_stops(session: Session, since: float) -> None:
 
 
 def _await_ready(session: Session, started: Started, timeout: float | None, progress: Progress) -> None:
-    from llmhost import workflow
+    from llmhost import readiness
 
     running: set[str] = set()
     told: set[tuple[str, str]] = set()
@@ -252,17 +252,17 @@ def _await_ready(session: Session, started: Started, timeout: float | None, prog
     def on_change(state: ProgramState) -> None:
         """A step for each program that was not ready when we looked first."""
         step = f"start {state.name}"
-        if state.state not in workflow.SETTLED and step not in running:
+        if state.state not in readiness.SETTLED and step not in running:
             running.add(step)
             progress.started(step)
-        elif state.state in workflow.SETTLED and step in running:
+        elif state.state in readiness.SETTLED and step in running:
             running.remove(step)
             progress.finished(step, state.state)
         if state.state == "queued" and state.error and (state.name, state.error) not in told:
             told.add((state.name, state.error))  # it may be another node, which is not asked to start from here
             progress.note(f"{state.name}: {state.error}")
 
-    workflow.await_ready(session.home, started, timeout, on_change)
+    readiness.await_ready(session.home, started.plan, started.programs, timeout, on_change)
 
 
 def _call(address: str) -> str:

@@ -38,7 +38,7 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
     if gpus is not None:
         _plan_on_gpus(session, gpus, as_json)
         return
-    from llmhost.workflow import make_home_plan, make_outlook
+    from llmhost.planning import make_home_plan, make_outlook
 
     plan = make_home_plan(session.home)
     if as_json:
@@ -73,8 +73,8 @@ def plan_command(session: Session, as_json: bool, gpus: str | None, commands: bo
 
 def _plan_on_gpus(session: Session, written: str, as_json: bool) -> None:
     from llmhost.cli import gpus as picture
+    from llmhost.planning import place_on_gpus
     from llmhost.probe.gpu_list import read_gpu_list
-    from llmhost.workflow import place_on_gpus
 
     gpus = read_gpu_list(written)
     config, models, shares = place_on_gpus(session.home, gpus)
@@ -145,8 +145,8 @@ def render_command(session: Session, as_diff: bool, output: str | None) -> None:
 
     from llmhost import writer
     from llmhost.paths import Home
+    from llmhost.planning import make_home_plan
     from llmhost.render import render
-    from llmhost.workflow import make_home_plan
 
     files = render(make_home_plan(session.home))
     if output is not None:

@@ -99,7 +99,7 @@ def test_a_trial_takes_its_turn_before_it_looks_what_runs(home: Home, monkeypatc
             pass
         raise Looked
 
-    monkeypatch.setattr(switching, "read_plan", look)
+    monkeypatch.setattr(switching, "read_running", look)
     with pytest.raises(Looked):
         switching.try_service(home, cast("Any", None), cast("Any", None), Silent())
 

@@ -8,8 +8,7 @@ import pytest
 
 from llmhost.errors import HomeError
 from llmhost.paths import Home
-from llmhost.stopped import Stopped, after_start, after_stop, read_stopped, write_stopped
-from llmhost.workflow import not_stopped
+from llmhost.stopped import Stopped, after_start, after_stop, not_stopped, read_stopped, write_stopped
 
 EVERY = ("a", "b", "c")
 

@@ -21,12 +21,12 @@ import pytest
 from llmhost import writer
 from llmhost.paths import Home, guard_script
 from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan
+from llmhost.probe.tools import find_tools
 from llmhost.render import render
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.guarding.processes import pids, read
 from llmhost.supervise.states import ProgramState
 from llmhost.supervise.status import read_status
-from llmhost.workflow import find_tools
 
 FAKE_ENGINE = Path(__file__).parents[2] / "fakes" / "engine.py"
 PYTHON = (sys.executable, "-I", "-S")

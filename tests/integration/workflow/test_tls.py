@@ -286,8 +286,9 @@ def test_what_envoy_refuses_is_not_written(installed: Installed, certificates: C
     from llmhost import rollout
     from llmhost.env import Silent
     from llmhost.errors import GatewayError
+    from llmhost.in_force import load_plan
     from llmhost.plan.types import TlsPlan
-    from llmhost.workflow import load_plan, make_home_plan
+    from llmhost.planning import make_home_plan
 
     installed.write(f"chat: {{model: {installed.model()}}}")
     installed.run("up", "--no-wait")

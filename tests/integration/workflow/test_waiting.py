@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from llmhost import balancing, workflow
+from llmhost import balancing, readiness, workflow
 from llmhost.errors import GatewayError
 from llmhost.in_force import load_plan
 from llmhost.supervise.states import ProgramState
@@ -28,7 +28,7 @@ def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_again(
     installed.write(f"chat: {{model: {installed.model()}, env: {{FAKE_ENGINE: --wait-for {go}}}}}")
     installed.run("up")
     started = workflow.start(installed.home, ())
-    monkeypatch.setattr(workflow, "SERVED_SECONDS", 1.0)
+    monkeypatch.setattr(readiness, "SERVED_SECONDS", 1.0)
     seen: list[str] = []
 
     def on_change(state: ProgramState) -> None:
@@ -44,7 +44,7 @@ def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_again(
         elif state.state != "ready":
             go.touch()
 
-    workflow.await_ready(installed.home, started, None, on_change)
+    readiness.await_ready(installed.home, started.plan, started.programs, None, on_change)
     assert len(seen) > 2
     assert (seen[0], seen[-1]) == ("ready", "ready")
 
