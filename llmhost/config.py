@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -22,6 +21,7 @@ from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.config_nodes import Node as Node  # noqa: PLC0414
 from llmhost.config_nodes import check_node_names, check_nodes, check_places
+from llmhost.config_requests import Endpoint, ServiceLimits, Sticky, as_endpoints, as_list, as_sticky
 from llmhost.config_span import Span, as_span, check_spans
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
@@ -38,10 +38,6 @@ RESERVED = ("gateway", "supervisord", "metrics", "access")
 ArgValue = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 def _as_strings(value: object) -> object:
     """YAML reads ``8`` and ``true`` as number and boolean; in an environment they are text."""
     if not isinstance(value, Mapping):
@@ -55,72 +51,6 @@ def _environment_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-class ServiceLimits(Section):
-    """What all clients together may ask of a service."""
-
-    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests in a minute; beyond that the answer is 429 with Retry-After."""
-    concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Requests at once; beyond that the answer is 429."""
-    max_body_mib: float | None = Field(default=None, gt=0, le=1024, strict=False)
-    """Largest request body in MiB, below the gateway's own limit."""
-
-
-class Endpoint(Section):
-    """A server on another host (an engine, or a whole llmhost) that serves the same model under the same names."""
-
-    url: str
-    """http://HOST:PORT or https://HOST:PORT."""
-    key_file: str | None = None
-    """A file with the API key that it wants; relative to $LLMHOST_HOME."""
-    ca_file: str | None = None
-    """Certificates that its own must be signed by (https); default: those that this machine trusts."""
-
-    @field_validator("url")
-    @classmethod
-    def _plain_url(cls, url: str) -> str:
-        return endpoint_url(url)
-
-
-def endpoint_url(url: str) -> str:
-    """``scheme://host:port``; raises ValueError for anything else."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise ValueError(f"{url!r} is not of the form http://HOST:PORT or https://HOST:PORT")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{url!r} must end behind the port: the paths of requests are added")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{port}"
-
-
-def _as_endpoints(value: object) -> object:
-    values = _as_list(value)
-    return [{"url": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
-
-
-class Sticky(Section):
-    """Which requests go to the same replica, as long as that is not much busier than the others."""
-
-    header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
-    """Those with the same value of this request header."""
-    prefix: int | None = Field(default=None, ge=16, le=32768)
-    """Those that begin alike: so many bytes of the messages up to the first one of the user, or of the prompt."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Sticky:
-        if (self.header is None) == (self.prefix is None):
-            raise ValueError("write either a header or a prefix: `sticky: {header: x-session-id}` or `sticky: prefix`")
-        return self
-
-
-PREFIX_BYTES = 1024
-
-
-def _as_sticky(value: object) -> object:
-    return {"prefix": PREFIX_BYTES} if value == "prefix" else value
-
-
 def _as_kind(value: object) -> object:
     """``none``, in words, for a program that nobody asks."""
     return None if value == "none" else value
@@ -131,7 +61,7 @@ class Service(Source):
 
     kind: Annotated[Kind | None, BeforeValidator(_as_kind)] = None
     """chat, embed or rerank; default: inferred from the model. Without one, or none, a `command` is not routed."""
-    served_as: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    served_as: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
     replicas: int = Field(default=1, ge=0, le=64)
     """Engine processes that share the requests; 0: only `endpoints` serve it."""
@@ -139,15 +69,15 @@ class Service(Source):
     """GPUs of each replica: how many, which ones (a list of indices), or auto: the fewest that are enough."""
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
-    nodes: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    nodes: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
     """Nodes that may run it; default: all of `nodes`."""
     span: Annotated[Span | None, BeforeValidator(as_span)] = None
     """Nodes that share each replica: how many; default: as few as its `gpus` need."""
     executor: Literal["mp", "ray"] = "mp"
     """What starts the workers of a model on several GPUs: vLLM by itself (mp), or Ray."""
-    endpoints: Annotated[list[Endpoint], BeforeValidator(_as_endpoints)] = Field(default_factory=list)
+    endpoints: Annotated[list[Endpoint], BeforeValidator(as_endpoints)] = Field(default_factory=list)
     """Servers on other hosts that take their part of the requests."""
-    sticky: Annotated[Sticky | None, BeforeValidator(_as_sticky)] = None
+    sticky: Annotated[Sticky | None, BeforeValidator(as_sticky)] = None
     """Sends requests that belong together to the same replica, for its prefix cache's sake: prefix, or a header."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Publishes this service alone on a port of its own, too."""
@@ -159,7 +89,7 @@ class Service(Source):
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
     env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
     """Environment variables for the engine process."""
-    needs: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    needs: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
     """Services that must be ready before this one starts."""
     start_timeout: float = Field(default=1800, gt=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that the engine may take to become ready."""

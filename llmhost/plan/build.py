@@ -10,6 +10,7 @@ from typing import Any
 from llmhost import config as configuration
 from llmhost.config import Config, Service, served_names
 from llmhost.config_gateway import KeyLimits
+from llmhost.config_requests import ServiceLimits
 from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import EndpointFacts, EngineFacts, ForeignFacts, Gpu, HostFacts, ModelFacts, PortFacts, Tools
 from llmhost.keys import ApiKey
@@ -296,7 +297,7 @@ def _foreign_program(
     )
 
 
-def _limits(limits: configuration.ServiceLimits | KeyLimits | ApiKey) -> Limits:
+def _limits(limits: ServiceLimits | KeyLimits | ApiKey) -> Limits:
     size = limits.max_body_mib
     return Limits(
         limits.requests_per_minute, limits.concurrent_requests, None if size is None else max(1, round(size * MIB))

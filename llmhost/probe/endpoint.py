@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmhost.config import Config, Endpoint, served_names
+from llmhost.config import Config, served_names
+from llmhost.config_requests import Endpoint
 from llmhost.errors import ConfigError
 from llmhost.facts import EndpointFacts
 
