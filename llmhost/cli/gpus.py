@@ -12,7 +12,8 @@ import click
 from llmhost.cli import console
 from llmhost.config import Config
 from llmhost.facts import Gpu, ModelFacts
-from llmhost.plan.gpu import GpuShare, Shares
+from llmhost.plan.gpu import Shares
+from llmhost.plan.shapes import GpuShare
 
 GIB = 2**30
 WIDTH = 64

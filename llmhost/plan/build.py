@@ -21,11 +21,11 @@ from llmhost.plan.caches import cache_directory, cache_environment, cache_key
 from llmhost.plan.choices import chosen_arguments, make_choices
 from llmhost.plan.cpu import CpuShare, share_cpu
 from llmhost.plan.foreign import Address, Filling, addresses, foreign_plan, label, listens_on, thread_environment
-from llmhost.plan.gpu import GpuShare
 from llmhost.plan.groups import NO_GROUPS, Groups, find_groups, refuse_surge
 from llmhost.plan.placement import Part
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import NOTHING, Running, program_mark
+from llmhost.plan.shapes import GpuShare
 from llmhost.plan.types import (
     Choice,
     EndpointPlan,

@@ -11,9 +11,10 @@ from llmhost.errors import PlanError
 from llmhost.facts import Gpu, ModelFacts
 from llmhost.plan.args import flag_name
 from llmhost.plan.cpu import context_length
-from llmhost.plan.gpu import Misfit, Shares, more_gpus, share_gpus
+from llmhost.plan.gpu import Shares, more_gpus, share_gpus
 from llmhost.plan.memory import GIB, MIB
 from llmhost.plan.running import NOTHING, Running
+from llmhost.plan.search import Misfit
 
 SHORTEST = 1024
 MOST_GPUS = 16

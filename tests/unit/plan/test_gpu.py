@@ -15,10 +15,12 @@ from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import CacheFacts, Gpu, ModelFacts, ShapeFacts, VllmFlag
 from llmhost.plan.build import make_plan
-from llmhost.plan.gpu import GpuShare, Misfit, Shares, gpus_have_room, share_gpus
+from llmhost.plan.gpu import Shares, gpus_have_room, share_gpus
 from llmhost.plan.memory import loaded_bytes, rank_need, read_asked
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import Running
+from llmhost.plan.search import Misfit
+from llmhost.plan.shapes import GpuShare
 from tests.samples import machine
 
 GIB = 2**30
