@@ -44,7 +44,7 @@ class Node(Section):
     @classmethod
     def _reachable(cls, address: str) -> str:
         plain = address.strip("[]")
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", plain) and not _is_ip(plain):
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", plain) and not is_ip(plain):
             raise ValueError(f"{address!r} is neither an IP address nor the name of a host")
         if plain in ANYWHERE:
             raise ValueError(f"{address} is no address that others could reach")
@@ -100,7 +100,7 @@ def check_nodes(nodes: Mapping[str, Node], main: int, taken: Mapping[str, int]) 
 def _refuse_loopback(nodes: Mapping[str, Node]) -> None:
     """All nodes on 127.x.y.z are homes of one machine, for a trial; one of them beside others is a mistake."""
     loopback = [name for name, node in nodes.items() if is_loopback(node.address)]
-    named = [name for name in loopback if not _is_ip(nodes[name].address)]
+    named = [name for name in loopback if not is_ip(nodes[name].address)]
     wrong = named or loopback
     if len(nodes) > 1 and wrong and (named or len(loopback) < len(nodes)):
         raise Refusal(
@@ -111,10 +111,11 @@ def _refuse_loopback(nodes: Mapping[str, Node]) -> None:
 
 def is_loopback(address: str) -> bool:
     """Whether an address, or a name that is always one, reaches only the machine that asks."""
-    return ipaddress.ip_address(address).is_loopback if _is_ip(address) else address.lower() in LOOPBACK_NAMES
+    return ipaddress.ip_address(address).is_loopback if is_ip(address) else address.lower() in LOOPBACK_NAMES
 
 
-def _is_ip(text: str) -> bool:
+def is_ip(text: str) -> bool:
+    """Whether it is an IP address, and no name."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

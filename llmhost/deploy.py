@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from llmhost import keys as keyring
 from llmhost import run, writer
+from llmhost.config_nodes import is_loopback
 from llmhost.errors import BusyError, GatewayError, NotReadyError
 from llmhost.files import RenderedFile
 from llmhost.gateway import render_routes, render_static
@@ -26,7 +27,7 @@ from llmhost.gateway.envoy import version_of
 from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
-from llmhost.plan.build import is_loopback, with_keys
+from llmhost.plan.build import with_keys
 from llmhost.plan.types import EndpointPlan, ProgramPlan
 from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import read_gateway

@@ -21,8 +21,9 @@ from llmhost.models import read_models
 from llmhost.outlook import outlook
 from llmhost.paths import Home
 from llmhost.plan import Plan
-from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.build import make_plan
 from llmhost.plan.gpu import Shares
+from llmhost.plan.machine import Machine
 from llmhost.plan.remedies import require_gpus
 from llmhost.plan.running import Running
 from llmhost.plan.values import check_arguments

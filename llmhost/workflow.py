@@ -22,10 +22,10 @@ from llmhost.models import pull_missing, read_models
 from llmhost.outlook import changed
 from llmhost.paths import Home
 from llmhost.plan import Plan
-from llmhost.plan.build import Machine
 from llmhost.plan.cpu import missing_bytes
 from llmhost.plan.gpu import gpus_have_room
 from llmhost.plan.groups import refuse_surge
+from llmhost.plan.machine import Machine
 from llmhost.plan.running import NOTHING, Running, beside
 from llmhost.planning import Inputs, load_config, read_inputs
 from llmhost.probe.certificate import check_certificate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmhost.facts import EngineFacts, HostFacts, Kind, ModelFacts, Tools, VllmFlag
 from llmhost.paths import Home
-from llmhost.plan.build import Machine
+from llmhost.plan.machine import Machine
 
 GIB = 2**30
 

@@ -18,7 +18,8 @@ import pytest
 from llmhost import config
 from llmhost.config import Config
 from llmhost.facts import ForeignFacts, Gpu, PortFacts
-from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.build import make_plan
+from llmhost.plan.machine import Machine
 from llmhost.render import render
 from tests.samples import GIB, machine, model
 

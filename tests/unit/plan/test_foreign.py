@@ -11,7 +11,8 @@ from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import ForeignFacts, Gpu, PortFacts
 from llmhost.gateway import render_gateway
 from llmhost.plan import Plan
-from llmhost.plan.build import Machine, make_plan
+from llmhost.plan.build import make_plan
+from llmhost.plan.machine import Machine
 from llmhost.plan.running import NOTHING, Running
 from tests.samples import GIB, machine, model
 
