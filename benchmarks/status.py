@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from llmhost.facts import Tools  # noqa: E402
 from llmhost.paths import Home  # noqa: E402
+from llmhost.plan import stored  # noqa: E402
 from llmhost.plan.types import EnginePlan, GatewayPlan, Plan, ProgramPlan, ServicePlan  # noqa: E402
 from llmhost.supervise import daemon, lifecycle  # noqa: E402
 from llmhost.supervise.status import read_status  # noqa: E402
@@ -117,7 +118,7 @@ def write(home: Home, names: Sequence[str]) -> None:
         GatewayPlan("127.0.0.1", 8000, 2**20),
         tuple(service(home, name) for name in names),
     )
-    home.plan_file.write_text(json.dumps(plan.to_dict()))
+    home.plan_file.write_text(json.dumps(stored.to_dict(plan)))
 
 
 def service(home: Home, program: str) -> ServicePlan:

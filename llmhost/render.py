@@ -14,7 +14,7 @@ from llmhost.files import RenderedFile
 from llmhost.gateway import WATCHED_FILE, gateway_argv, render_gateway
 from llmhost.gateway_address import ACCESS_LOG, GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.paths import Home
-from llmhost.plan import Plan, ProgramPlan, ServicePlan
+from llmhost.plan import Plan, ProgramPlan, ServicePlan, stored
 from llmhost.supervisor_format import quote_command, quote_value
 from llmhost.templates import template_environment
 
@@ -66,7 +66,7 @@ def render(plan: Plan) -> tuple[RenderedFile, ...]:
 
 def plan_file(plan: Plan, path: str = PLAN) -> RenderedFile:
     """What `status` and `check` read; without the environments, which may hold secrets and are in the guard's files."""
-    data = plan.to_dict()
+    data = stored.to_dict(plan)
     for service in data["services"]:
         for replica in service["replicas"]:
             replica["env"] = {}

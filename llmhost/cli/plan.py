@@ -124,7 +124,9 @@ def _other_parts(program: ProgramPlan) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _without_secrets(plan: Plan) -> dict[str, object]:
-    data = plan.to_dict()
+    from llmhost.plan import stored
+
+    data = stored.to_dict(plan)
     for service in data["services"]:
         for replica in service["replicas"]:
             replica["env"] = sorted(replica["env"])

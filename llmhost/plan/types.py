@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from llmhost.facts import Device, ServiceKind, Tools
 from llmhost.gateway_address import local_url
@@ -31,7 +30,7 @@ class KeyPlan:
     user: str
     """What stands before the secret in the key: name and number, so that a rotated key can overlap its successor."""
     digest: str = field(repr=False)
-    """SHA-1 of the secret, in base64; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    """SHA-1 of the secret, in base64; it never leaves the memory but for Envoy's file, see `llmhost.plan.stored`."""
     services: tuple[str, ...] | None = None
     """The services that it may use; None: all."""
     expires: int | None = None
@@ -65,7 +64,7 @@ class GroupPlan:
     digest: str
     """Of what all parts must have in common; those of another plan do not start together."""
     secret: str = field(default="", repr=False)
-    """What the guards know each other by; it never leaves the memory but for their files, see `Plan.to_dict`."""
+    """What the guards know each other by; it never leaves the memory but for their files, see `llmhost.plan.stored`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class EndpointPlan:
     """IP address of the host when the plan was made."""
     key_file: str | None = None
     key: str | None = field(default=None, repr=False)
-    """The API key that it wants; it never leaves the memory but for Envoy's file, see `Plan.to_dict`."""
+    """The API key that it wants; it never leaves the memory but for Envoy's file, see `llmhost.plan.stored`."""
     ca_file: str | None = None
 
     @property
@@ -321,81 +320,3 @@ class Plan:
 
     def service(self, name: str) -> ServicePlan | None:
         return next((s for s in self.services if s.name == name), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back.
-
-        Without what is for Envoy only (digests of keys, keys of endpoints) and ``on_event``, for the guards only.
-        """
-        keys = tuple(replace(key, digest="") for key in self.gateway.keys)
-        data = asdict(replace(self, gateway=replace(self.gateway, keys=keys)))
-        for service in data["services"]:
-            service["endpoints"] = tuple({**endpoint, "key": None} for endpoint in service["endpoints"])
-            service["replicas"] = tuple(map(_without_secret, service["replicas"]))
-            if not service["part_of"]:
-                del service["part_of"]
-            if not self.nodes:
-                del service["elsewhere"]
-        left_out = ("on_event",) if self.nodes else ("on_event", "node", "nodes", "placement")
-        return {key: value for key, value in data.items() if key not in left_out}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict` after a trip through JSON; raises KeyError or TypeError on foreign data."""
-        return cls(
-            home=data["home"],
-            tools=Tools(**data["tools"]),
-            engine=EnginePlan(**data["engine"]),
-            gateway=_gateway(data["gateway"]),
-            services=tuple(_service(s) for s in data["services"]),
-            node=data.get("node", ""),
-            nodes=tuple(NodePlan(**n) for n in data.get("nodes", ())),
-            placement=data.get("placement", ""),
-        )
-
-
-def _without_secret(program: dict[str, Any]) -> dict[str, Any]:
-    """And without a group where there is none."""
-    if program["group"]:
-        return {**program, "group": {**program["group"], "secret": ""}}
-    return {key: value for key, value in program.items() if key != "group"}
-
-
-def _gateway(data: Mapping[str, Any]) -> GatewayPlan:
-    tls = TlsPlan(**data["tls"]) if data["tls"] else None
-    keys = tuple(_key(k) for k in data["keys"])
-    return GatewayPlan(**{**data, "keys": keys, "tls": tls, "key_limits": Limits(**data["key_limits"])})
-
-
-def _key(data: Mapping[str, Any]) -> KeyPlan:
-    services = None if data["services"] is None else tuple(data["services"])
-    return KeyPlan(**{**data, "services": services, "limits": Limits(**data["limits"])})
-
-
-def _service(data: Mapping[str, Any]) -> ServicePlan:
-    replicas = tuple(_program(p) for p in data["replicas"])
-    more = {
-        "limits": Limits(**data["limits"]),
-        "served_as": tuple(data["served_as"]),
-        "endpoints": tuple(EndpointPlan(**e) for e in data["endpoints"]),
-        "sticky": StickyPlan(**data["sticky"]) if data["sticky"] else None,
-        "choices": tuple(Choice(**c) for c in data.get("choices", ())),
-        "needs": tuple(data.get("needs", ())),
-        "elsewhere": tuple(ElsewherePlan(e["node"], tuple(e["replicas"])) for e in data.get("elsewhere", ())),
-        "foreign": _foreign(data["foreign"]) if data.get("foreign") else None,
-    }
-    return ServicePlan(**{**data, **more, "replicas": replicas})
-
-
-def _foreign(data: Mapping[str, Any]) -> ForeignPlan:
-    requests = {key: RequestPlan(**data[key]) if data[key] else None for key in ("ready", "health")}
-    return ForeignPlan(**{**data, **requests})
-
-
-def _program(data: Mapping[str, Any]) -> ProgramPlan:
-    lists = {key: tuple(data[key]) for key in ("argv", "gpus", "cores")}
-    return ProgramPlan(**{**data, **lists, "group": _group(data["group"]) if data.get("group") else None})
-
-
-def _group(data: Mapping[str, Any]) -> GroupPlan:
-    return GroupPlan(**{**data, **{key: tuple(data[key]) for key in ("nodes", "addresses")}})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from llmhost.paths import Home
+from llmhost.plan import stored
 from llmhost.plan.types import Plan
 
 
@@ -21,6 +22,6 @@ def read_next_plan(home: Home) -> Plan | None:
 
 def _read(path: Path) -> Plan | None:
     try:
-        return Plan.from_dict(json.loads(path.read_bytes()))
+        return stored.from_dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None

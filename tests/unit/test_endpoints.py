@@ -13,7 +13,7 @@ from llmhost import config
 from llmhost.errors import ConfigError, PlanError
 from llmhost.facts import EndpointFacts
 from llmhost.gateway import render_gateway
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.types import EndpointPlan, StickyPlan
 from llmhost.probe.endpoint import read_key
@@ -86,7 +86,7 @@ def test_a_plan_with_another_host() -> None:
     assert made.services[0].endpoints == (EndpointPlan("http://gpu2:8000", "10.0.0.2", key="sk-verysecret"),)
     assert made.services[0].endpoints[0].member == "10.0.0.2:8000"
     assert len(made.programs) == 1
-    back = Plan.from_dict(json.loads(json.dumps(made.to_dict())))
+    back = stored.from_dict(json.loads(json.dumps(stored.to_dict(made))))
     assert back.services[0].endpoints == (EndpointPlan("http://gpu2:8000", "10.0.0.2"),), "the key stays in memory"
 
 
@@ -100,7 +100,7 @@ def test_a_service_without_a_replica_here_needs_no_model() -> None:
     made = make_plan(config.parse(ALONE), replace(machine(), endpoints={"chat": (FACTS,)}), {})
     (service,) = made.services
     assert (service.kind, service.model, service.replicas, made.programs) == ("chat", "qwen", (), ())
-    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).services[0].served_as == ("chat",)
+    assert stored.from_dict(json.loads(json.dumps(stored.to_dict(made)))).services[0].served_as == ("chat",)
     assert [f.path for f in render(made) if "/guard/" in f.path] == []
 
 
@@ -118,7 +118,7 @@ def test_stickiness_in_the_plan() -> None:
     assert plan("services: {chat: {model: /m, sticky: prefix}}").services[0].sticky == StickyPlan(prefix=1024)
     header = plan("services: {chat: {model: /m, sticky: {header: X-Session-Id}}}")
     assert header.services[0].sticky == StickyPlan(header="x-session-id")
-    assert Plan.from_dict(json.loads(json.dumps(header.to_dict()))) == header
+    assert stored.from_dict(json.loads(json.dumps(stored.to_dict(header)))) == header
 
 
 def test_what_sticks_is_in_clusters_and_routes_and_no_listener() -> None:

@@ -13,7 +13,7 @@ from llmhost import config
 from llmhost.errors import GatewayError, HomeError, PlanError
 from llmhost.facts import HostFacts, ModelFacts
 from llmhost.keys import ApiKey
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.cpu import SMALLEST_KV_CACHE, context_length, share_cpu
 from llmhost.plan.demand import ENGINE_BASE_BYTES
@@ -106,7 +106,7 @@ def test_the_context_is_read_as_vllm_reads_it(written: object, tokens: int) -> N
 
 def test_a_plan_survives_json() -> None:
     plan = three()
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert stored.from_dict(json.loads(json.dumps(stored.to_dict(plan)))) == plan
 
 
 def test_the_url_of_the_gateway_is_one_that_a_client_can_use() -> None:

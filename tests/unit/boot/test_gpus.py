@@ -12,6 +12,7 @@ from llmhost import config
 from llmhost.boot.gpus import ATTEMPTS, Look, await_gpus, gpus_needed
 from llmhost.errors import SupervisorError
 from llmhost.paths import Home
+from llmhost.plan import stored
 from llmhost.plan.build import make_plan
 from tests.samples import machine, model
 
@@ -26,7 +27,7 @@ def home_with(place: Path, gpus: tuple[int, ...]) -> Home:
     first = plan.services[0]
     program = dataclasses.replace(first.replicas[0], gpus=gpus)
     services = (dataclasses.replace(first, replicas=(program,)), *plan.services[1:])
-    home.plan_file.write_text(json.dumps(dataclasses.replace(plan, services=services).to_dict()))
+    home.plan_file.write_text(json.dumps(stored.to_dict(dataclasses.replace(plan, services=services))))
     return home
 
 

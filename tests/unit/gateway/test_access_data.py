@@ -11,6 +11,7 @@ import pytest
 
 from llmhost.errors import RenderError
 from llmhost.gateway import render_gateway
+from llmhost.plan import stored
 from llmhost.plan.types import KeyPlan, Plan
 from tests.unit.gateway.issued import issue
 from tests.unit.gateway.plans import make_plan, make_service
@@ -66,12 +67,12 @@ def test_the_key_and_its_digest_are_in_the_route_files_only() -> None:
     assert all(text not in content for content in files(plan).values())
     holding = {name for name, content in files(plan).items() if key.digest in content}
     assert holding == {"rds.json", "rds-port-embedding.json"}
-    assert key.digest not in json.dumps(plan.to_dict())
+    assert key.digest not in json.dumps(stored.to_dict(plan))
     assert key.digest not in repr(plan)
 
 
 def test_a_plan_that_was_read_back_cannot_be_rendered_as_if_there_were_no_keys() -> None:
-    again = Plan.from_dict(json.loads(json.dumps(plan_with(issue("a")[0]).to_dict())))
+    again = stored.from_dict(json.loads(json.dumps(stored.to_dict(plan_with(issue("a")[0])))))
     assert again.gateway.locked
     with pytest.raises(RenderError, match="digest of the API key a"):
         render_gateway(again)

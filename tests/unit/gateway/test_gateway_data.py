@@ -22,6 +22,7 @@ from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
+from llmhost.plan import stored
 from llmhost.plan.types import EndpointPlan, ForeignPlan, Plan, RequestPlan
 from tests.unit.gateway.plans import make_plan, make_service
 
@@ -59,7 +60,7 @@ def test_files_of_a_plan() -> None:
 
 
 def test_equal_plans_give_equal_bytes() -> None:
-    again = Plan.from_dict(json.loads(json.dumps(PLAN.to_dict())))
+    again = stored.from_dict(json.loads(json.dumps(stored.to_dict(PLAN))))
     assert render_gateway(again) == render_gateway(PLAN)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmhost import config
 from llmhost.facts import ModelFacts, ParserFacts
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from tests.samples import machine, model
 
@@ -36,7 +36,7 @@ def test_parsers_are_chosen_and_the_reason_is_kept() -> None:
         ("tool_call_parser", "hermes", "Qwen3: tools"),
         ("reasoning_parser", "qwen3", "Qwen3: thoughts"),
     ]
-    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))).services == made.services
+    assert stored.from_dict(json.loads(json.dumps(stored.to_dict(made)))).services == made.services
 
 
 def test_what_is_written_counts() -> None:

@@ -10,7 +10,7 @@ from llmhost import config
 from llmhost.errors import GatewayError, PlanError
 from llmhost.facts import ForeignFacts, Gpu, PortFacts
 from llmhost.gateway import render_gateway
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.machine import Machine
 from llmhost.plan.running import NOTHING, Running
@@ -49,7 +49,7 @@ def test_placeholders_are_filled_in() -> None:
     assert b.env["TO"] == "20000"
     assert b.socket == ""
     assert c.socket == "/srv/llmhost/run/c-0.sock" == c.argv[1]  # where a socket is possible it is asked there
-    assert Plan.from_dict(plan.to_dict()) == plan
+    assert stored.from_dict(stored.to_dict(plan)) == plan
 
 
 def test_ports_stay_and_are_nobody_elses() -> None:

@@ -14,6 +14,7 @@ from llmhost import config
 from llmhost.config import Service
 from llmhost.errors import PlanError
 from llmhost.facts import CacheFacts, Gpu, ModelFacts, ShapeFacts, VllmFlag
+from llmhost.plan import stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.gpu import Shares, gpus_have_room, share_gpus
 from llmhost.plan.memory import loaded_bytes, rank_need, read_asked
@@ -280,7 +281,7 @@ def test_what_runs_stays_where_it_is() -> None:
     assert after.services[0].replicas[0].gpus == (1,)
     (program,) = before.programs
     assert "CUDA_VISIBLE_DEVICES" in program.env
-    assert json.loads(json.dumps(before.to_dict()))["services"][0]["replicas"][0]["gpu_memory_bytes"] > 70 * GIB
+    assert json.loads(json.dumps(stored.to_dict(before)))["services"][0]["replicas"][0]["gpu_memory_bytes"] > 70 * GIB
     assert gpus_have_room(after.programs, here.gpus)
     assert not gpus_have_room((*after.programs, program), here.gpus)
 

@@ -15,7 +15,7 @@ from llmhost import config
 from llmhost.config import Config
 from llmhost.errors import PlanError
 from llmhost.facts import Gpu, HostFacts, ModelFacts, NodeFacts
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.gpu import gpus_have_room
 from llmhost.plan.placement import NOWHERE, Part, Placement, place, place_beside
@@ -199,7 +199,7 @@ def test_numbers_are_the_same_everywhere() -> None:
         assert embed is not None
         assert embed.kind == "embed"
     assert plans["a"].placement == plans["b"].placement
-    assert Plan.from_dict(json.loads(json.dumps(plans["b"].to_dict()))) == replace(plans["b"], on_event=None)
+    assert stored.from_dict(json.loads(json.dumps(stored.to_dict(plans["b"])))) == replace(plans["b"], on_event=None)
 
 
 def test_second_engines_of_a_surge_have_numbers_that_nobody_else_takes() -> None:

@@ -12,7 +12,7 @@ import pytest
 from llmhost import config
 from llmhost.errors import ConfigError, PlanError
 from llmhost.facts import ModelFacts, NodeFacts, ShapeFacts
-from llmhost.plan import Plan
+from llmhost.plan import Plan, stored
 from llmhost.plan.build import make_plan
 from llmhost.plan.placement import NOWHERE, Part, Placement, place
 from llmhost.plan.running import Running
@@ -197,7 +197,7 @@ def test_secrets_are_for_guards_only() -> None:
     holding = [path for path, file in files.items() if group.secret in file.text]
     assert holding == ["conf/guard/chat-0.json"]
     assert files["conf/guard/chat-0.json"].mode == 0o600
-    again = Plan.from_dict(json.loads(json.dumps(found["a"].to_dict())))
+    again = stored.from_dict(json.loads(json.dumps(stored.to_dict(found["a"]))))
     assert again.service("chat").replicas[0].group == replace(group, secret="")  # type: ignore[union-attr]
 
 
