@@ -6,9 +6,7 @@ Decided from files that are the same on every node: llmhost.yaml, ``nodes/*.json
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from llmhost.plan.placement import NOWHERE, Part, Placement, place
 from llmhost.plan.spans import find_spans
 from llmhost.plan.types import NodePlan
 from llmhost.probe.endpoint import is_our_address
+from llmhost.probe.interface import address_of
 from llmhost.probe.node_facts import own_name, read_nodes
 from llmhost.writer import replace_file
 
@@ -149,11 +148,7 @@ def node_plans(home: Home, config: Config, facts: Mapping[str, NodeFacts], own: 
 def _address(name: str, written: str, known: str) -> str:
     """The IP address of a node: what its name means now, else what it meant when its facts were read."""
     try:
-        return str(ipaddress.ip_address(written))
-    except ValueError:
-        pass
-    try:
-        return str(socket.getaddrinfo(written, None, type=socket.SOCK_STREAM)[0][4][0])
+        return address_of(written)
     except OSError as e:
         if known:
             return known

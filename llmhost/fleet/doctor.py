@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import queue
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from llmhost.fleet import files, measure
 from llmhost.fleet.everywhere import attempt, in_parallel
 from llmhost.fleet.members import Member
 from llmhost.paths import Home
-from llmhost.probe.interface import interface_of
+from llmhost.probe.interface import address_of, interface_of
 from llmhost.run import Talk
 
 LISTEN_SECONDS = 30.0
@@ -101,11 +99,7 @@ def _misleading(names: Mapping[str, str]) -> dict[str, str]:
 def _meaning(name: str) -> str:
     """The IP address of a host here; '' when nobody knows it."""
     try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+        return address_of(name)
     except OSError:
         return ""
 

@@ -29,6 +29,7 @@ from llmhost.fleet.sync import Synced, require_newest, sync
 from llmhost.homedir import claim
 from llmhost.machine import node_facts
 from llmhost.paths import Home
+from llmhost.probe.interface import address_of
 from llmhost.probe.node_facts import node_to_json, own_name
 from llmhost.ssh import Link, Target, resolve
 from llmhost.supervise.lock import home_lock
@@ -121,7 +122,7 @@ def _address(target: Target) -> str:
     """The IP address that a host has for this machine; raises NodeError when nobody knows one."""
     host = resolve(target)
     try:
-        found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        found = address_of(host)
     except OSError as e:
         raise NodeError(
             f"ssh reaches {target.host}, and nobody knows its address ({host}: {e.strerror or e})",

@@ -1,10 +1,19 @@
-"""Network interfaces."""
+"""Network interfaces, and the addresses of hosts."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 import psutil
+
+
+def address_of(host: str) -> str:
+    """The IP address that a host has for this machine; raises OSError when nobody knows it."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
 def interface_of(address: str) -> str:

@@ -38,16 +38,7 @@ def ticket(directory: Path) -> Iterator[int]:
 
 def await_turn(directory: Path, number: int, seconds: float, on_wait: Callable[[], None]) -> bool:
     """Wait until nobody holds a smaller number; False after `seconds`. `on_wait` is called once, if it has to wait."""
-    deadline = time.monotonic() + seconds
-    told = False
-    while _held_before(directory, number):
-        if time.monotonic() >= deadline:
-            return False
-        if not told:
-            on_wait()
-            told = True
-        time.sleep(POLL_SECONDS)
-    return True
+    return _await(lambda: not _held_before(directory, number), seconds, on_wait)
 
 
 @contextmanager
@@ -58,15 +49,15 @@ def without_ticket(directory: Path, seconds: float, on_wait: Callable[[], None])
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield _await_all(directory, fd, seconds, on_wait)
+        yield _await(lambda: _lock_when_over(directory, fd), seconds, on_wait)
     finally:
         os.close(fd)
 
 
-def _await_all(directory: Path, fd: int, seconds: float, on_wait: Callable[[], None]) -> bool:
+def _await(come: Callable[[], bool], seconds: float, on_wait: Callable[[], None]) -> bool:
     deadline = time.monotonic() + seconds
     told = False
-    while not _lock_when_over(directory, fd):
+    while not come():
         if time.monotonic() >= deadline:
             return False
         if not told:
