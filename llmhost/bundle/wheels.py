@@ -12,7 +12,6 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
@@ -21,14 +20,6 @@ MARKER = "LLMHOST-STRIPPED.json"
 BUILD_TAG = "1stripped"
 """In the file name of such a wheel, so that nobody takes it for the original."""
 EXECUTABLE = 0o100755 << 16
-
-
-@dataclass(frozen=True)
-class Stripped:
-    """Files that a wheel lost."""
-
-    paths: tuple[str, ...]
-    bytes: int
 
 
 def rewrite(source: Path, directory: Path, *, stored: bool, strip: Mapping[str, str] | None = None) -> Path:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from llmhost.supervise.states import ProgramState
     from llmhost.workflow import Started
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-
 
 def _waiting(command: Callable[..., None]) -> Callable[..., None]:
     """The options of everything that starts something."""

@@ -47,7 +47,7 @@ def routes_file(name: str) -> str:
 
 
 def route_configurations(plan: Plan) -> tuple[Data, ...]:
-    """One for the gateway's port, one for each service's own port, one inside."""
+    """One for the gateway's port, one for each service's own port, one for other nodes, one inside."""
     own = (_configuration(plan, own_port_name(s), (s,), ready_of=s) for s in plan.routed if s.port)
     return (_configuration(plan, MAIN, plan.routed), *own, *_of_nodes(plan), _inside(plan))
 

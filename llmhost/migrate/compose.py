@@ -49,8 +49,6 @@ NO_MEANING = {
 }
 """Keys of a compose service that mean nothing without Docker -> what there is instead."""
 
-REACHABLE = "others could reach it: if they must, write gateway.host: 0.0.0.0 and make a key"
-
 HANDLED = (
     "image", "build", "command", "entrypoint", "environment", "env_file", "ports", "volumes", "deploy", "gpus", "scale",
     "depends_on",

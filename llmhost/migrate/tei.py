@@ -9,7 +9,6 @@ from llmhost.migrate.report import Draft
 from llmhost.migrate.vllm import Paths, listening_port
 from llmhost.migrate.words import Flag, split_flags
 
-GATEWAY = "the gateway's, see `llmhost config schema`"
 NO_MEANING: Mapping[str, str] = {
     "json_output": "logs are read with `llmhost logs --json`",
     "hostname": "engines listen on unix sockets, the gateway on gateway.host",
