@@ -120,9 +120,8 @@ def _of_nodes(plan: Plan) -> Iterator[Data]:
         return
     address = _address(node.listen, node.port)
     here = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket), "mode": 0o600}}
-    yield _listening(peers.NODES, address, _node_manager(plan, peers.NODES), peers.filter_chain(plan)) | peers.mark(
-        plan
-    )
+    for_others = _listening(peers.NODES, address, _node_manager(plan, peers.NODES), peers.filter_chain(plan))
+    yield for_others | peers.mark(plan) | {"socket_options": peers.socket_options()}
     # The log has the client's request already.
     yield _listening(peers.HERE, here, _node_manager(plan, peers.HERE) | {"access_log": []}, {})
 
