@@ -10,8 +10,9 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,9 @@ from tests.certificates import Certificates, shown_serial
 from tests.integration.workflow.conftest import Installed, wait_for
 
 pytestmark = pytest.mark.integration
+
+FOR_EVER = httpx.Limits(keepalive_expiry=None)
+"""By default a client of httpx itself drops a connection that was idle for 5 s, as long as a command may take."""
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_a_new_certificate_is_used_without_a_command_and_no_connection_is_closed
     installed.run("up")
     before = installed.pids()
     context = certificates.client()
-    with httpx.Client(base_url=f"https://localhost:{installed.port}", verify=context) as client:
+    with httpx.Client(base_url=f"https://localhost:{installed.port}", verify=context, limits=FOR_EVER) as client:
         assert client.get("/health").status_code == 200
         number = change(certificates)
         wait_for(lambda: shown_serial(installed.port, context) == number)
@@ -139,69 +143,85 @@ def slow_stream(url: str, context: ssl.SSLContext, told: threading.Event) -> str
     return "".join(pieces)
 
 
-def test_https_is_switched_on_and_off_without_a_restart(installed: Installed, certificates: Certificates) -> None:
-    """Streams under way are finished, connections that wait get one more answer, and everybody else is never without
-    one scheme or the other."""
-    context, ended, failed = certificates.client(), threading.Event(), list[str]()
-    answered = dict.fromkeys(("http", "https"), 0)
+@dataclass
+class Either:
+    """A client that asks all the time, in whichever scheme works."""
 
-    def url(scheme: str) -> str:
-        return f"{scheme}://127.0.0.1:{installed.port}/v1/chat/completions"
+    port: int
+    context: ssl.SSLContext
+    answered: dict[str, int] = field(default_factory=lambda: {"http": 0, "https": 0})
+    failed: list[str] = field(default_factory=list)
 
-    def ask() -> str:
+    def url(self, scheme: str, path: str = "chat/completions") -> str:
+        return f"{scheme}://127.0.0.1:{self.port}/v1/{path}"
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        ended = threading.Event()
+        thread = threading.Thread(target=self._go_on, args=(ended,))
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def wait_for_more(self, scheme: str) -> None:
+        goal = self.answered[scheme] + 5
+        wait_for(lambda: self.failed or self.answered[scheme] >= goal, 60)
+
+    def _go_on(self, ended: threading.Event) -> None:
+        while not ended.wait(0.02):
+            said = self._ask()
+            if said in self.answered:
+                self.answered[said] += 1
+            else:
+                self.failed.append(said)
+
+    def _ask(self) -> str:
         """The scheme that worked: one becomes the other between two tries, in each of Envoy's threads for itself."""
-        deadline = time.monotonic() + 30
+        body, deadline = {"model": "chat", "messages": []}, time.monotonic() + 30
         while time.monotonic() < deadline:
-            for scheme in answered:
+            for scheme in self.answered:
                 with contextlib.suppress(httpx.HTTPError):
-                    answer = httpx.post(url(scheme), json={"model": "chat", "messages": []}, verify=context, timeout=30)
+                    answer = httpx.post(self.url(scheme), json=body, verify=self.context, timeout=30)
                     return scheme if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
         return "no answer"
 
-    def go_on() -> None:
-        while not ended.wait(0.02):
-            said = ask()
-            if said in answered:
-                answered[said] += 1
-            else:
-                failed.append(said)
 
-    def more(scheme: str) -> None:
-        goal = answered[scheme] + 5
-        wait_for(lambda: answered[scheme] >= goal, 60)
+def switch(installed: Installed, client: Either, old: str, new: str) -> None:
+    """`up` from one scheme to the other, with a stream under way and a connection that waits."""
+    before, begun = installed.pids(), threading.Event()
+    with ThreadPoolExecutor() as pool, httpx.Client(verify=client.context, timeout=30, limits=FOR_EVER) as kept:
+        kept.get(client.url(old, "models")).raise_for_status()
+        stream = pool.submit(slow_stream, client.url(old), client.context, begun)
+        assert begun.wait(30)
+        installed.run("up")
+        last = kept.get(client.url(old, "models"))
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert stream.result(60).rstrip().endswith("data: [DONE]")
+    assert installed.pids() == before
+    client.wait_for_more(new)
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(client.url(old, "models"), verify=client.context)
 
-    def switch(old: str, new: str) -> None:
-        before, begun = installed.pids(), threading.Event()
-        with ThreadPoolExecutor() as pool, httpx.Client(verify=context, timeout=30) as kept:
-            kept.get(url(old).replace("chat/completions", "models")).raise_for_status()
-            stream = pool.submit(slow_stream, url(old), context, begun)
-            assert begun.wait(30)
-            installed.run("up")
-            last = kept.get(url(old).replace("chat/completions", "models"))
-            assert (last.status_code, last.headers["connection"]) == (200, "close")
-            assert stream.result(60).rstrip().endswith("data: [DONE]")
-        assert installed.pids() == before
-        more(new)
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(url(old), verify=context)
 
+def test_https_is_switched_on_and_off_without_a_restart(installed: Installed, certificates: Certificates) -> None:
+    """Streams under way are finished, connections that wait get one more answer, and everybody else is never without
+    one scheme or the other."""
     plain = f"chat: {{model: {installed.model()}}}"
     installed.write(plain)
     installed.run("up")
-    client = threading.Thread(target=go_on)
-    client.start()
-    try:
-        more("http")
+    client = Either(installed.port, certificates.client())
+    with client.asking():
+        client.wait_for_more("http")
         use(installed, certificates.certificate, certificates.key)
-        switch("http", "https")
+        switch(installed, client, "http", "https")
         number = certificates.issue(certificates.certificate, certificates.key)
-        wait_for(lambda: shown_serial(installed.port, context) == number, 60)  # looked after from now on
+        wait_for(lambda: shown_serial(installed.port, client.context) == number, 60)  # looked after from now on
         installed.write(plain)
-        switch("https", "http")
-    finally:
-        ended.set()
-        client.join()
-    assert failed == []
+        switch(installed, client, "https", "http")
+    assert client.failed == []
 
 
 def test_check_knows_its_own_gateway_by_its_certificate(installed: Installed, certificates: Certificates) -> None:
