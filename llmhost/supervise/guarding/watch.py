@@ -145,16 +145,22 @@ class Watch:
         if not self.spec.is_vllm:
             return self._ask(None)  # its metrics, if it has some, tell us nothing: only the deadline counts
         limit, begin, before = self._limit(self._load), time.monotonic(), self._glanced
+        used = self._processor_time()
         page = self.engine.ask(REQUEST, begin + limit)
         if not page:
-            self._pause_until(begin + limit)
-            return self._missed(f"no answer to /metrics within {limit:.3g} s", computing=False)
+            return self._no_counters(limit, begin, used)
         self._load, self._glanced = read_load(page), begin
         if self._served(self._load):
             return self._answered(before)
         if self.misses or self._load is None or begin >= self._sign + quiet(self.spec.hang_timeout):
             self._ask(self._load)
         return None
+
+    def _no_counters(self, limit: float, begin: float, used: float) -> None:
+        """A miss, unless it is too soon for the first: a server that answered a moment ago may be busy with others."""
+        self._pause_until(begin + limit)
+        if self.misses or time.monotonic() >= self._glanced + quiet(self.spec.hang_timeout):
+            self._missed(f"no answer to /metrics within {limit:.3g} s", self._computes(used, begin))
 
     def _served(self, load: Load | None) -> bool:
         """Whether others were answered since this was asked last, or a step of their prompts was computed."""
@@ -167,24 +173,31 @@ class Watch:
     def _ask(self, load: Load | None) -> None:
         """Make a request of our own, and look at what the engine did meanwhile when it is not answered."""
         limit = self.spec.health.timeout or self._limit(load)
-        members = descendants(self.children.engine)
-        computed, begin = cpu_seconds(members), time.monotonic()
+        used, begin = self._processor_time(), time.monotonic()
         self.engine.last_answer = ""
         if self.engine.works(begin + limit):
             self._work = (load.work if load else 0) + 1 + self.engine.last_tokens
             return self._answered(begin)
         self._pause_until(begin + limit)
-        busy = (cpu_seconds(members) - computed) / (time.monotonic() - begin)
-        after = self._counted() if load else None
-        if self._served(after):
+        computes = self._computes(used, begin)
+        if load and self._served(self._counted()):
             return self._answered(begin)
-        others = after.requests > 1 if after else load is not None and load.requests > 0
-        prompt = others and not self.spec.gpus and busy >= COMPUTING_SHARE
         told = f" ({self.engine.last_answer})" if self.engine.last_answer else ""
-        return self._missed(f"no good answer to a request within {limit:.3g} s{told}", prompt or self._compiles())
+        return self._missed(f"no good answer to a request within {limit:.3g} s{told}", computes)
 
     def _counted(self) -> Load | None:
         return read_load(self.engine.ask(REQUEST, time.monotonic() + last_look(self.spec.hang_timeout)))
+
+    def _processor_time(self) -> float:
+        return 0.0 if self.spec.gpus else cpu_seconds(descendants(self.children.engine))
+
+    def _computes(self, used: float, begin: float) -> bool:
+        """Whether it compiles, or has had the processor since ``begin``, when it had ``used`` so many seconds of it.
+
+        Requests that it reports do not tell: it reports them after each step, and the first step of a prompt is long.
+        """
+        busy = (self._processor_time() - used) / max(time.monotonic() - begin, 0.001)
+        return (self.spec.is_vllm and not self.spec.gpus and busy >= COMPUTING_SHARE) or self._compiles()
 
     def _compiles(self) -> bool:
         return any(title(pid) in COMPILERS for pid in descendants(self.children.engine))

@@ -139,13 +139,14 @@ def test_one_that_is_late_and_works_is_never_taken_for_hung(monkeypatch: pytest.
     assert not any(lasting for _, lasting in said)
 
 
+@pytest.mark.parametrize("requests", [0, 1, 2])
 @pytest.mark.parametrize(("cores", "gpus", "hung"), [(1.0, [], False), (0.0, [], True), (1.0, [0], True)])
 def test_a_long_prompt_on_the_cpu_is_computed_for_minutes(
-    monkeypatch: pytest.MonkeyPatch, cores: float, gpus: list[int], hung: bool
+    monkeypatch: pytest.MonkeyPatch, requests: int, cores: float, gpus: list[int], hung: bool
 ) -> None:
-    """Nothing is counted meanwhile; what shows that it works is the time of the processor."""
-    engine = Played(until=900)
-    engine.requests, engine.hangs_at = 2, 60
+    """Nothing is counted meanwhile, in its first step not even the prompt; processor time shows that it works."""
+    engine = Played(until=700)
+    engine.requests, engine.hangs_at = requests, 60
     monkeypatch.setattr(watch, "cpu_seconds", lambda _: engine.now * cores)
     if hung:
         with pytest.raises(Hung):
@@ -166,6 +167,15 @@ def test_a_long_prompt_on_a_gpu_fills_the_cache_while_nothing_is_counted(monkeyp
     with pytest.raises(Hung):
         play(engine, monkeypatch)
     assert 600 < engine.now <= 600 + longest(HANG_TIMEOUT)
+
+
+@pytest.mark.parametrize("stalls", [4.0, 20.0])
+def test_a_server_that_stalls_after_an_answer_is_given_the_quiet_time_first(
+    monkeypatch: pytest.MonkeyPatch, stalls: float
+) -> None:
+    engine = Played(until=60 + stalls)
+    engine.answered_at, engine.dead_at = lambda now: now // 1, 60
+    assert bool(play(engine, monkeypatch)) is (stalls > watch.quiet(HANG_TIMEOUT))
 
 
 def test_a_kernel_that_is_compiled_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
