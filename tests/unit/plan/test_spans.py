@@ -41,10 +41,12 @@ def whole_of(
     return expanded, spans, place(expanded.services, nodes, models, before, spans), models
 
 
-def plans(services: str, nodes: Mapping[str, NodeFacts], facts: ModelFacts, flags: bool = True) -> dict[str, Plan]:
+def plans(
+    services: str, nodes: Mapping[str, NodeFacts], facts: ModelFacts, flags: bool = True, network: str = "10.0.0."
+) -> dict[str, Plan]:
     """What each node makes of it."""
     whole, spans, placement, models = whole_of(services, nodes, facts)
-    known = tuple(NodePlan(n, f"10.0.0.{i}", 8443, f"10.0.0.{i}") for i, n in enumerate(nodes, 1))
+    known = tuple(NodePlan(n, f"{network}{i}", 8443, f"{network}{i}") for i, n in enumerate(nodes, 1))
     found = {}
     for name, node in nodes.items():
         part = Part(name, known, placement, spans)
@@ -220,6 +222,13 @@ def test_ray() -> None:
     assert worker.env["RAY_AUTH_TOKEN_PATH"].endswith("/nodes/ray-token")
     assert worker.group is not None
     assert worker.group.master_port == 0
+
+
+def test_no_ray_over_ipv6() -> None:
+    services = "{chat: {model: m, gpus: 16, executor: %s}}"
+    with pytest.raises(PlanError, match=r"services.chat.executor: .* IPv6 \(fd00::1\)"):
+        plans(services % "ray", HOSTS, large(), network="fd00::")
+    assert plans(services % "mp", HOSTS, large(), network="fd00::")["b"].service("chat-rank1")
 
 
 def test_ray_on_one_machine() -> None:
