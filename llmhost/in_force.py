@@ -40,6 +40,20 @@ def select_services(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ..
     return tuple(s for s in plan.services if not names or s.name in names or s.part_of in names)
 
 
+def select_rolling(plan: Plan, names: tuple[str, ...]) -> tuple[ServicePlan, ...]:
+    """Those of `select_services` whose engines can restart in turn: parts on other nodes come with rank 0, Ray stays.
+
+    Raises ConfigError for a name that is not in the plan, and for the name of a part.
+    """
+    chosen = select_services(plan, names)
+    for part in (s for s in chosen if s.part_of and s.name in names):
+        raise ConfigError(
+            f"{part.name} is a part of {part.part_of}, which restarts as a whole",
+            f"use `llmhost restart --rolling {part.part_of}`, where its first part runs",
+        )
+    return tuple(s for s in chosen if not s.part_of)
+
+
 def with_parts(plan: Plan, names: tuple[str, ...]) -> tuple[str, ...]:
     """These services and those that their parts on this node run as; none: all."""
     return tuple(dict.fromkeys((*names, *(s.name for s in select_services(plan, names))))) if names else ()

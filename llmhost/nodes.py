@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmhost import node_identity
 from llmhost.config import Config
-from llmhost.config_nodes import gateway_port
+from llmhost.config_nodes import gateway_port, is_ip, is_loopback
 from llmhost.errors import ConfigError, FactsError, HomeError
 from llmhost.facts import ModelFacts, NodeFacts
 from llmhost.inspection import read_anywhere
@@ -136,13 +136,36 @@ def _by_reference(config: Config, models: Mapping[str, ModelFacts]) -> dict[str,
 def node_plans(home: Home, config: Config, facts: Mapping[str, NodeFacts], own: str) -> tuple[NodePlan, ...]:
     """Where each node is reached; raises ConfigError for a host that nobody knows and whose facts do not tell."""
     plans = []
-    for name, node in config.nodes.items():
-        address = _address(name, node.address, facts[name].address)
+    for name, address in _addresses(config, facts).items():
+        node = config.nodes[name]
         ours = name == own
         listen = (address if is_our_address(address) else EVERYWHERE) if ours else ""
         mark = node_identity.mark(home, name) if ours else ""
         plans.append(NodePlan(name, address, gateway_port(node, config.gateway.port), listen, mark))
     return tuple(plans)
+
+
+def _addresses(config: Config, facts: Mapping[str, NodeFacts]) -> dict[str, str]:
+    """The IP address of each node, as other nodes reach it.
+
+    Debian and Ubuntu write ``127.0.1.1 HOSTNAME`` into /etc/hosts: its own name means loopback to a machine.
+    """
+    known = {name: facts[name].address if is_ip(facts[name].address) else "" for name in config.nodes}
+    found = {name: _address(name, node.address, known[name]) for name, node in config.nodes.items()}
+    if all(is_loopback(address) for address in found.values()):
+        return found  # homes of one machine
+    return {n: _beyond(n, a, config.nodes[n].address, known[n]) for n, a in found.items()}
+
+
+def _beyond(name: str, address: str, written: str, known: str) -> str:
+    """An address that is not loopback."""
+    if not is_loopback(address):
+        return address
+    if not known or is_loopback(known):
+        raise ConfigError(
+            f"nodes.{name}.address: {written} is {address} here, where no other node reaches it", "write its IP address"
+        )
+    return known
 
 
 def _address(name: str, written: str, known: str) -> str:

@@ -16,7 +16,7 @@ from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.errors import ConfigError, NotReadyError
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
-from llmhost.in_force import load_plan, select_services, with_needs, with_parts
+from llmhost.in_force import load_plan, select_rolling, select_services, with_needs, with_parts
 from llmhost.machine import read_running, require_room_beside
 from llmhost.models import pull_missing, read_models
 from llmhost.outlook import changed
@@ -226,7 +226,7 @@ def restart_rolling(home: Home, services: tuple[str, ...], progress: stopping.To
     come back; the rest of them is left alone then.
     """
     plan = load_plan(home)
-    chosen = select_services(plan, services)
+    chosen = select_rolling(plan, services)
     alone = [s.name for s in chosen if len(s.replicas) == 1 and not (s.endpoints or s.elsewhere)]
     if alone:
         raise ConfigError(

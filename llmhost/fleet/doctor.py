@@ -30,7 +30,7 @@ from llmhost.fleet import files, measure
 from llmhost.fleet.everywhere import attempt, in_parallel
 from llmhost.fleet.members import Member
 from llmhost.paths import Home
-from llmhost.probe.interface import address_of, interface_of
+from llmhost.probe.interface import find_address, interface_of
 from llmhost.run import Talk
 
 LISTEN_SECONDS = 30.0
@@ -79,7 +79,7 @@ def own_view(home: Home) -> dict[str, Any]:
     if own not in config.nodes:
         raise NodeError(f"llmhost.yaml has no node {own!r}", "run `llmhost node sync` where it was edited")
     node = config.nodes[own]
-    address = _meaning(node.address)
+    address = find_address(node.address)
     ports = (gateway_port(node, config.gateway.port), *GROUP_PORTS)
     engine = find_engine(home, config.engine)
     names = {n: other.address for n, other in config.nodes.items()}
@@ -93,15 +93,7 @@ def _misleading(names: Mapping[str, str]) -> dict[str, str]:
     """Names of nodes that mean loopback or nothing here; homes of one machine, on loopback all, are meant so."""
     if all(is_loopback(address) for address in names.values()):
         return {}
-    return {n: found for n, name in names.items() if (found := _meaning(name)) == "" or is_loopback(found)}
-
-
-def _meaning(name: str) -> str:
-    """The IP address of a host here; '' when nobody knows it."""
-    try:
-        return address_of(name)
-    except OSError:
-        return ""
+    return {n: found for n, name in names.items() if (found := find_address(name)) == "" or is_loopback(found)}
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from llmhost.fleet.sync import Synced, require_newest, sync
 from llmhost.homedir import claim
 from llmhost.machine import node_facts
 from llmhost.paths import Home
-from llmhost.probe.interface import address_of
+from llmhost.probe.interface import address_of, find_address
 from llmhost.probe.node_facts import node_to_json, own_name
 from llmhost.ssh import Link, Target, resolve
 from llmhost.supervise.lock import home_lock
@@ -179,7 +179,7 @@ def survey(home: Home, text: str, name: str, address: str) -> str:
 
 def _survey(member: Member, text: str) -> str:
     """The same, asked there."""
-    return member.ask("node", "survey", member.name, member.address, given=text, timeout=SURVEY_SECONDS)
+    return member.ask("node", "survey", member.name, find_address(member.address), given=text, timeout=SURVEY_SECONDS)
 
 
 def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
@@ -207,7 +207,7 @@ def _write(home: Home, own: str, nodes: Mapping[str, Mapping[str, Any]], facts: 
         home.nodes.mkdir(mode=0o700, exist_ok=True)
         found = dict(facts)
         if not home.node_facts_file(own).exists():
-            found[own] = survey(home, edited, own, str(nodes[own]["address"]))
+            found[own] = survey(home, edited, own, find_address(str(nodes[own]["address"])))
         for name, text in found.items():
             node_identity.ensure(home, name)
             writer.replace_file(home.node_facts_file(name), text, 0o644)

@@ -105,6 +105,7 @@ def find_groups(
         name = f"{rank.service}-{number_of(program)}"
         hosts = part.hosts(rank.service, number_of(program))
         addresses = tuple(node.address for node in hosts)
+        _check_ray(rank.service, service, addresses)
         groups[program] = GroupPlan(
             name=name,
             rank=rank.rank,
@@ -136,6 +137,16 @@ def _check(name: str, service: Service, engine: EngineFacts) -> None:
         raise PlanError(
             f"services.{name}: vLLM {engine.vllm_version} cannot run a model on several nodes by itself",
             "write executor: ray, or install a newer vLLM",
+        )
+
+
+def _check_ray(name: str, service: Service, addresses: tuple[str, ...]) -> None:
+    """Ray is told where it is as ``host:port``, without brackets."""
+    wrong = next((a for a in addresses if ":" in a), None)
+    if service.executor == "ray" and wrong:
+        raise PlanError(
+            f"services.{name}.executor: its Ray would have to be reached over IPv6 ({wrong})",
+            "leave it out: vLLM starts its workers by itself; or write IPv4 addresses of these nodes",
         )
 
 

@@ -20,6 +20,7 @@ from llmhost.plan.args import flag_name
 
 FIRST_PORT, SLOTS, SLOT = 20480, 128, 64
 """Where the ports of groups begin, below those that kernels give out by themselves; how many groups, how many each."""
+LAST_PORT = 65535
 
 GUARD, MASTER, CLUSTER = 0, 1, 2
 """Of the ports of a group: its guards', vLLM's own, and the first of Ray's."""
@@ -172,20 +173,42 @@ def cpu_sizes(service: Service, model: ModelFacts) -> tuple[int, int]:
 def first_ports(replicas: Mapping[str, int], services: Mapping[str, Service]) -> dict[str, int]:
     """The first port of each group by program (``chat-0``): what is written, or what follows from its name.
 
-    ``replicas`` in the order of llmhost.yaml. Names that meet give way to the ones before them.
+    ``replicas`` in the order of llmhost.yaml. Names that meet give way to what is written and to the ones before them.
+    Raises PlanError for written ports that there are not, or that two services have.
     """
+    written = _written_ports({n: (s.port, replicas[n]) for n in replicas if (s := services[n].span) and s.port})
+    taken = {(port - FIRST_PORT) // SLOT for own in written.values() for port in own}
     found: dict[str, int] = {}
-    taken: set[int] = set()
     for service, count in replicas.items():
-        span = services[service].span
+        own = written.get(service)
         for number in range(count):
             program = f"{service}-{number}"
-            if span is not None and span.port:
-                found[program] = span.port + number * SLOT
-                continue
-            slot = crc32(program.encode()) % SLOTS
-            while slot in taken and len(taken) < SLOTS:
-                slot = (slot + 1) % SLOTS
-            taken.add(slot)
-            found[program] = FIRST_PORT + slot * SLOT
+            found[program] = own[number * SLOT] if own else FIRST_PORT + _free_slot(program, taken) * SLOT
+    return found
+
+
+def _free_slot(program: str, taken: set[int]) -> int:
+    """The one that follows from its name or the next that nobody has, which is taken then."""
+    first = crc32(program.encode()) % SLOTS
+    slots = ((first + step) % SLOTS for step in range(SLOTS))
+    slot = next((slot for slot in slots if slot not in taken), first)
+    taken.add(slot)
+    return slot
+
+
+def _written_ports(spans: Mapping[str, tuple[int, int]]) -> dict[str, range]:
+    """All ports of the groups of each service, from its first port and its replicas."""
+    found: dict[str, range] = {}
+    for name, (first, replicas) in spans.items():
+        own = range(first, first + replicas * SLOT)
+        where = f"services.{name}.span.port: {replicas} x {SLOT} ports from {first} on"
+        if own.stop > LAST_PORT + 1:
+            raise PlanError(f"{where} go beyond {LAST_PORT}", f"write {LAST_PORT + 1 - replicas * SLOT} at most")
+        for other, its in found.items():
+            if own.start < its.stop and its.start < own.stop:
+                raise PlanError(
+                    f"{where} meet those of {other}, {its.start} to {its.stop - 1}",
+                    f"write {its.stop} or another one, or leave it out: it follows from the name then",
+                )
+        found[name] = own
     return found

@@ -16,6 +16,14 @@ def address_of(host: str) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
+def find_address(host: str) -> str:
+    """The same; '' when nobody knows it."""
+    try:
+        return address_of(host)
+    except OSError:
+        return ""
+
+
 def interface_of(address: str) -> str:
     """The network interface that has an IP address; '' when none has.
 

@@ -189,3 +189,18 @@ def test_a_name_that_nobody_knows_any_more_is_where_it_was(home: Home, monkeypat
     assert (plan.address, plan.port, plan.listen) == ("10.0.0.7", 8443, "0.0.0.0")
     with pytest.raises(ConfigError, match=r"nodes.a.address: nobody knows the host a.invalid"):
         nodes.node_plans(home, read, {"a": replace(facts, address="")}, "a")
+
+
+def test_a_name_that_is_loopback_to_its_own_node(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"a.example": "127.0.1.1", "b.example": "10.0.0.8"}  # as Debian's /etc/hosts has it on a
+    monkeypatch.setattr("llmhost.nodes.address_of", known.__getitem__)
+    read = config.parse("nodes: {a: {address: a.example}, b: {address: b.example}}")
+    facts = {name: NodeFacts(name, CPU_BOX.host, address="10.0.0.7") for name in ("a", "b")}
+    node_identity.ensure(home, "a")
+    assert [p.address for p in nodes.node_plans(home, read, facts, "a")] == ["10.0.0.7", "10.0.0.8"]
+    for wrong in ("", "127.0.1.1", "a.example"):
+        with pytest.raises(ConfigError, match=r"nodes.a.address: a.example is 127.0.1.1 here") as e:
+            nodes.node_plans(home, read, {**facts, "a": replace(facts["a"], address=wrong)}, "a")
+        assert e.value.hint == "write its IP address"
+    known["b.example"] = "127.0.0.2"  # homes of one machine
+    assert [p.address for p in nodes.node_plans(home, read, facts, "a")] == ["127.0.1.1", "127.0.0.2"]

@@ -41,10 +41,12 @@ def whole_of(
     return expanded, spans, place(expanded.services, nodes, models, before, spans), models
 
 
-def plans(services: str, nodes: Mapping[str, NodeFacts], facts: ModelFacts, flags: bool = True) -> dict[str, Plan]:
+def plans(
+    services: str, nodes: Mapping[str, NodeFacts], facts: ModelFacts, flags: bool = True, network: str = "10.0.0."
+) -> dict[str, Plan]:
     """What each node makes of it."""
     whole, spans, placement, models = whole_of(services, nodes, facts)
-    known = tuple(NodePlan(n, f"10.0.0.{i}", 8443, f"10.0.0.{i}") for i, n in enumerate(nodes, 1))
+    known = tuple(NodePlan(n, f"{network}{i}", 8443, f"{network}{i}") for i, n in enumerate(nodes, 1))
     found = {}
     for name, node in nodes.items():
         part = Part(name, known, placement, spans)
@@ -222,6 +224,13 @@ def test_ray() -> None:
     assert worker.group.master_port == 0
 
 
+def test_no_ray_over_ipv6() -> None:
+    services = "{chat: {model: m, gpus: 16, executor: %s}}"
+    with pytest.raises(PlanError, match=r"services.chat.executor: .* IPv6 \(fd00::1\)"):
+        plans(services % "ray", HOSTS, large(), network="fd00::")
+    assert plans(services % "mp", HOSTS, large(), network="fd00::")["b"].service("chat-rank1")
+
+
 def test_ray_on_one_machine() -> None:
     here = machine()
     node = gpu_node("x", 80, 80)
@@ -255,3 +264,42 @@ def test_ports() -> None:
     assert first_ports({"a": 40}, services).items() <= found.items()
     written = {"a": config.Service.model_validate({"model": "/m", "span": {"nodes": 2, "port": 25000}})}
     assert first_ports({"a": 2}, written) == {"a-0": 25000, "a-1": 25000 + SLOT}
+
+
+def spanning(**ports: int | None) -> dict[str, config.Service]:
+    return {
+        name: config.Service.model_validate({"model": "/m", "span": {"nodes": 2, "port": port}})
+        for name, port in ports.items()
+    }
+
+
+def test_written_ports_are_given_to_nobody_else() -> None:
+    alone = first_ports({"a": 1}, spanning(a=None))["a-0"]
+    for written in (alone, alone + 1, alone - 1):
+        found = first_ports({"a": 1, "b": 1}, spanning(a=None, b=written))
+        assert found["b-0"] == written
+        assert abs(found["a-0"] - written) >= SLOT
+    assert first_ports({"a": 1, "b": 1}, spanning(a=None, b=40000))["a-0"] == alone
+    assert first_ports({"a": 2, "b": 1}, spanning(a=25000, b=25000 + 2 * SLOT))["b-0"] == 25000 + 2 * SLOT
+    # With none left, groups share: better than no plan.
+    assert len(first_ports({"a": SLOTS + 1}, spanning(a=None))) == SLOTS + 1
+
+
+@pytest.mark.parametrize(
+    ("replicas", "ports", "words", "hint"),
+    [
+        ({"a": 2}, {"a": 65471}, "a.span.port: 2 x 64 ports from 65471 on go beyond 65535", "write 65408 at most"),
+        ({"a": 1, "b": 1}, {"a": 25000, "b": 25000}, "b.span.port: .* meet those of a, 25000 to 25063", "write 25064"),
+        ({"a": 2, "b": 1}, {"a": 25000, "b": 25100}, "meet those of a, 25000 to 25127", "write 25128"),
+        ({"a": 1, "b": 2}, {"a": 25100, "b": 25000}, "meet those of a", "follows from the name"),
+    ],
+)
+def test_written_ports_that_cannot_be(replicas: dict[str, int], ports: dict[str, int], words: str, hint: str) -> None:
+    with pytest.raises(PlanError, match=words) as e:
+        first_ports(replicas, spanning(**ports))
+    assert hint in e.value.hint
+
+
+def test_the_last_ports_that_can_be_written() -> None:
+    assert first_ports({"a": 1}, spanning(a=65471)) == {"a-0": 65471}
+    assert first_ports({"a": 2}, spanning(a=65408)) == {"a-0": 65408, "a-1": 65472}
