@@ -133,8 +133,7 @@ class Head(Alone):
             for connection in _accepted(self.engine_port):
                 _reset(connection)
         for guest in tuple(self.guests):
-            for message in guest.turn():
-                self._meet(guest, message)
+            self._hear_guest(guest)
             if guest.proved or not guest.open:
                 self.guests.pop(guest, None)
         for part in self.parts:
@@ -153,6 +152,16 @@ class Head(Alone):
             self.guests[Channel(connection, self.place.secret)] = None
         else:
             connection.close()
+
+    def _hear_guest(self, guest: Channel) -> None:
+        """Nothing that a stranger sends may end the guard, and the engine with it."""
+        try:
+            for message in guest.turn():
+                self._meet(guest, message)
+        except Exception:
+            if guest.proved:
+                raise
+            guest.close("it sends what no guard would")
 
     def _meet(self, guest: Channel, message: Message) -> None:
         """Hello, then the proof."""

@@ -13,9 +13,14 @@ from llmhost.supervise.guarding import channel
 from llmhost.supervise.guarding.channel import Channel
 from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
 from llmhost.supervise.guarding.group import Place, as_message, merge
+from llmhost.supervise.guarding.head import Head
 
 SECRET = b"a secret of the group"
 HELLO = {"group": "chat-0", "rank": 1, "digest": "x"}
+PLACE: dict[str, object] = {
+    "name": "chat-0", "rank": 0, "nodes": ["a", "b"], "addresses": ["127.0.0.1", "127.0.0.2"], "port": 1,
+    "digest": "x", "secret": SECRET.decode(),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -154,3 +159,25 @@ def test_a_place_that_is_none(change: dict[str, object], words: str) -> None:
     assert Place(json.loads(json.dumps(good))).address == "fd00::2"
     with pytest.raises(ValueError, match=words):
         Place({**good, **change})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"proof": "\\ud800"}',
+        b"[" * 5000,
+        b'{"nonce": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"group": "chat-0", "rank": 1, "nonce": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+    ids=["no UTF-8", "too deep to read", "deep proof", "deep hello"],
+)
+@pytest.mark.parametrize("greeted", [False, True])
+def test_no_stranger_ends_the_head(ends: tuple[socket.socket, socket.socket], greeted: bool, payload: bytes) -> None:
+    head, guest = Head(Place(PLACE)), Channel(ends[0], SECRET)
+    head.guests[guest] = None
+    if greeted:
+        ends[1].sendall(json.dumps({**HELLO, "nonce": "x"}).encode() + b"\n")
+    ends[1].sendall(payload + b"\n")
+    head.turn()
+    assert not guest.open
+    assert not head.guests
