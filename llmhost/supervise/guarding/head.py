@@ -42,6 +42,8 @@ class Part:
         self.channel: Channel | None = None
         self.next: Channel | None = None
         """Its guard came anew while a life with its former one lasts."""
+        self.early: list[Message] = []
+        """What that said already: it says it once."""
         self.reaches = self.locked = False
         self.ended: Message | None = None
         self.trouble = ""
@@ -54,10 +56,13 @@ class Part:
         return self.channel is not None and self.channel.open
 
     def begin(self, channel: Channel | None) -> None:
-        """A connection of which nothing is known yet."""
-        self.channel, self.next = channel, None
+        """A connection of which nothing is known but what it said before its turn."""
+        early = self.early
+        self.channel, self.next, self.early = channel, None, []
         self.reaches = self.locked = False
         self.ended = None
+        for message in early:
+            self.hear(message, lives=False)
 
     def send(self, message: Message) -> None:
         if self.channel is not None and self.channel.open:
@@ -141,8 +146,7 @@ class Head(Alone):
                 for message in part.channel.turn():
                     part.hear(message, self.lives)
             if part.next is not None:
-                for _ in part.next.turn():
-                    pass  # it has nothing to say before it is its turn
+                part.early += part.next.turn()
 
     def _channels(self) -> Iterator[Channel]:
         return (c for p in self.parts for c in (p.channel, p.next) if c is not None)
@@ -169,6 +173,8 @@ class Head(Alone):
         if part is not None and guest.proved:
             if guest is part.channel:
                 part.hear(message, self.lives)
+            elif guest is part.next:
+                part.early.append(message)
         elif part is None:
             ours = message.get("group") == self.place.name
             part = next((p for p in self.parts if ours and p.rank == message.get("rank")), None)
@@ -195,7 +201,7 @@ class Head(Alone):
         if part.channel is not None:
             part.channel.close("its guard was started anew")
         if self.lives:
-            part.next = channel
+            part.next, part.early = channel, []
         else:
             part.begin(channel)
         channel.send(self._state)

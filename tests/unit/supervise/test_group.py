@@ -11,7 +11,7 @@ import pytest
 
 from llmhost.supervise.guarding import channel
 from llmhost.supervise.guarding.channel import Channel
-from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
+from llmhost.supervise.guarding.ending import AGAIN, BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
 from llmhost.supervise.guarding.group import Place, as_message, merge
 from llmhost.supervise.guarding.head import Head
 
@@ -181,3 +181,37 @@ def test_no_stranger_ends_the_head(ends: tuple[socket.socket, socket.socket], gr
     head.turn()
     assert not guest.open
     assert not head.guests
+
+
+def come(head: Head) -> tuple[Channel, Channel]:
+    """A member that has just proved itself to the head, and the head's end of its connection."""
+    ends = socket.socketpair()
+    guest, member = Channel(ends[0], SECRET), Channel(ends[1], SECRET)
+    head.guests[guest] = None
+    member.greet(HELLO)
+    head.turn()
+    (challenge,) = member.turn()
+    assert member.answer(challenge)
+    return member, guest
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["with its proof", "later"])
+def test_what_a_member_says_that_came_anew_counts_in_the_next_life(together: bool) -> None:
+    head = Head(Place(PLACE))
+    (part,) = head.parts
+    former, former_end = come(head)
+    head.turn()
+    assert part.channel is former_end
+    head.lives = True
+    member, end = come(head)
+    if not together:
+        head.turn()
+    member.send({"reaches": ""})
+    head.turn()
+    assert part.next is end
+    assert not part.reaches
+    head.dismiss(AGAIN, None)
+    assert part.channel is end
+    assert part.reaches
+    for each in (former, member, end):
+        each.close("the test is over")
