@@ -75,7 +75,8 @@ class Part:
             self.locked = True
         elif "end" in message and isinstance(message["end"], dict):
             self.ended = message["end"]
-            self.trouble = "" if lives else str(self.ended.get("error"))
+            stopped = "it was stopped there" if self.ended.get("how") == LEFT else ""
+            self.trouble = "" if lives else str(self.ended.get("error") or stopped)
 
     def how_ended(self) -> Message:
         """What it said, or that its connection was lost; {} for one that ended because others did."""

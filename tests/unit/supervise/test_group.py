@@ -215,3 +215,12 @@ def test_what_a_member_says_that_came_anew_counts_in_the_next_life(together: boo
     assert part.reaches
     for each in (former, member, end):
         each.close("the test is over")
+
+
+def test_a_member_that_was_stopped_is_said_to_be() -> None:
+    head = Head(Place(PLACE))
+    (part,) = head.parts
+    part.hear({"end": {"how": LEFT}}, lives=False)
+    assert part.why_missing(whole=True) == "it was stopped there"
+    part.hear({"end": said(CRASHED, "it died")}, lives=False)
+    assert part.why_missing(whole=True) == "it died"
