@@ -12,7 +12,7 @@ import time
 from llmhost.supervise.guarding import port
 from llmhost.supervise.guarding.channel import Attempt, Channel, listen
 from llmhost.supervise.guarding.ending import AGAIN, BROKEN, FAILED, LEFT, STOPPED, Ending
-from llmhost.supervise.guarding.group import INTERVAL, Alone, Place, Waiting, merge
+from llmhost.supervise.guarding.group import INTERVAL, SHOW_SECONDS, Alone, Place, Waiting, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llmhost.supervise.guarding.group import Message
     from llmhost.supervise.guarding.locks import StartLocks
 
-SHOW_SECONDS = 10.0
-"""Seconds of waiting for a node after which it is said what is wrong with it."""
 LOOK_SECONDS = 5.0
 """Seconds between two looks whether the host of a missing node answers at all."""
 SETTLE_SECONDS = 8.0

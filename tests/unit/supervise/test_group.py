@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from llmhost.supervise.guarding import channel
-from llmhost.supervise.guarding.channel import Channel
+from llmhost.supervise.guarding.channel import Channel, listen
 from llmhost.supervise.guarding.ending import AGAIN, BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
-from llmhost.supervise.guarding.group import Place, as_message, merge
+from llmhost.supervise.guarding.group import SHOW_SECONDS, Place, Waiting, as_message, merge
 from llmhost.supervise.guarding.head import Head
+from llmhost.supervise.guarding.member import Member
 
 SECRET = b"a secret of the group"
 HELLO = {"group": "chat-0", "rank": 1, "digest": "x"}
@@ -224,3 +225,32 @@ def test_a_member_that_was_stopped_is_said_to_be() -> None:
     assert part.why_missing(whole=True) == "it was stopped there"
     part.hear({"end": said(CRASHED, "it died")}, lives=False)
     assert part.why_missing(whole=True) == "it died"
+
+
+@pytest.mark.parametrize(("state", "told"), [("backoff", False), ("queued", True)])
+def test_an_engine_port_that_refuses_is_tried_again_before_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, state: str, told: bool
+) -> None:
+    """Nobody listens there until the head has backed off."""
+    clock, heard = [0.0], list[dict[str, object]]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    door, engine_port = listen("127.0.0.1", 0), socket.socket()
+    engine_port.bind(("127.0.0.1", 0))  # and does not listen yet
+    number = engine_port.getsockname()[1]
+    member = Member(Place({**PLACE, "rank": 1, "addresses": ["127.0.0.1", "127.0.0.1"], "master_port": number}))
+    with door, engine_port, socket.create_connection(door.getsockname()) as ours, door.accept()[0] as theirs:
+        head, member.channel = met((theirs, ours))
+        head.send({"is": state, "error": None})
+
+        def pause(seconds: float) -> None:
+            clock[0] += seconds
+            member.turn()
+            heard.extend(head.turn())
+            if clock[0] > 2 * SHOW_SECONDS:
+                engine_port.listen()
+
+        assert member._reach(Waiting(pause, lambda _: None)) == ""
+        heard.extend(head.turn())
+    assert clock[0] < 2 * SHOW_SECONDS + 1  # at once, by the clock of the test
+    assert heard[-1] == {"reaches": ""}
+    assert any("connection refused" in str(message["reaches"]) for message in heard) == told
