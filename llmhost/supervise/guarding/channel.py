@@ -143,9 +143,9 @@ class Channel:
             self.heard = time.monotonic()
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
-        if not isinstance(message, dict):
+        if not isinstance(message, dict) or not (self.proved or _is_flat(message)):
             self.close("it sends what no guard would")
             return None
         return None if "beat" in message else message
@@ -166,7 +166,7 @@ class Channel:
     def answer(self, challenge: dict[str, Any]) -> bool:
         """As a member: whether the head knows the secret; if so it is told that we do."""
         self._nonce = str(challenge.get("nonce"))
-        if not hmac.compare_digest(str(challenge.get("proof")).encode(), self._proof(b"head").encode()):
+        if not self._is_proof(challenge.get("proof"), b"head"):
             self.send({"refused": "secret"})
             return False
         self.send({"proof": self._proof(b"member")})
@@ -175,10 +175,14 @@ class Channel:
 
     def check(self, proof: dict[str, Any]) -> bool:
         """As the head: whether the member knows the secret."""
-        good = hmac.compare_digest(str(proof.get("proof")).encode(), self._proof(b"member").encode())
+        good = self._is_proof(proof.get("proof"), b"member")
         if good:
             self._agree(b"head", b"member")
         return good
+
+    def _is_proof(self, said: object, side: bytes) -> bool:
+        """Whatever it says: JSON has strings that are no UTF-8."""
+        return hmac.compare_digest(str(said).encode("utf-8", "surrogatepass"), self._proof(side).encode())
 
     def _proof(self, side: bytes) -> str:
         said = json.dumps([self._hello, self._nonce], sort_keys=True).encode()
@@ -189,6 +193,11 @@ class Channel:
         own_key, other_key = (bytes.fromhex(self._proof(side + b" sends")) for side in (own, other))
         self._keys = own_key, other_key
         self.heard = time.monotonic()
+
+
+def _is_flat(message: dict[str, Any]) -> bool:
+    """What has to be said before the proof is; what is nested may be too deep to be written again."""
+    return not any(isinstance(value, (dict, list)) for value in message.values())
 
 
 def _code(key: bytes, number: int, line: bytes) -> bytes:

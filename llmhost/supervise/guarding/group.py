@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 INTERVAL = 0.2
 """Seconds between two looks at what is waited for."""
+SHOW_SECONDS = 10.0
+"""Seconds of waiting for a node after which it is said what is wrong with it."""
 
 
 class Place:

@@ -12,7 +12,7 @@ import time
 from llmhost.supervise.guarding import port
 from llmhost.supervise.guarding.channel import Attempt, Channel, listen
 from llmhost.supervise.guarding.ending import AGAIN, BROKEN, FAILED, LEFT, STOPPED, Ending
-from llmhost.supervise.guarding.group import INTERVAL, Alone, Place, Waiting, merge
+from llmhost.supervise.guarding.group import INTERVAL, SHOW_SECONDS, Alone, Place, Waiting, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llmhost.supervise.guarding.group import Message
     from llmhost.supervise.guarding.locks import StartLocks
 
-SHOW_SECONDS = 10.0
-"""Seconds of waiting for a node after which it is said what is wrong with it."""
 LOOK_SECONDS = 5.0
 """Seconds between two looks whether the host of a missing node answers at all."""
 SETTLE_SECONDS = 8.0
@@ -42,6 +40,8 @@ class Part:
         self.channel: Channel | None = None
         self.next: Channel | None = None
         """Its guard came anew while a life with its former one lasts."""
+        self.early: list[Message] = []
+        """What that said already: it says it once."""
         self.reaches = self.locked = False
         self.ended: Message | None = None
         self.trouble = ""
@@ -54,10 +54,13 @@ class Part:
         return self.channel is not None and self.channel.open
 
     def begin(self, channel: Channel | None) -> None:
-        """A connection of which nothing is known yet."""
-        self.channel, self.next = channel, None
+        """A connection of which nothing is known but what it said before its turn."""
+        early = self.early
+        self.channel, self.next, self.early = channel, None, []
         self.reaches = self.locked = False
         self.ended = None
+        for message in early:
+            self.hear(message, lives=False)
 
     def send(self, message: Message) -> None:
         if self.channel is not None and self.channel.open:
@@ -70,7 +73,8 @@ class Part:
             self.locked = True
         elif "end" in message and isinstance(message["end"], dict):
             self.ended = message["end"]
-            self.trouble = "" if lives else str(self.ended.get("error"))
+            stopped = "it was stopped there" if self.ended.get("how") == LEFT else ""
+            self.trouble = "" if lives else str(self.ended.get("error") or stopped)
 
     def how_ended(self) -> Message:
         """What it said, or that its connection was lost; {} for one that ended because others did."""
@@ -133,8 +137,7 @@ class Head(Alone):
             for connection in _accepted(self.engine_port):
                 _reset(connection)
         for guest in tuple(self.guests):
-            for message in guest.turn():
-                self._meet(guest, message)
+            self._hear_guest(guest)
             if guest.proved or not guest.open:
                 self.guests.pop(guest, None)
         for part in self.parts:
@@ -142,8 +145,7 @@ class Head(Alone):
                 for message in part.channel.turn():
                     part.hear(message, self.lives)
             if part.next is not None:
-                for _ in part.next.turn():
-                    pass  # it has nothing to say before it is its turn
+                part.early += part.next.turn()
 
     def _channels(self) -> Iterator[Channel]:
         return (c for p in self.parts for c in (p.channel, p.next) if c is not None)
@@ -154,12 +156,24 @@ class Head(Alone):
         else:
             connection.close()
 
+    def _hear_guest(self, guest: Channel) -> None:
+        """Nothing that a stranger sends may end the guard, and the engine with it."""
+        try:
+            for message in guest.turn():
+                self._meet(guest, message)
+        except Exception:
+            if guest.proved:
+                raise
+            guest.close("it sends what no guard would")
+
     def _meet(self, guest: Channel, message: Message) -> None:
         """Hello, then the proof."""
         part = self.guests[guest]
         if part is not None and guest.proved:
             if guest is part.channel:
                 part.hear(message, self.lives)
+            elif guest is part.next:
+                part.early.append(message)
         elif part is None:
             ours = message.get("group") == self.place.name
             part = next((p for p in self.parts if ours and p.rank == message.get("rank")), None)
@@ -186,7 +200,7 @@ class Head(Alone):
         if part.channel is not None:
             part.channel.close("its guard was started anew")
         if self.lives:
-            part.next = channel
+            part.next, part.early = channel, []
         else:
             part.begin(channel)
         channel.send(self._state)

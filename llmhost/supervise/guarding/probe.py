@@ -9,6 +9,8 @@ import select
 import socket
 import time
 
+from llmhost.supervise.guarding.words import plain
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +98,7 @@ class Engine:
         self.reached = False
         """Somebody has accepted a connection, in this life."""
         self.last_answer = ""
-        """Of a request of the kind that did not work, for a message; '' when there was none."""
+        """Of a request of the kind that did not work, short enough for a message; '' when there was none."""
         self.last_tokens = 0
         """Tokens that the last request which worked took."""
 
@@ -114,7 +116,7 @@ class Engine:
                 self.last_tokens = int(found[1]) if found else 0
                 return True
             if status:
-                self.last_answer = f"{status} to {path}: {http_body(answer)}"
+                self.last_answer = plain(f"{status} to {path}: {http_body(answer)}")
             if status not in OTHER_FORM:
                 return False
         return False

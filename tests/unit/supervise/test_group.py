@@ -10,12 +10,18 @@ from collections.abc import Iterator
 import pytest
 
 from llmhost.supervise.guarding import channel
-from llmhost.supervise.guarding.channel import Channel
-from llmhost.supervise.guarding.ending import BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
-from llmhost.supervise.guarding.group import Place, as_message, merge
+from llmhost.supervise.guarding.channel import Channel, listen
+from llmhost.supervise.guarding.ending import AGAIN, BROKEN, CRASHED, FAILED, LEFT, STOPPED, Ending
+from llmhost.supervise.guarding.group import SHOW_SECONDS, Place, Waiting, as_message, merge
+from llmhost.supervise.guarding.head import Head
+from llmhost.supervise.guarding.member import Member
 
 SECRET = b"a secret of the group"
 HELLO = {"group": "chat-0", "rank": 1, "digest": "x"}
+PLACE: dict[str, object] = {
+    "name": "chat-0", "rank": 0, "nodes": ["a", "b"], "addresses": ["127.0.0.1", "127.0.0.2"], "port": 1,
+    "digest": "x", "secret": SECRET.decode(),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -154,3 +160,97 @@ def test_a_place_that_is_none(change: dict[str, object], words: str) -> None:
     assert Place(json.loads(json.dumps(good))).address == "fd00::2"
     with pytest.raises(ValueError, match=words):
         Place({**good, **change})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"proof": "\\ud800"}',
+        b"[" * 5000,
+        b'{"nonce": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"group": "chat-0", "rank": 1, "nonce": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+    ids=["no UTF-8", "too deep to read", "deep proof", "deep hello"],
+)
+@pytest.mark.parametrize("greeted", [False, True])
+def test_no_stranger_ends_the_head(ends: tuple[socket.socket, socket.socket], greeted: bool, payload: bytes) -> None:
+    head, guest = Head(Place(PLACE)), Channel(ends[0], SECRET)
+    head.guests[guest] = None
+    if greeted:
+        ends[1].sendall(json.dumps({**HELLO, "nonce": "x"}).encode() + b"\n")
+    ends[1].sendall(payload + b"\n")
+    head.turn()
+    assert not guest.open
+    assert not head.guests
+
+
+def come(head: Head) -> tuple[Channel, Channel]:
+    """A member that has just proved itself to the head, and the head's end of its connection."""
+    ends = socket.socketpair()
+    guest, member = Channel(ends[0], SECRET), Channel(ends[1], SECRET)
+    head.guests[guest] = None
+    member.greet(HELLO)
+    head.turn()
+    (challenge,) = member.turn()
+    assert member.answer(challenge)
+    return member, guest
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["with its proof", "later"])
+def test_what_a_member_says_that_came_anew_counts_in_the_next_life(together: bool) -> None:
+    head = Head(Place(PLACE))
+    (part,) = head.parts
+    former, former_end = come(head)
+    head.turn()
+    assert part.channel is former_end
+    head.lives = True
+    member, end = come(head)
+    if not together:
+        head.turn()
+    member.send({"reaches": ""})
+    head.turn()
+    assert part.next is end
+    assert not part.reaches
+    head.dismiss(AGAIN, None)
+    assert part.channel is end
+    assert part.reaches
+    for each in (former, member, end):
+        each.close("the test is over")
+
+
+def test_a_member_that_was_stopped_is_said_to_be() -> None:
+    head = Head(Place(PLACE))
+    (part,) = head.parts
+    part.hear({"end": {"how": LEFT}}, lives=False)
+    assert part.why_missing(whole=True) == "it was stopped there"
+    part.hear({"end": said(CRASHED, "it died")}, lives=False)
+    assert part.why_missing(whole=True) == "it died"
+
+
+@pytest.mark.parametrize(("state", "told"), [("backoff", False), ("queued", True)])
+def test_an_engine_port_that_refuses_is_tried_again_before_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, state: str, told: bool
+) -> None:
+    """Nobody listens there until the head has backed off."""
+    clock, heard = [0.0], list[dict[str, object]]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    door, engine_port = listen("127.0.0.1", 0), socket.socket()
+    engine_port.bind(("127.0.0.1", 0))  # and does not listen yet
+    number = engine_port.getsockname()[1]
+    member = Member(Place({**PLACE, "rank": 1, "addresses": ["127.0.0.1", "127.0.0.1"], "master_port": number}))
+    with door, engine_port, socket.create_connection(door.getsockname()) as ours, door.accept()[0] as theirs:
+        head, member.channel = met((theirs, ours))
+        head.send({"is": state, "error": None})
+
+        def pause(seconds: float) -> None:
+            clock[0] += seconds
+            member.turn()
+            heard.extend(head.turn())
+            if clock[0] > 2 * SHOW_SECONDS:
+                engine_port.listen()
+
+        assert member._reach(Waiting(pause, lambda _: None)) == ""
+        heard.extend(head.turn())
+    assert clock[0] < 2 * SHOW_SECONDS + 1  # at once, by the clock of the test
+    assert heard[-1] == {"reaches": ""}
+    assert any("connection refused" in str(message["reaches"]) for message in heard) == told

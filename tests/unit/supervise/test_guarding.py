@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from llmhost.supervise.guarding.probe import http_body, http_request, http_status, is_whole, plain_request
+from llmhost.supervise.guarding.probe import Engine, http_body, http_request, http_status, is_whole, plain_request
 from llmhost.supervise.guarding.spec import BadSpec, read_spec
 from llmhost.supervise.guarding.state import StateFile
-from llmhost.supervise.guarding.words import last_words, outcome, plain
+from llmhost.supervise.guarding.words import ERROR_CHARACTERS, last_words, outcome, plain
 
 VLLM_CORE_FAILED = """\
 (APIServer pid=4711) INFO 11-22 12:00:00 [api_server.py:1977] vLLM API server version 0.32.0
@@ -240,3 +244,26 @@ def test_a_state_file_that_was_removed_is_written_again_and_that_of_another_guar
     file.kept = False
     file.again()
     assert path.read_text() == other
+
+
+def test_a_long_answer_is_told_shortly() -> None:
+    """It goes to the state file and to the other guards of a group, which close on long lines."""
+    body = b"no memory\r\n\x1b[31m" + b"x" * 2**20
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        engine = Engine(b"127.0.0.1:%d" % server.getsockname()[1], [("/v1/x", plain_request("/v1/x", None))], _pause)
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(4096)  # else it is reset
+                connection.sendall(b"HTTP/1.1 500 Odd\r\n\r\n" + body)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert not engine.works(time.monotonic() + 60)
+        answering.join()
+    assert engine.last_answer.startswith("500 to /v1/x: no memory xxx")
+    assert len(engine.last_answer) == ERROR_CHARACTERS
+
+
+def _pause(seconds: float | None, fds: tuple[int, ...]) -> list[int]:
+    return select.select(fds, (), (), seconds)[0]
