@@ -6,7 +6,7 @@ import time
 
 from llmhost.supervise.guarding.channel import Attempt, Channel
 from llmhost.supervise.guarding.ending import AGAIN, BROKEN, FAILED, LEFT, STOPPED, Ending
-from llmhost.supervise.guarding.group import INTERVAL, Alone, Place, Waiting, as_message
+from llmhost.supervise.guarding.group import INTERVAL, SHOW_SECONDS, Alone, Place, Waiting, as_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 1.0
 """Seconds between two tries to connect."""
 REACH_SECONDS = 5.0
-"""Seconds between two tries to get through to the port of the engine."""
+"""Seconds between two tries to get through to the port of the engine, unless it is refused."""
 
 
 class Member(Alone):
@@ -119,20 +119,29 @@ class Member(Alone):
 
     def _reach(self, waiting: Waiting) -> str:
         """Whether the port of the engine can be reached: what stands in its way would make the engine hang."""
-        place = self.place
-        while place.master_port:
-            attempt = Attempt(place.addresses[0], place.master_port, place.address)
-            self._await(waiting, lambda a=attempt: a.stands or bool(a.error))  # type: ignore[misc]
-            if attempt.error in ("", "connection reset by peer"):
-                attempt.connection.close()
-                break
-            why = f"{place.address} does not reach {place.at(place.master_port)} ({attempt.error}); a firewall?"
-            self._send({"reaches": why})
-            again = time.monotonic() + REACH_SECONDS
+        place, begin = self.place, time.monotonic()
+        while place.master_port and (error := self._try_to_reach(waiting)):
+            refused = error == "connection refused"  # until the head has backed off, nobody listens there
+            if self._heads.get("is") == "backoff":
+                begin = time.monotonic()
+            if not refused or time.monotonic() - begin > SHOW_SECONDS:
+                why = f"{place.address} does not reach {place.at(place.master_port)} ({error}); a firewall?"
+                self._send({"reaches": why})
+            again = time.monotonic() + (INTERVAL if refused else REACH_SECONDS)
             if lost := self._await(waiting, lambda until=again: time.monotonic() > until):  # type: ignore[misc]
                 return lost
         self._send({"reaches": ""})
         return ""
+
+    def _try_to_reach(self, waiting: Waiting) -> str:
+        """'' when somebody is there, else what went wrong."""
+        place = self.place
+        attempt = Attempt(place.addresses[0], place.master_port, place.address)
+        self._await(waiting, lambda: attempt.stands or bool(attempt.error))
+        if attempt.error in ("", "connection reset by peer"):
+            attempt.connection.close()
+            return ""
+        return attempt.error
 
     def _send(self, message: Message) -> None:
         if self.channel is not None and self.channel.open:
