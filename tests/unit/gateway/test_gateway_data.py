@@ -23,7 +23,7 @@ from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
 from llmhost.gateway.routes import name_regex
 from llmhost.plan import stored
-from llmhost.plan.types import EndpointPlan, ForeignPlan, Plan, RequestPlan
+from llmhost.plan.types import ElsewherePlan, EndpointPlan, ForeignPlan, Limits, NodePlan, Plan, RequestPlan
 from tests.unit.gateway.plans import make_plan, make_service
 
 HOME = Path("/srv/llmhost")
@@ -349,3 +349,13 @@ def test_members_with_different_health_paths_are_only_connected_to_while_both_ar
 def _first(text: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(text)["resources"][0]
     return found
+
+
+def test_what_other_nodes_send_gets_the_host_and_the_words_that_it_gets_here() -> None:
+    service = make_service(HOME, "chat", "chat")
+    spread = replace(service, elsewhere=(ElsewherePlan("b", ("chat-1",)),), limits=Limits(concurrent_requests=1))
+    nodes = (NodePlan("a", "10.0.0.1", 8443, listen="10.0.0.1"), NodePlan("b", "10.0.0.2", 8443))
+    route = routes(replace(make_plan(HOME, spread), nodes=nodes, node="a"), "rds-nodes")[0]
+    assert route["route"]["auto_host_rewrite"] is True
+    (about,) = route["metadata"]["filter_metadata"].values()
+    assert about == {"service": "chat", "limited": "The service 'chat'"}
