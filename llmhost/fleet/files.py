@@ -209,7 +209,8 @@ def _files(home: Home, node: str) -> Iterator[tuple[str, tuple[str, int]]]:
         path = file.relative_to(home.root).as_posix()
         if path == RECORD or not ALLOWED.fullmatch(path) or (path.startswith(IDENTITY) and file not in identity):
             continue
-        yield path, (file.read_text(encoding="utf-8"), 0o600 if _mode(file) & 0o044 == 0 else 0o644)
+        mode = _mode(file)
+        yield path, (file.read_text(encoding="utf-8"), mode if mode in MODES else 0o600)
 
 
 def _present(home: Home) -> list[Path]:
