@@ -55,6 +55,8 @@ class NodeState:
     record: Record
     locked: Mapping[str, Any] = field(default_factory=dict)
     """Models that were pulled there, as llmhost.lock has them."""
+    authority: bool = False
+    """It has the key that signs for all nodes."""
 
     @property
     def edited(self) -> tuple[str, ...]:
@@ -66,7 +68,8 @@ def read_state(home: Home) -> NodeState:
     """Of this home."""
     name = home.node_file.read_text(encoding="utf-8").strip() if home.node_file.exists() else ""
     files = {path: digest(text) for path, (text, _) in _files(home, name)}
-    return NodeState(__version__, name, files, _record(home), _locked(home))
+    authority = node_identity.ca_key_file(home).exists()
+    return NodeState(__version__, name, files, _record(home), _locked(home), authority)
 
 
 def state_to_json(state: NodeState) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def state_to_json(state: NodeState) -> dict[str, Any]:
         "files": dict(state.files),
         "synced": record,
         "locked": state.locked,
+        "authority": state.authority,
     }
 
 
@@ -85,7 +89,8 @@ def state_from_json(text: str) -> NodeState:
     try:
         data = json.loads(text)
         record = Record(int(data["synced"]["serial"]), str(data["synced"]["by"]), dict(data["synced"]["files"]))
-        return NodeState(str(data["llmhost"]), str(data["node"]), dict(data["files"]), record, dict(data["locked"]))
+        name, authority = str(data["node"]), bool(data.get("authority"))
+        return NodeState(str(data["llmhost"]), name, dict(data["files"]), record, dict(data["locked"]), authority)
     except (ValueError, KeyError, TypeError) as e:
         raise NodeError("it has an llmhost of another version", "`llmhost node add` brings the same one there") from e
 

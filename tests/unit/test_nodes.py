@@ -189,3 +189,16 @@ def test_a_name_that_nobody_knows_any_more_is_where_it_was(home: Home, monkeypat
     assert (plan.address, plan.port, plan.listen) == ("10.0.0.7", 8443, "0.0.0.0")
     with pytest.raises(ConfigError, match=r"nodes.a.address: nobody knows the host a.invalid"):
         nodes.node_plans(home, read, {"a": replace(facts, address="")}, "a")
+
+
+def test_the_authority_moves_with_its_own_key_only(home: Home) -> None:
+    node_identity.ensure(home, "a")
+    text = node_identity.ca_key_file(home).read_text(encoding="ascii")
+    node_identity.ca_key_file(home).unlink()
+    for wrong in (node_identity.key_file(home, "a").read_text(encoding="ascii"), "Welcome!\n"):
+        with pytest.raises(HomeError, match="the key that signs for all nodes is not that of"):
+            node_identity.adopt_authority(home, wrong)
+    assert not node_identity.ca_key_file(home).exists()
+    node_identity.adopt_authority(home, "Welcome!\n" + text)
+    assert node_identity.ca_key_file(home).stat().st_mode & 0o777 == 0o600
+    node_identity.ensure(home, "b")
