@@ -127,6 +127,7 @@ def receive(home: Home, text: str) -> None:
     configuration.parse(files[CONFIG]["text"], CONFIG)
     claim(home)
     with home_lock(home, "node sync"):
+        _keep_edited(home, data["node"], files)
         for path in sorted(files, key=lambda p: p == CONFIG):
             _write(home, path, files[path])
         for path in set(dict(_files(home, data["node"]))) - set(files):
@@ -160,10 +161,16 @@ def forget(home: Home) -> None:
         home.node_file.unlink(missing_ok=True)
 
 
+def _keep_edited(home: Home, node: str, files: Mapping[str, Any]) -> None:
+    """What somebody has written, here or in a former life of this node, stays beside what replaces it (0600)."""
+    own = read_state(home)
+    for path in own.edited if own.node == node else BY_HAND:
+        if path in own.files and own.files[path] != digest(files[path]["text"] if path in files else ""):
+            writer.replace_file(home.root / f"{path}.before", (home.root / path).read_text(encoding="utf-8"))
+
+
 def _write(home: Home, path: str, entry: Mapping[str, Any]) -> None:
     target = home.root / path
-    if path == CONFIG and path in read_state(home).edited:
-        writer.replace_file(target.with_name(BEFORE), target.read_text(encoding="utf-8"))
     if path == LOCK:  # what was pulled here only stays pinned
         adopt_locked(home, json.loads(entry["text"])["models"], theirs_first=True)
         return

@@ -35,6 +35,8 @@ from llmhost.ssh import Link, Target, resolve
 from llmhost.supervise.lock import home_lock
 
 SURVEY_SECONDS = 120.0
+SAME = '[ "$(cat "$1")" = "$(cat)" ]'
+"""Whether a file there has the text that comes on standard input; nothing but a shell is asked of a new node."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,30 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     edited = _edited(home, nodes)
     if node_identity.missing(home, name):
         node_identity.require_authority(home)
+    new = name not in config.nodes
+    if found.configured and new and not wish.force:
+        _require_same_config(home, link, found, text)
     install(home, link, found, wish.bundle, progress)
     member = Member(name, str(node["address"]), Path(found.root), link)
     if found.configured and not wish.force:  # of somebody else, or of this node's former life
-        require_newest(files.read_state(home), {name: _state(member)})
+        try:
+            require_newest(files.read_state(home), {name: _state(member)})
+        except NodeError as e:
+            raise (NodeError(e.message, _force(text)) if new else e) from e
     _write(home, own, nodes, {name: _survey(member, edited)})
     progress.note(f"{name} is in {home.config_file}")
     return Added(name, own, sync(home, members(home), force=wish.force))
+
+
+def _require_same_config(home: Home, link: Link, found: Found, text: str) -> None:
+    """Raise NodeError where somebody has written another llmhost.yaml: nothing has been changed there yet."""
+    file = f"{found.root}/{files.CONFIG}"
+    if link.run(["sh", "-c", SAME, "same", file], given=home.config_file, check=False).returncode:
+        raise NodeError(f"there is another llmhost.yaml at {link.target.host}: {file}", _force(text))
+
+
+def _force(text: str) -> str:
+    return f"replace it by that of this node: `llmhost node add {text} --force`; it is kept there as {files.BEFORE}"
 
 
 def _require_two(target: Target, name: str, own: str) -> None:

@@ -55,11 +55,21 @@ def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:
     homes.configure(a)
     theirs = "gateway: {port: 9000}   # mine\n"
     homes.home(b).config_file.write_text(theirs, encoding="utf-8")
-    error, _ = homes.refused(a, "node", "add", "root@b")
-    assert "llmhost.yaml of b was changed there" in error
+    shutil.rmtree(homes.home(b).root / "app")
+    error, hint = homes.refused(a, "node", "add", "root@b")
+    assert "there is another llmhost.yaml at b" in error
+    assert "`llmhost node add root@b --force`" in hint
+    assert not (homes.home(b).root / "app").exists()  # refused before anything is brought
+    homes.install(b)
     assert homes.home(b).config_file.read_text(encoding="utf-8") == theirs
+    homes.run(b, "keys", "add", "theirs")
+    keys = homes.home(b).keys_file.read_bytes()
+    homes.run(a, "keys", "add", "me")
     homes.run(a, "node", "add", "root@b", "--force")
     assert homes.home(b).config_file.with_name("llmhost.yaml.before").read_text(encoding="utf-8") == theirs
+    kept = homes.home(b).keys_file.with_name("keys.json.before")
+    assert kept.read_bytes() == keys
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
 def test_files_of_a_node_that_was_edited_are_not_lost(homes: Homes) -> None:
