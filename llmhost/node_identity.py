@@ -74,6 +74,36 @@ def mark(home: Home, node: str) -> str:
     return found.hexdigest()[:16]
 
 
+def require_authority(home: Home) -> None:
+    """Raise HomeError where another node made the authority: no node can be added here."""
+    if ca_file(home).exists() and not ca_key_file(home).exists():
+        raise HomeError(
+            f"the certificates of the nodes are made elsewhere: {ca_key_file(home)} is not here",
+            "run this on the node where the first node was added; if it is gone, docs/nodes.md says what to do",
+        )
+
+
+def adopt_authority(home: Home, text: str) -> None:
+    """From now on nodes are added here: the key of the authority, in PEM, after whatever greeted us there.
+
+    Raises HomeError for one that does not belong to the certificate here, and when it cannot be written.
+    """
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
+    pem = text[max(text.find("-----BEGIN "), 0) :].strip()
+    try:
+        key = serialization.load_pem_private_key(pem.encode(), None)
+        fits = x509.load_pem_x509_certificate(ca_file(home).read_bytes()).public_key() == key.public_key()
+    except (OSError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise HomeError(
+            f"the key that signs for all nodes is not that of {ca_file(home)}", "`llmhost node doctor` compares files"
+        )
+    write_secret(ca_key_file(home), pem)
+
+
 def ensure(home: Home, node: str) -> None:
     """Make what is missing for a node; what is there stays. Only where the authority's key is, or nothing yet.
 
@@ -154,11 +184,7 @@ def _make_node(home: Home, node: str) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
     from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415
 
-    if not ca_key_file(home).exists():
-        raise HomeError(
-            f"the certificates of the nodes are made elsewhere: {ca_key_file(home)} is not here",
-            "run this on the node where the first node was added",
-        )
+    require_authority(home)
     authority = x509.load_pem_x509_certificate(ca_file(home).read_bytes())
     signer = serialization.load_pem_private_key(ca_key_file(home).read_bytes(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)

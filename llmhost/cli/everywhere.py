@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
+    from llmhost.errors import LlmhostError
     from llmhost.fleet.everywhere import Outcome
     from llmhost.supervise.status import ServiceStatus
 
@@ -50,9 +51,14 @@ def _option(option: click.Option, value: Any) -> list[str]:
     return [option.opts[-1], str(value)]
 
 
-def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
-    """Run a command on every node, each line with the node in front; returns the exit status for all together."""
-    from llmhost.fleet.everywhere import Everywhere
+def act(
+    session: Session, words: tuple[str, ...], *, show_results: bool, lost: Mapping[str, LlmhostError] | None = None
+) -> int:
+    """Run a command on every node, each line with the node in front; returns the exit status for all together.
+
+    Nothing is run on those that are ``lost`` already; why is told with the rest.
+    """
+    from llmhost.fleet.everywhere import Everywhere, Outcome
     from llmhost.fleet.members import members
 
     nodes = members(session.home)
@@ -64,20 +70,23 @@ def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
         elif show_results:
             console.result(prefixes[node] + line)
 
-    outcomes = Everywhere(told).run(nodes, words)
+    left_out = {name: Outcome(name, failure=failure) for name, failure in (lost or {}).items()}
+    outcomes = left_out | Everywhere(told).run([n for n in nodes if n.name not in left_out], words)
     _tell_failures(outcomes, prefixes)
     return _status(outcomes.values())
 
 
 def bring_up(session: Session, words: tuple[str, ...]) -> int:
-    """`up` everywhere, from the same files; then what runs where."""
-    prepare(session)
-    status = act(session, words, show_results=False)
-    return show_status(session, as_json=False) if status in (0, NOT_READY) and "--no-wait" not in words else status
+    """`up` everywhere, from the same files; then what runs where. A node that did not get them is left as it is."""
+    lost = prepare(session)
+    status = act(session, words, show_results=False, lost=lost)
+    if status not in (0, NOT_READY) or "--no-wait" in words:
+        return status
+    return show_status(session, as_json=False) or (NOT_READY if lost else 0)
 
 
-def prepare(session: Session) -> None:
-    """Decide what runs where, and bring that and llmhost.yaml to every node that answers."""
+def prepare(session: Session) -> Mapping[str, LlmhostError]:
+    """Decide what runs where, and bring that and llmhost.yaml to every node; which of them did not take it, and why."""
     from llmhost import config as configuration
     from llmhost import nodes as placing
     from llmhost.fleet.members import members
@@ -91,6 +100,7 @@ def prepare(session: Session) -> None:
     done = sync(session.home, every)
     if done.changed:
         console.remark(f"synced {', '.join(done.changed)}")
+    return done.failed
 
 
 def show_status(session: Session, *, as_json: bool) -> int:
@@ -243,12 +253,13 @@ def _tell_failures(outcomes: Mapping[str, Outcome], prefixes: Mapping[str, str])
     for node, outcome in outcomes.items():
         if outcome.failure is not None:
             hint = f"; {outcome.failure.hint}" if outcome.failure.hint else ""
-            console.remark(f"{prefixes[node]}{console.state('unreachable')}: {outcome.failure.message}{hint}")
+            state = console.state("unreachable" if outcome.unreachable else "failed")
+            console.remark(f"{prefixes[node]}{state}: {outcome.failure.message}{hint}")
 
 
 def _status(outcomes: Iterable[Outcome]) -> int:
     """1 when it failed somewhere, 3 when a node is not ready or did not answer, else 0."""
-    ended = [NOT_READY if o.status is None else o.status for o in outcomes]
+    ended = [o.status if o.status is not None else NOT_READY if o.unreachable else 1 for o in outcomes]
     if any(status not in (0, NOT_READY) for status in ended):
         return 1
     return NOT_READY if any(ended) else 0

@@ -39,6 +39,11 @@ class Outcome:
         """Why it could not be run, in a word or two."""
         return self.failure.reason if isinstance(self.failure, SshError) else "failed" if self.failure else ""
 
+    @property
+    def unreachable(self) -> bool:
+        """The way there is the trouble, and not what the node said."""
+        return isinstance(self.failure, SshError) and self.reason != "failed"
+
 
 class Everywhere:
     """A command that runs on several nodes."""

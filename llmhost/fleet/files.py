@@ -55,6 +55,8 @@ class NodeState:
     record: Record
     locked: Mapping[str, Any] = field(default_factory=dict)
     """Models that were pulled there, as llmhost.lock has them."""
+    authority: bool = False
+    """It has the key that signs for all nodes."""
 
     @property
     def edited(self) -> tuple[str, ...]:
@@ -66,7 +68,8 @@ def read_state(home: Home) -> NodeState:
     """Of this home."""
     name = home.node_file.read_text(encoding="utf-8").strip() if home.node_file.exists() else ""
     files = {path: digest(text) for path, (text, _) in _files(home, name)}
-    return NodeState(__version__, name, files, _record(home), _locked(home))
+    authority = node_identity.ca_key_file(home).exists()
+    return NodeState(__version__, name, files, _record(home), _locked(home), authority)
 
 
 def state_to_json(state: NodeState) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def state_to_json(state: NodeState) -> dict[str, Any]:
         "files": dict(state.files),
         "synced": record,
         "locked": state.locked,
+        "authority": state.authority,
     }
 
 
@@ -85,7 +89,8 @@ def state_from_json(text: str) -> NodeState:
     try:
         data = json.loads(text)
         record = Record(int(data["synced"]["serial"]), str(data["synced"]["by"]), dict(data["synced"]["files"]))
-        return NodeState(str(data["llmhost"]), str(data["node"]), dict(data["files"]), record, dict(data["locked"]))
+        name, authority = str(data["node"]), bool(data.get("authority"))
+        return NodeState(str(data["llmhost"]), name, dict(data["files"]), record, dict(data["locked"]), authority)
     except (ValueError, KeyError, TypeError) as e:
         raise NodeError("it has an llmhost of another version", "`llmhost node add` brings the same one there") from e
 
@@ -122,6 +127,7 @@ def receive(home: Home, text: str) -> None:
     configuration.parse(files[CONFIG]["text"], CONFIG)
     claim(home)
     with home_lock(home, "node sync"):
+        _keep_edited(home, data["node"], files)
         for path in sorted(files, key=lambda p: p == CONFIG):
             _write(home, path, files[path])
         for path in set(dict(_files(home, data["node"]))) - set(files):
@@ -155,10 +161,16 @@ def forget(home: Home) -> None:
         home.node_file.unlink(missing_ok=True)
 
 
+def _keep_edited(home: Home, node: str, files: Mapping[str, Any]) -> None:
+    """What somebody has written, here or in a former life of this node, stays beside what replaces it (0600)."""
+    own = read_state(home)
+    for path in own.edited if own.node == node else BY_HAND:
+        if path in own.files and own.files[path] != digest(files[path]["text"] if path in files else ""):
+            writer.replace_file(home.root / f"{path}.before", (home.root / path).read_text(encoding="utf-8"))
+
+
 def _write(home: Home, path: str, entry: Mapping[str, Any]) -> None:
     target = home.root / path
-    if path == CONFIG and path in read_state(home).edited:
-        writer.replace_file(target.with_name(BEFORE), target.read_text(encoding="utf-8"))
     if path == LOCK:  # what was pulled here only stays pinned
         adopt_locked(home, json.loads(entry["text"])["models"], theirs_first=True)
         return
@@ -209,7 +221,8 @@ def _files(home: Home, node: str) -> Iterator[tuple[str, tuple[str, int]]]:
         path = file.relative_to(home.root).as_posix()
         if path == RECORD or not ALLOWED.fullmatch(path) or (path.startswith(IDENTITY) and file not in identity):
             continue
-        yield path, (file.read_text(encoding="utf-8"), 0o600 if _mode(file) & 0o044 == 0 else 0o644)
+        mode = _mode(file)
+        yield path, (file.read_text(encoding="utf-8"), mode if mode in MODES else 0o600)
 
 
 def _present(home: Home) -> list[Path]:

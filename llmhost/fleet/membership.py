@@ -25,7 +25,7 @@ from llmhost.fleet import edit, files
 from llmhost.fleet.everywhere import Everywhere, in_parallel
 from llmhost.fleet.install import Found, install, look, plain_name
 from llmhost.fleet.members import PROGRAM, Member, members, target_of
-from llmhost.fleet.sync import Synced, require_newest, sync
+from llmhost.fleet.sync import Synced, require_newest, states, sync
 from llmhost.homedir import claim
 from llmhost.machine import node_facts
 from llmhost.paths import Home
@@ -35,6 +35,8 @@ from llmhost.ssh import Link, Target, resolve
 from llmhost.supervise.lock import home_lock
 
 SURVEY_SECONDS = 120.0
+SAME = '[ "$(cat "$1")" = "$(cat)" ]'
+"""Whether a file there has the text that comes on standard input; nothing but a shell is asked of a new node."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,32 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     _require_two(target, name, own)
     nodes = {own: here, name: node}
     edited = _edited(home, nodes)
+    if node_identity.missing(home, name):
+        node_identity.require_authority(home)
+    new = name not in config.nodes
+    if found.configured and new and not wish.force:
+        _require_same_config(home, link, found, text)
     install(home, link, found, wish.bundle, progress)
     member = Member(name, str(node["address"]), Path(found.root), link)
     if found.configured and not wish.force:  # of somebody else, or of this node's former life
-        require_newest(files.read_state(home), {name: _state(member)})
+        try:
+            require_newest(files.read_state(home), {name: _state(member)})
+        except NodeError as e:
+            raise (NodeError(e.message, _force(text)) if new else e) from e
     _write(home, own, nodes, {name: _survey(member, edited)})
     progress.note(f"{name} is in {home.config_file}")
     return Added(name, own, sync(home, members(home), force=wish.force))
+
+
+def _require_same_config(home: Home, link: Link, found: Found, text: str) -> None:
+    """Raise NodeError where somebody has written another llmhost.yaml: nothing has been changed there yet."""
+    file = f"{found.root}/{files.CONFIG}"
+    if link.run(["sh", "-c", SAME, "same", file], given=home.config_file, check=False).returncode:
+        raise NodeError(f"there is another llmhost.yaml at {link.target.host}: {file}", _force(text))
+
+
+def _force(text: str) -> str:
+    return f"replace it by that of this node: `llmhost node add {text} --force`; it is kept there as {files.BEFORE}"
 
 
 def _require_two(target: Target, name: str, own: str) -> None:
@@ -235,39 +256,60 @@ def _link_program(home: Home) -> None:
 def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostError | None]:
     """Take a node out: what runs there finishes and stops, the others forget it, and it forgets their secrets.
 
-    One that does not answer is taken out all the same; returns why it could not be asked. Raises NodeError for a node
-    that there is not and for this one, ConfigError while services name it.
+    One that does not answer is taken out all the same; returns why it could not be asked. What signs for all nodes is
+    taken over from it. Raises NodeError, and takes nothing out, for a node that there is not and for this one, where
+    others have newer files, and where `llmhost down` fails there; ConfigError while services name it.
     """
     every = members(home)
-    leaving = next((m for m in every if m.name == name), None)
-    if leaving is None:
-        raise NodeError(f"there is no node {name}", f"llmhost.yaml has: {', '.join(m.name for m in every)}")
-    if leaving.link is None:
-        raise NodeError(f"{name} is this machine", "run it on another node, for which this one is another")
+    leaving = _leaving(every, name)
     edited = edit.without_node(configuration.read_text(home.config_file), name)
     configuration.parse(edited, str(home.config_file))
+    found, _ = states(every)
+    require_newest(files.read_state(home), {n: state for n, state in found.items() if n != name})
+    _keep_authority(home, leaving, found)
     trouble = _drain(leaving, progress)
     with home_lock(home, "node remove"):
         _replace_config(home, edit.without_node(configuration.read_text(home.config_file), name))
         home.node_facts_file(name).unlink(missing_ok=True)
         node_identity.forget(home, name)
-    synced = sync(home, members(home))
-    if trouble is None:
-        trouble = _leave(leaving)
-    leaving.link.close()
+    try:
+        synced = sync(home, members(home))
+    finally:  # it is no node any more, whatever the others say
+        trouble = trouble or _leave(leaving)
     return synced, trouble
 
 
+def _leaving(every: tuple[Member, ...], name: str) -> Member:
+    leaving = next((m for m in every if m.name == name), None)
+    if leaving is None:
+        raise NodeError(f"there is no node {name}", f"llmhost.yaml has: {', '.join(m.name for m in every)}")
+    if leaving.link is None:
+        raise NodeError(f"{name} is this machine", "run it on another node, for which this one is another")
+    return leaving
+
+
+def _keep_authority(home: Home, leaving: Member, found: Mapping[str, files.NodeState]) -> None:
+    """Bring the key that signs for all nodes here where it would go with this one; raises SshError, HomeError."""
+    having = {name for name, state in found.items() if state.authority}
+    if having != {leaving.name} or node_identity.ca_key_file(home).exists() or leaving.link is None:
+        return
+    theirs = node_identity.ca_key_file(Home(leaving.root))
+    node_identity.adopt_authority(home, leaving.link.run(["cat", str(theirs)]).stdout)
+
+
 def _drain(member: Member, progress: Progress) -> LlmhostError | None:
-    """Let what runs there finish and stop."""
+    """Let what runs there finish and stop; why it could not be asked to. Raises NodeError where that fails there."""
     step = f"stop what runs on {member.name}"
     progress.started(step)
     outcome = Everywhere(lambda _, line, __: progress.note(line)).run([member], ("down",))[member.name]
-    failure = outcome.failure
-    if failure is None and outcome.status:
-        failure = NodeError(f"`llmhost down` failed on {member.name}", "see what it says above")
-    progress.finished(step, "not done" if failure else "stopped")
-    return failure
+    done = outcome.failure is None and outcome.status == 0
+    progress.finished(step, "stopped" if done else "not done")
+    if outcome.failure is None and not done:
+        raise NodeError(
+            f"`llmhost down` failed on {member.name}, which stays a node",
+            "see what it says above, and run this again",
+        )
+    return outcome.failure
 
 
 def _leave(member: Member) -> LlmhostError | None:
@@ -275,4 +317,7 @@ def _leave(member: Member) -> LlmhostError | None:
         member.ask("node", "leave")
     except LlmhostError as e:
         return e
+    finally:
+        if member.link is not None:
+            member.link.close()
     return None

@@ -204,3 +204,16 @@ def test_a_name_that_is_loopback_to_its_own_node(home: Home, monkeypatch: pytest
         assert e.value.hint == "write its IP address"
     known["b.example"] = "127.0.0.2"  # homes of one machine
     assert [p.address for p in nodes.node_plans(home, read, facts, "a")] == ["127.0.1.1", "127.0.0.2"]
+
+
+def test_the_authority_moves_with_its_own_key_only(home: Home) -> None:
+    node_identity.ensure(home, "a")
+    text = node_identity.ca_key_file(home).read_text(encoding="ascii")
+    node_identity.ca_key_file(home).unlink()
+    for wrong in (node_identity.key_file(home, "a").read_text(encoding="ascii"), "Welcome!\n"):
+        with pytest.raises(HomeError, match="the key that signs for all nodes is not that of"):
+            node_identity.adopt_authority(home, wrong)
+    assert not node_identity.ca_key_file(home).exists()
+    node_identity.adopt_authority(home, "Welcome!\n" + text)
+    assert node_identity.ca_key_file(home).stat().st_mode & 0o777 == 0o600
+    node_identity.ensure(home, "b")

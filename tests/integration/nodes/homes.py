@@ -58,7 +58,7 @@ class Homes:
         """As `llmhost node add` leaves it, but that it runs this checkout, which may call itself an older one."""
         app = self.home(host).root / "app"
         made = app / f"llmhost-{version}-{digest or own_digest()}"
-        (made / "bin").mkdir(parents=True)
+        (made / "bin").mkdir(parents=True, exist_ok=True)
         (made / ".complete").touch()
         program = made / "bin/llmhost"
         code = f"import llmhost; llmhost.__version__ = '{version}'; from llmhost.__main__ import main; main()"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 
 import pytest
 
 from llmhost.hub.lock import read_lock, write_lock
+from llmhost.probe.certificate import check_certificate
 from tests.integration.nodes.homes import Homes
 
 pytestmark = pytest.mark.integration
@@ -53,11 +55,21 @@ def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:
     homes.configure(a)
     theirs = "gateway: {port: 9000}   # mine\n"
     homes.home(b).config_file.write_text(theirs, encoding="utf-8")
-    error, _ = homes.refused(a, "node", "add", "root@b")
-    assert "llmhost.yaml of b was changed there" in error
+    shutil.rmtree(homes.home(b).root / "app")
+    error, hint = homes.refused(a, "node", "add", "root@b")
+    assert "there is another llmhost.yaml at b" in error
+    assert "`llmhost node add root@b --force`" in hint
+    assert not (homes.home(b).root / "app").exists()  # refused before anything is brought
+    homes.install(b)
     assert homes.home(b).config_file.read_text(encoding="utf-8") == theirs
+    homes.run(b, "keys", "add", "theirs")
+    keys = homes.home(b).keys_file.read_bytes()
+    homes.run(a, "keys", "add", "me")
     homes.run(a, "node", "add", "root@b", "--force")
     assert homes.home(b).config_file.with_name("llmhost.yaml.before").read_text(encoding="utf-8") == theirs
+    kept = homes.home(b).keys_file.with_name("keys.json.before")
+    assert kept.read_bytes() == keys
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
 def test_files_of_a_node_that_was_edited_are_not_lost(homes: Homes) -> None:
@@ -98,6 +110,37 @@ def test_a_node_leaves_also_when_it_is_dead(homes: Homes) -> None:
     assert sorted(p.name for p in homes.home(a).node_tls.iterdir()) == ["a.key", "a.pem", "ca.key", "ca.pem"]
     error, _ = homes.refused(a, "node", "remove", "a")
     assert "a is this machine" in error
+
+
+def test_the_authority_outlives_its_node_and_a_lost_one_is_replaced(homes: Homes) -> None:
+    a, b, c = homes.add("a"), homes.add("b"), homes.add("c")
+    d = homes.add("d", installed=False)
+    homes.configure(a)
+    homes.run(a, "node", "add", "root@b")
+    homes.run(a, "node", "add", "root@c")
+    file = homes.home(c).config_file
+    file.write_text(file.read_text(encoding="utf-8") + "# by hand\n", encoding="utf-8")
+    error, _ = homes.refused(b, "node", "remove", "a")
+    assert "llmhost.yaml of c was changed there" in error
+    assert [line.split()[0] for line in homes.run(b, "node", "list").splitlines()] == ["NODE", "a", "b", "c"]
+    assert homes.home(a).node_tls.exists()
+    homes.run(b, "node", "sync", "--force")
+    key = (homes.home(a).node_tls / "ca.key").read_text(encoding="ascii")
+    homes.run(b, "node", "remove", "a")
+    assert not homes.home(a).nodes.exists()
+    ours = homes.home(b).node_tls / "ca.key"
+    assert ours.read_text(encoding="ascii").strip() == key.strip()
+    assert stat.S_IMODE(ours.stat().st_mode) == 0o600
+    homes.run(b, "node", "add", "root@a", "--force")  # signed here
+    shutil.rmtree(homes.home(b).node_tls)  # as docs/nodes.md says, for a lost authority
+    homes.run(b, "node", "add", "c")
+    check_certificate(*(str(homes.home(c).node_tls / name) for name in ("c.pem", "c.key", "ca.pem")))
+    assert (
+        homes.home(b).node_tls.joinpath("ca.pem").read_bytes() == homes.home(c).node_tls.joinpath("ca.pem").read_bytes()
+    )
+    error, _ = homes.refused(c, "node", "add", "root@d")
+    assert "made elsewhere" in error
+    assert not (homes.home(d).root / "app").exists()
 
 
 def test_names_that_are_the_same_are_told(homes: Homes) -> None:

@@ -72,6 +72,20 @@ def test_a_node_that_lost_its_power_is_seen_and_brought_up_again(three: Homes) -
     assert three.chat_ready(a, "a", "b", "c")
 
 
+def test_a_node_that_does_not_take_the_files_is_told_and_left_as_it_is(three: Homes) -> None:
+    a, b = three.hosts["a"], three.hosts["b"]
+    three.run(a, "down", "--all-nodes")
+    three.install(b, version="0.0.1")
+    try:
+        done = a.run(*a.llmhost("up", "--all-nodes"), ok=1)
+    finally:
+        three.install(b)
+    assert "b | failed: b has llmhost 0.0.1" in done.stderr
+    assert "supervisord" not in b.run("ps", "ax").stdout
+    three.run(a, "up", "--all-nodes")
+    assert three.chat_ready(a, "a", "b", "c")
+
+
 def test_logs_are_merged_and_followed_until_ctrl_c(three: Homes) -> None:
     a, b = three.hosts["a"], three.hosts["b"]
     three.run(a, "up", "--all-nodes")
