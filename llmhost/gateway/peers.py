@@ -233,7 +233,7 @@ def health_filters(plan: Plan) -> list[Data]:
 
 def local_action(service: ServicePlan, retry: Data) -> Data:
     """The fields of a route action that send a request to an engine of this node."""
-    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": retry}
+    action: Data = {"cluster": service.name, "timeout": "0s", "retry_policy": retry, "auto_host_rewrite": True}
     if service.sticky:
         action["hash_policy"] = sticky.hash_policy(service)
     return action

@@ -83,7 +83,7 @@ def _of_nodes(plan: Plan) -> Iterator[Data]:
 def _to_engines(service: ServicePlan) -> Data:
     found = {"prefix": "/", "headers": [{"name": access.TO, "string_match": {"exact": service.name}}]}
     action = peers.local_action(service, RETRY)
-    return {"match": found, "route": action, "metadata": _route_metadata(service=service.name)}
+    return {"match": found, "route": action, "metadata": _route_metadata(**limits.route_metadata(service))}
 
 
 def _configuration(plan: Plan, name: str, services: Sequence[ServicePlan], ready_of: ServicePlan | None = None) -> Data:
