@@ -111,8 +111,8 @@ def ensure(home: Home, node: str) -> None:
     """
     try:
         home.node_tls.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not ca_file(home).exists() and not ca_key_file(home).exists():
-            _make_authority(home)
+        if not ca_file(home).exists() and not (ca_key_file(home).exists() and any(home.node_tls.glob("*.pem"))):
+            _make_authority(home)  # also where that was interrupted: a key that has signed nothing
         ensure_secret(home)
         if not (certificate_file(home, node).exists() and key_file(home, node).exists()):
             _make_node(home, node)

@@ -95,9 +95,8 @@ def prepare(session: Session) -> Mapping[str, LlmhostError]:
     config = configuration.load(session.home.config_file)
     every = members(session.home, config)
     whole = placing.read_whole(session.home, config)
-    if whole is not None:
-        placing.write_shared(session.home, whole)
-    done = sync(session.home, every)
+    assert whole is not None  # there are nodes, or `members` had refused
+    done = sync(session.home, every, first=lambda: placing.write_shared(session.home, whole))
     if done.changed:
         console.remark(f"synced {', '.join(done.changed)}")
     return done.failed

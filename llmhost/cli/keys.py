@@ -116,6 +116,7 @@ def rotate(session: Session, name: str, grace: int | None, expires: int | None, 
     until = None if expires is None else now + expires
     text = deploy.change_keys(session.home, lambda old: keys.rotate(old, name, now, grace=grace or 0, expires=until))
     _show_new(session, name, text, as_json)
+    _tell_other_nodes(session, "other nodes accept the old key, and not the new one, until `llmhost node sync`")
 
 
 @keys_command.command("revoke")
@@ -137,6 +138,7 @@ def revoke(session: Session, name: str) -> None:
     left = deploy.change_keys(session.home, edit)
     deploy.await_keys(session.home)
     console.result(f"revoked {name}")
+    _tell_other_nodes(session, f"other nodes still accept {name} until `llmhost node sync`")
     if not left:
         console.remark("no key is left: every request is refused now, until `llmhost keys add` or `llmhost keys reset`")
 
@@ -176,6 +178,20 @@ def reset(session: Session, yes: bool) -> None:
     deploy.change_keys(session.home, lambda _: ((), None))
     deploy.await_keys(session.home)
     console.result("there are no keys any more")
+    _tell_other_nodes(session, "other nodes still ask for the keys that they have until `llmhost node sync`")
+
+
+def _tell_other_nodes(session: Session, text: str) -> None:
+    """In a home with nodes: a change acts on this gateway only, so far."""
+    from llmhost import config
+    from llmhost.errors import LlmhostError
+
+    try:
+        alone = not config.load(session.home.config_file).nodes
+    except LlmhostError:  # the keys are changed, whatever is wrong there; a home that was a node has the file
+        alone = not session.home.node_file.exists()
+    if not alone:
+        console.remark(text)
 
 
 def _known_services(session: Session, text: str | None) -> list[str] | None:

@@ -113,6 +113,12 @@ def stale(state: NodeState, wanted: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(sorted(different | over))
 
 
+def differ(one: NodeState, other: NodeState) -> bool:
+    """Whether two nodes have different files in common; what each has for itself, and what it has pulled, aside."""
+    paths = {*one.files, *other.files} - {LOCK}
+    return any(one.files.get(p) != other.files.get(p) for p in paths if not p.startswith(IDENTITY))
+
+
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

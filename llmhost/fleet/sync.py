@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmhost import __version__
@@ -33,32 +33,48 @@ def states(nodes: Iterable[Member]) -> tuple[dict[str, NodeState], dict[str, Llm
     return attempt((n for n in nodes if not n.here), _state)
 
 
-def sync(home: Home, nodes: Iterable[Member], *, force: bool = False) -> Synced:
+def sync(
+    home: Home, nodes: Iterable[Member], *, force: bool = False, first: Callable[[], None] = lambda: None
+) -> Synced:
     """Bring the common files of this node to all others that answer and do not have them.
 
     Raises NodeError, and changes nothing, where a node was edited or got newer files since, unless ``force`` says that
-    these go.
+    these go. ``first`` may change files here, as soon as it is known that nothing stands against it.
     """
     every = tuple(nodes)
-    own = files.read_state(home)
     found, failed = states(every)
     for name, state in list(found.items()):
         if state.llmhost != __version__:
             failed[name] = _other_version(next(n for n in every if n.name == name), state)
             del found[name]
+    own = files.read_state(home)
     if not force:
         require_newest(own, found)
+    first()
     for state in found.values():
         files.adopt_locked(home, state.locked)
     stale = [n for n in every if n.name in found and is_stale(home, n, found[n.name])]
-    serial = max((s.record.serial for s in (own, *found.values())), default=0)
-    if stale or files.read_state(home).files != own.record.files:
-        serial += 1
-        own = files.read_state(home)
-        files.remember(home, files.Record(serial, own.node, own.files))
-    sent, lost = attempt(stale, lambda node: _send(home, node, serial, own.node))
+    sent, lost = _bring(home, found, stale) if found else ({}, {})
     same = tuple(name for name in found if name not in {n.name for n in stale})
     return Synced(tuple(sent), same, failed | lost)
+
+
+def _bring(
+    home: Home, found: Mapping[str, NodeState], stale: list[Member]
+) -> tuple[dict[str, str], dict[str, LlmhostError]]:
+    """The files to those that lack them, under a new number.
+
+    Where no other node has them afterwards, what was edited here still counts as edited.
+    """
+    own = files.read_state(home)
+    serial = max(s.record.serial for s in (own, *found.values()))
+    if stale or own.files != own.record.files:
+        serial += 1
+        files.remember(home, files.Record(serial, own.node, own.files))
+    sent, lost = attempt(stale, lambda node: _send(home, node, serial, own.node))
+    if len(lost) == len(found):
+        files.remember(home, own.record)
+    return sent, lost
 
 
 def fetch(home: Home, node: Member) -> None:
@@ -95,15 +111,14 @@ def is_stale(home: Home, node: Member, state: NodeState) -> bool:
 def require_newest(own: NodeState, found: Mapping[str, NodeState]) -> None:
     """Raise NodeError where a node was edited, or got files from somewhere else, since it had those of this one."""
     for name, state in found.items():
-        different = [p for p in files.BY_HAND if state.files.get(p) != own.files.get(p)]
-        edited = [p for p in state.edited if p in different]
+        edited = [p for p in state.edited if state.files.get(p) != own.files.get(p)]
         if edited:
             raise NodeError(
                 f"{', '.join(edited)} of {name} was changed there since the nodes had the same",
                 f"take it over: `llmhost node sync --from {name}`; or replace it by that of this node:"
                 " `llmhost node sync --force`",
             )
-        if different and state.record.serial > own.record.serial:
+        if state.record.serial > own.record.serial and files.differ(own, state):
             raise NodeError(
                 f"{name} has newer files than this node, from {state.record.by}",
                 f"take them over: `llmhost node sync --from {name}`; or replace them by those of this node:"

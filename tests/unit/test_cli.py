@@ -250,3 +250,19 @@ def test_a_bug_is_two_lines_too_unless_debug(
 def test_a_table_lines_up_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:
     console.table(("NAME", "X"), [("通义", "1"), ("qwen", "2")])
     assert capsys.readouterr().out.splitlines() == ["NAME  X", "通义  1", "qwen  2"]
+
+
+@pytest.mark.parametrize("nodes", ["", "nodes: {a: {address: 10.0.0.1}, b: {address: 10.0.0.2}}\n"])
+def test_changed_keys_say_that_other_nodes_have_the_old_ones(
+    nodes: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.mkdir()
+    (home / ".llmhost").touch()
+    (home / "llmhost.yaml").write_text(f"{nodes}services: {{}}\n", encoding="utf-8")
+    assert run(["keys", "add", "me"]) == 0
+    for words in (["rotate", "me"], ["revoke", "me"], ["reset", "--yes"]):
+        capsys.readouterr()
+        assert run(["keys", *words]) == 0
+        told = capsys.readouterr()
+        assert ("until `llmhost node sync`" in told.err) == bool(nodes)
+        assert "node sync" not in told.out

@@ -217,3 +217,13 @@ def test_the_authority_moves_with_its_own_key_only(home: Home) -> None:
     node_identity.adopt_authority(home, "Welcome!\n" + text)
     assert node_identity.ca_key_file(home).stat().st_mode & 0o777 == 0o600
     node_identity.ensure(home, "b")
+
+
+def test_an_authority_that_was_half_made_is_made_again(home: Home) -> None:
+    node_identity.ensure(home, "a")
+    for file in (node_identity.ca_file(home), *node_identity.files_of(home, "a")[1:3]):
+        file.unlink()  # as killed right after ca.key was written
+    before = node_identity.ca_key_file(home).read_bytes()
+    node_identity.ensure(home, "a")
+    assert node_identity.ca_key_file(home).read_bytes() != before
+    check_certificate(*(str(file) for file in (*node_identity.files_of(home, "a")[1:3], node_identity.ca_file(home))))
