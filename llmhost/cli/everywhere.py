@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,8 @@ from llmhost.cli import Session, console
 
 if TYPE_CHECKING:
     from llmhost.fleet.everywhere import Outcome
+    from llmhost.fleet.members import Member
+    from llmhost.fleet.turns import Services, Turns
     from llmhost.supervise.status import ServiceStatus
 
 STATUS_SECONDS = 30.0
@@ -24,9 +26,9 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 Command = Callable[..., Any]
 
 
-def all_nodes(command: Command) -> Command:
-    """The option."""
-    return click.option("--all-nodes", is_flag=True, help="Do this on every node of llmhost.yaml, over ssh.")(command)
+def all_nodes(more: str = "") -> Callable[[Command], Command]:
+    """The option; ``more`` is added to its help."""
+    return click.option("--all-nodes", is_flag=True, help=f"Do this on every node of llmhost.yaml, over ssh.{more}")
 
 
 def words_of(ctx: click.Context, *left_out: str) -> tuple[str, ...]:
@@ -51,11 +53,18 @@ def _option(option: click.Option, value: Any) -> list[str]:
 
 
 def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
-    """Run a command on every node, each line with the node in front; returns the exit status for all together."""
-    from llmhost.fleet.everywhere import Everywhere
+    """Run a command on every node at once, each line with the node in front; returns the exit status for all."""
     from llmhost.fleet.members import members
 
     nodes = members(session.home)
+    return _act(nodes, words, (tuple(n.name for n in nodes),), (), show_results=show_results)
+
+
+def _act(
+    nodes: Sequence[Member], words: tuple[str, ...], turns: Turns, busy: Collection[str], *, show_results: bool
+) -> int:
+    from llmhost.fleet.everywhere import Everywhere
+
     prefixes = _prefixes(n.name for n in nodes)
 
     def told(node: str, line: str, error: bool) -> None:
@@ -64,16 +73,67 @@ def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
         elif show_results:
             console.result(prefixes[node] + line)
 
-    outcomes = Everywhere(told).run(nodes, words)
+    outcomes = Everywhere(told).run_in_turns(nodes, words, turns, busy)
     _tell_failures(outcomes, prefixes)
+    left = [n.name for n in nodes if n.name not in outcomes]
+    if left:
+        console.remark(f"not touched, because of what failed: {', '.join(left)}")
     return _status(outcomes.values())
 
 
 def bring_up(session: Session, words: tuple[str, ...]) -> int:
     """`up` everywhere, from the same files; then what runs where."""
+    from llmhost.fleet.members import members
+
     prepare(session)
-    status = act(session, words, show_results=False)
+    nodes = members(session.home)
+    running = _running(nodes)
+    turns = _turns_of_up(session, running)
+    status = _act(nodes, words, turns, _busy(running), show_results=False)
     return show_status(session, as_json=False) if status in (0, NOT_READY) and "--no-wait" not in words else status
+
+
+def roll(session: Session, words: tuple[str, ...]) -> int:
+    """`restart --rolling`, on one node after another: each counts on the engines of the others."""
+    from llmhost.fleet.members import members
+    from llmhost.fleet.turns import of_restart
+
+    nodes = members(session.home)
+    running = _running(nodes)
+    return _act(nodes, words, of_restart(running), _busy(running), show_results=True)
+
+
+def _turns_of_up(session: Session, running: Services) -> Turns:
+    from llmhost import config as configuration
+    from llmhost import nodes as placing
+    from llmhost.fleet.turns import of_up
+
+    whole = placing.read_whole(session.home, configuration.load(session.home.config_file))
+    if whole is None:
+        return (tuple(running),)
+    spanning = ", ".join(whole.part.spans.widths)
+    if not spanning:
+        return of_up(running, {n: frozenset(whole.part.placement.on(n)) for n in running})
+    if _busy(running):
+        console.remark(f"all nodes at the same time: what spans nodes restarts as one ({spanning})")
+    return (tuple(running),)
+
+
+def _running(nodes: Sequence[Member]) -> dict[str, frozenset[str]]:
+    """The services of which engines run, by node; none for a node that does not say."""
+    from llmhost.fleet.everywhere import Everywhere
+
+    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
+    found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
+    return {name: _services_running(status) if status else frozenset() for name, status in found.items()}
+
+
+def _services_running(status: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(s["name"] for s in status["services"] if any(r["pid"] for r in s["replicas"]))
+
+
+def _busy(running: Services) -> list[str]:
+    return [name for name, services in running.items() if services]
 
 
 def prepare(session: Session) -> None:

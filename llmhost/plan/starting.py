@@ -25,7 +25,7 @@ def start_seconds(plan: Plan, programs: Collection[str]) -> float:
 
 
 def start_seconds_elsewhere(plan: Plan, service: ServicePlan) -> float:
-    """Seconds that another node may take to start a service, after what it needs; who shares a GPU there is not known."""
+    """Seconds that another node may take to start a service, after what it needs; its GPUs there are not known."""
     needed = (plan.service(name) for name in service.needs)
     before = max((start_seconds_elsewhere(plan, other) for other in needed if other), default=0.0)
     return before + service.start_timeout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from itertools import groupby
 
 import pytest
 
+from llmhost.cli.everywhere import NOT_READY
 from tests.integration.nodes.conftest import _hosts
 from tests.integration.nodes.homes import Homes, make_nodes
-from tests.netns import Host
+from tests.netns import Host, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -55,3 +57,31 @@ def test_an_engine_serves_until_the_node_that_it_moves_to_has_one(two: Homes) ->
     assert moving.returncode == 0
     assert answers(a)
     assert answers(b)
+
+
+def turns_while_answered(homes: Homes, *words: str) -> list[str]:
+    """The nodes in the order in which they said something, while every request to both gateways was answered."""
+    a, b = homes.hosts.values()
+    doing = a.popen(*a.llmhost(*words))
+    while doing.poll() is None:
+        assert answers(a)
+        assert answers(b)
+    _, said = doing.communicate()
+    assert doing.returncode == 0, said
+    nodes = (line[0] for line in said.splitlines() if line[1:4] == " | " and "Welcome" not in line)
+    return [node for node, _ in groupby(nodes)]
+
+
+def test_nodes_that_serve_the_same_take_turns(two: Homes) -> None:
+    a, b = two.hosts["a"], two.hosts["b"]
+    two.run(a, "up", "--all-nodes")
+    wait_for(lambda: answers(a) and answers(b))
+    assert turns_while_answered(two, "restart", "--rolling", "--all-nodes") == ["a", "b"]
+    rewrite(two, a, "replicas: 2", "replicas: 2, concurrency: 3")
+    assert turns_while_answered(two, "up", "--all-nodes") == ["a", "b"]
+
+    two.run(b, "stop", "chat")
+    failed = a.run(*a.llmhost("restart", "--rolling", "--all-nodes"), ok=NOT_READY)
+    assert "no other engine of chat serves" in failed.stderr
+    assert "not touched, because of what failed: b" in failed.stderr
+    assert answers(a)
