@@ -171,9 +171,13 @@ def await_served(home: Home, plan: Plan, programs: Collection[str], seconds: flo
         )
 
 
-def await_some_served(home: Home, service: str, seconds: float = SECONDS) -> bool:
-    """Wait until a service has a member that gets requests; False when it has none in time."""
-    return bool(_served_of(home, _await(home, lambda s: bool(_served_of(home, s, service)), seconds), service))
+def await_others_served(home: Home, service: str, own: Collection[str], seconds: float = SECONDS) -> bool:
+    """Wait until a service has a member beside ``own`` that gets requests; False when it has none in time."""
+
+    def others(state: GatewayState) -> bool:
+        return not _served_of(home, state, service) <= set(own)
+
+    return others(_await(home, others, seconds))
 
 
 def await_idle(home: Home, members: Collection[str], seconds: float, on_busy: Busy) -> None:

@@ -18,7 +18,7 @@ from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
-from llmhost.plan.starting import start_seconds
+from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
@@ -42,7 +42,7 @@ class Stages:
     heirs: tuple[str, ...] = ()
     """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
     elsewhere: tuple[str, ...] = ()
-    """Services that are to answer to names that are being served, and have no engine here: their endpoints must."""
+    """Services that are to answer to names that are being served, and have no engine here: others must."""
     one_by_one: tuple[str, ...] = ()
     """Changed, with others of their service that serve meanwhile."""
     after_switch: tuple[str, ...] = ()
@@ -71,12 +71,12 @@ def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collect
     """Compute what happens when; pure. ``fits`` tells whether these old programs have room beside all of the plan."""
     ours = {p.name for p in plan.programs} | {p.name for p in before.plan.programs}
     changed = [p for p in actions.restart if p in ours]
-    heirs = _heirs(before, plan, set(actions.start))
+    heirs, elsewhere = _heirs(before, plan, set(actions.start)), _moved_away(before, plan)
     removed = [p for p in actions.remove if p in before.running]
     last = [p for p in removed if _is_followed(p, before, plan, {*heirs, *changed})]
     cramped = tuple(last) if last and not fits(last) else ()
     if cramped:
-        heirs, last = (), []
+        heirs, elsewhere, last = (), (), []
     first = [p for p in actions.remove if p not in last]
     coming = {*actions.start, *changed, *last}
     covered = [p for p in changed if before.serves(p) and _has_others(p, before, plan, coming)]
@@ -88,7 +88,7 @@ def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collect
         after_switch=tuple(late),
         start=actions.start,
         heirs=heirs,
-        elsewhere=_moved_away(before, plan),
+        elsewhere=elsewhere,
         one_by_one=tuple(covered),
         leave_last=tuple(last),
         cramped=cramped,
@@ -218,14 +218,24 @@ class Rollout:
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
-        for service in self.stages.elsewhere:
-            if not balancing.await_some_served(self.home, service):
-                raise NotReadyError(
-                    f"no other host that serves {service} answers; what ran before goes on",
-                    "see `llmhost status` on that host",
-                )
+        for service in (s for s in self.plan.services if s.name in self.stages.elsewhere):
+            self._await_elsewhere(service)
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
+
+    def _await_elsewhere(self, service: ServicePlan) -> None:
+        """Another node may just be starting it; endpoints are started by somebody else, and answer or do not."""
+        starting = start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
+        own = {p.socket for p in self.before.plan.programs}
+        step = f"wait for another host to serve {service.name}"
+        self.told.started(step)
+        seconds = starting if service.elsewhere else balancing.SECONDS
+        if not balancing.await_others_served(self.home, service.name, own, seconds):
+            raise NotReadyError(
+                f"no other host that serves {service.name} answers; what ran before goes on",
+                "see `llmhost status` on that host",
+            )
+        self.told.finished(step, "ready")
 
     def _replace(self, program: str) -> None:
         replace_engine(self.home, self.plan, program, self.told, self._renew_one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +14,8 @@ from llmhost.cli import Session, console
 if TYPE_CHECKING:
     from llmhost.errors import LlmhostError
     from llmhost.fleet.everywhere import Outcome
+    from llmhost.fleet.members import Member
+    from llmhost.fleet.turns import Services, Turns
     from llmhost.supervise.status import ServiceStatus
 
 STATUS_SECONDS = 30.0
@@ -25,9 +27,9 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 Command = Callable[..., Any]
 
 
-def all_nodes(command: Command) -> Command:
-    """The option."""
-    return click.option("--all-nodes", is_flag=True, help="Do this on every node of llmhost.yaml, over ssh.")(command)
+def all_nodes(more: str = "") -> Callable[[Command], Command]:
+    """The option; ``more`` is added to its help."""
+    return click.option("--all-nodes", is_flag=True, help=f"Do this on every node of llmhost.yaml, over ssh.{more}")
 
 
 def words_of(ctx: click.Context, *left_out: str) -> tuple[str, ...]:
@@ -51,17 +53,26 @@ def _option(option: click.Option, value: Any) -> list[str]:
     return [option.opts[-1], str(value)]
 
 
-def act(
-    session: Session, words: tuple[str, ...], *, show_results: bool, lost: Mapping[str, LlmhostError] | None = None
-) -> int:
-    """Run a command on every node, each line with the node in front; returns the exit status for all together.
-
-    Nothing is run on those that are ``lost`` already; why is told with the rest.
-    """
-    from llmhost.fleet.everywhere import Everywhere, Outcome
+def act(session: Session, words: tuple[str, ...], *, show_results: bool) -> int:
+    """Run a command on every node at once, each line with the node in front; returns the exit status for all."""
     from llmhost.fleet.members import members
 
     nodes = members(session.home)
+    return _act(nodes, words, (tuple(n.name for n in nodes),), (), show_results=show_results)
+
+
+def _act(
+    nodes: Sequence[Member],
+    words: tuple[str, ...],
+    turns: Turns,
+    busy: Collection[str],
+    *,
+    show_results: bool,
+    lost: Mapping[str, LlmhostError] | None = None,
+) -> int:
+    """One turn after another. Nothing is run on those that are ``lost`` already; why is told with the rest."""
+    from llmhost.fleet.everywhere import Everywhere, Outcome
+
     prefixes = _prefixes(n.name for n in nodes)
 
     def told(node: str, line: str, error: bool) -> None:
@@ -71,18 +82,70 @@ def act(
             console.result(prefixes[node] + line)
 
     left_out = {name: Outcome(name, failure=failure) for name, failure in (lost or {}).items()}
-    outcomes = left_out | Everywhere(told).run([n for n in nodes if n.name not in left_out], words)
+    there = [n for n in nodes if n.name not in left_out]
+    outcomes = left_out | Everywhere(told).run_in_turns(there, words, turns, busy)
     _tell_failures(outcomes, prefixes)
+    left = [n.name for n in nodes if n.name not in outcomes]
+    if left:
+        console.remark(f"not touched, because of what failed: {', '.join(left)}")
     return _status(outcomes.values())
 
 
 def bring_up(session: Session, words: tuple[str, ...]) -> int:
     """`up` everywhere, from the same files; then what runs where. A node that did not get them is left as it is."""
+    from llmhost.fleet.members import members
+
     lost = prepare(session)
-    status = act(session, words, show_results=False, lost=lost)
+    nodes = members(session.home)
+    running = _running([n for n in nodes if n.name not in lost])
+    turns = _turns_of_up(session, running)
+    status = _act(nodes, words, turns, _busy(running), show_results=False, lost=lost)
     if status not in (0, NOT_READY) or "--no-wait" in words:
         return status
     return show_status(session, as_json=False) or (NOT_READY if lost else 0)
+
+
+def roll(session: Session, words: tuple[str, ...]) -> int:
+    """`restart --rolling`, on one node after another: each counts on the engines of the others."""
+    from llmhost.fleet.members import members
+    from llmhost.fleet.turns import of_restart
+
+    nodes = members(session.home)
+    running = _running(nodes)
+    return _act(nodes, words, of_restart(running), _busy(running), show_results=True)
+
+
+def _turns_of_up(session: Session, running: Services) -> Turns:
+    from llmhost import config as configuration
+    from llmhost import nodes as placing
+    from llmhost.fleet.turns import of_up
+
+    whole = placing.read_whole(session.home, configuration.load(session.home.config_file))
+    if whole is None:
+        return (tuple(running),)
+    spanning = ", ".join(whole.part.spans.widths)
+    if not spanning:
+        return of_up(running, {n: frozenset(whole.part.placement.on(n)) for n in running})
+    if _busy(running):
+        console.remark(f"all nodes at the same time: what spans nodes restarts as one ({spanning})")
+    return (tuple(running),)
+
+
+def _running(nodes: Sequence[Member]) -> dict[str, frozenset[str]]:
+    """The services of which engines run, by node; none for a node that does not say."""
+    from llmhost.fleet.everywhere import Everywhere
+
+    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
+    found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
+    return {name: _services_running(status) if status else frozenset() for name, status in found.items()}
+
+
+def _services_running(status: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(s["name"] for s in status["services"] if any(r["pid"] for r in s["replicas"]))
+
+
+def _busy(running: Services) -> list[str]:
+    return [name for name, services in running.items() if services]
 
 
 def prepare(session: Session) -> Mapping[str, LlmhostError]:

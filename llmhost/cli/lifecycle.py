@@ -48,7 +48,7 @@ def _services(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach gateway.host, without API keys.")
 @_waiting
-@fleet.all_nodes
+@fleet.all_nodes(" Nodes that run the same service go one after another.")
 @click.pass_obj
 def up_command(
     session: Session,
@@ -96,7 +96,7 @@ def up_command(
 
 
 @click.command("down")
-@fleet.all_nodes
+@fleet.all_nodes()
 @click.pass_obj
 def down_command(session: Session, all_nodes: bool) -> int:
     """Stop all services, the gateway and supervisord; nothing of ours is left running.
@@ -123,7 +123,7 @@ def down_command(session: Session, all_nodes: bool) -> int:
 @click.command("start")
 @_services
 @_waiting
-@fleet.all_nodes
+@fleet.all_nodes()
 @click.pass_obj
 def start_command(
     session: Session, services: tuple[str, ...], wait: bool, timeout: float | None, all_nodes: bool
@@ -145,7 +145,7 @@ def start_command(
 
 @click.command("stop")
 @_services
-@fleet.all_nodes
+@fleet.all_nodes()
 @click.pass_obj
 def stop_command(session: Session, services: tuple[str, ...], all_nodes: bool) -> int:
     """Stop SERVICES (default: all of them, and then the gateway).
@@ -181,7 +181,7 @@ def stop_command(session: Session, services: tuple[str, ...], all_nodes: bool) -
     " No request is lost, also with one replica. Needs memory for both.",
 )
 @_waiting
-@fleet.all_nodes
+@fleet.all_nodes(" With --rolling one node after another.")
 @click.pass_obj
 def restart_command(
     session: Session,
@@ -204,7 +204,8 @@ def restart_command(
     if (rolling or surge) and not wait:
         raise click.UsageError("--no-wait: taking turns means to wait for each other")
     if all_nodes:
-        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
+        words = fleet.words_of(click.get_current_context())
+        return fleet.roll(session, words) if rolling else fleet.act(session, words, show_results=True)
     way = workflow.restart_rolling if rolling else workflow.restart_surge if surge else workflow.restart
     _take_turns()
     with shown_progress() as progress:

@@ -33,7 +33,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 @click.option("--grep", metavar="REGEX", help="Lines with a match only; (?i) in front ignores case.")
 @click.option("--json", "as_json", is_flag=True, help="An object each: time, program, level, text (or request).")
 @click.option("--ansi", is_flag=True, help="Let terminal sequences of the programs through.")
-@fleet.all_nodes
+@fleet.all_nodes()
 @click.pass_obj
 def logs_command(
     session: Session,

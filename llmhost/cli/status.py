@@ -19,7 +19,7 @@ HEAD = ("SERVICE", "KIND", "NAMES", "STATE", "PID", "UPTIME", "RESTARTS", "MEMOR
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="As JSON; the keys are described in docs/operations.md.")
-@all_nodes
+@all_nodes()
 @click.pass_obj
 def status_command(session: Session, as_json: bool, all_nodes: bool) -> int:
     """Show the state of every service; exit status 0 when all is ready, 3 when not.

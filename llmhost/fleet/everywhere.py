@@ -1,10 +1,10 @@
-"""One command on several nodes at the same time; none is waited for longer than it takes to find that it is gone."""
+"""One command on several nodes, at once or in turns; none is waited for longer than it takes to see that it is gone."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from llmhost.errors import CommandError, LlmhostError, SshError
 from llmhost.fleet.members import PROGRAM, Member
+from llmhost.fleet.turns import Turns
 from llmhost.run import Talk
 from llmhost.ssh import NOT_FOUND
 
@@ -58,6 +59,21 @@ class Everywhere:
     def run(self, nodes: Iterable[Member], words: tuple[str, ...]) -> dict[str, Outcome]:
         """Run it and wait for all; Ctrl-C ends it on every node."""
         return in_parallel(nodes, lambda member: self._one(member, words), self.end)
+
+    def run_in_turns(
+        self, nodes: Collection[Member], words: tuple[str, ...], turns: Turns, busy: Collection[str]
+    ) -> dict[str, Outcome]:
+        """One turn after another, until it fails on a node; one that does not answer fails when it is of ``busy``.
+
+        Nodes that had no turn are not in what is returned.
+        """
+        found: dict[str, Outcome] = {}
+        for turn in turns:
+            done = self.run([member for member in nodes if member.name in turn], words)
+            found |= done
+            if any(o.status != 0 and (o.status is not None or name in busy) for name, o in done.items()):
+                break
+        return found
 
     def end(self) -> None:
         """End it on every node; `run` returns then."""

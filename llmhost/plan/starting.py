@@ -24,6 +24,13 @@ def start_seconds(plan: Plan, programs: Collection[str]) -> float:
     return max((_ready_after(plan, service, programs, groups) for service in plan.services), default=0.0)
 
 
+def start_seconds_elsewhere(plan: Plan, service: ServicePlan) -> float:
+    """Seconds that another node may take to start a service, after what it needs; its GPUs there are not known."""
+    needed = (plan.service(name) for name in service.needs)
+    before = max((start_seconds_elsewhere(plan, other) for other in needed if other), default=0.0)
+    return before + service.start_timeout
+
+
 def _ready_after(
     plan: Plan, service: ServicePlan, programs: Collection[str], groups: Collection[tuple[frozenset[int], float]]
 ) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmhost.plan.types import EndpointPlan, Plan, ServicePlan
+from llmhost.plan.types import ElsewherePlan, EndpointPlan, Plan, ServicePlan
 from llmhost.rollout import Before, Stages, stages
 from llmhost.supervise.lifecycle import Actions
 from tests.unit.gateway.plans import make_plan, make_service
@@ -93,6 +93,15 @@ def test_another_host_takes_over_before_the_engine_here_leaves() -> None:
     far = (EndpointPlan("http://10.0.0.2:8000", "10.0.0.2"),)
     done = computed(before(CHAT), replace(CHAT, replicas=(), endpoints=far), remove=("chat-0",))
     assert done == Stages(elsewhere=("chat",), leave_last=("chat-0",))
+
+
+def test_another_node_takes_over_and_nobody_waits_for_it_when_the_old_engine_has_to_leave_first() -> None:
+    moved = replace(CHAT, replicas=(), elsewhere=(ElsewherePlan("b", ("chat-0",)),))
+    assert computed(before(CHAT), moved, remove=("chat-0",)) == Stages(elsewhere=("chat",), leave_last=("chat-0",))
+    done = computed(
+        before(CHAT), moved, service("new"), room=False, add=("new-0",), start=("new-0",), remove=("chat-0",)
+    )
+    assert done == Stages(leave_first=("chat-0",), start=("new-0",), cramped=("chat-0",))
 
 
 def test_another_host_serves_while_the_engine_here_changes() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmhost.plan.starting import start_seconds
+from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
 from llmhost.plan.types import Plan
 from tests.unit.gateway.plans import make_plan, make_service
 
@@ -56,3 +56,10 @@ def test_what_is_needed_starts_before() -> None:
     assert start_seconds(made, everything) == 100 + 200 + 650  # c and d share GPU 1
     assert start_seconds(made, everything - {"a-0"}) == 200 + 650
     assert start_seconds(made, {"d-0"}) == 50
+
+
+def test_another_node_starts_what_a_service_needs_first() -> None:
+    made = plan(embed=(100, ()), chat=(600, ()))
+    embed, chat = made.services
+    made = replace(made, services=(embed, replace(chat, needs=("embed",))))
+    assert [start_seconds_elsewhere(made, s) for s in made.services] == [100, 700]

@@ -1,0 +1,43 @@
+"""Which nodes change at the same time."""
+
+from __future__ import annotations
+
+from llmhost.fleet.turns import Services, of_restart, of_up
+
+
+def on(**services: str) -> Services:
+    return {node: frozenset(names.split()) for node, names in services.items()}
+
+
+def test_nodes_that_serve_the_same_take_turns() -> None:
+    pair = on(a="chat", b="chat")
+    assert of_restart(pair) == (("a",), ("b",))
+    assert of_up(pair, pair) == (("a",), ("b",))
+
+
+def test_nodes_that_share_nothing_change_at_the_same_time() -> None:
+    apart = on(a="chat", b="embed", c="")
+    assert of_up(apart, apart) == (("a", "b", "c"),)
+
+
+def test_nodes_where_nothing_runs_do_not_wait_for_each_other() -> None:
+    placed = on(a="chat", b="chat", c="chat", d="chat")
+    assert of_up(on(a="", b="", c="", d=""), placed) == (("a", "b", "c", "d"),)
+    running = on(a="chat", b="", c="chat", d="")
+    assert of_up(running, placed) == (("b", "d"), ("a",), ("c",))
+    assert of_restart(running) == (("a",), ("c",), ("b", "d"))
+
+
+def test_a_service_comes_before_it_goes() -> None:
+    assert of_up(on(a="chat"), on(b="chat")) == (("a",),)  # b is no node any more
+    assert of_up(on(a="chat", b=""), on(b="chat")) == (("b",), ("a",))
+    assert of_up(on(a="chat", b="embed", c="rerank"), on(b="embed chat", c="rerank")) == (("b",), ("c",), ("a",))
+
+
+def test_nodes_that_exchange_services_wait_for_each_other() -> None:
+    swap = of_up(on(a="chat", b="embed", c="gone"), on(a="embed", b="chat", c="new"))
+    assert swap == (("c",), ("a", "b"))
+
+
+def test_another_replica_comes_before_the_first_one_changes() -> None:
+    assert of_up(on(a="chat", b="embed"), on(a="chat", b="embed chat")) == (("b",), ("a",))
