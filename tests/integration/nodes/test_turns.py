@@ -77,7 +77,7 @@ def test_nodes_that_serve_the_same_take_turns(two: Homes) -> None:
     two.run(a, "up", "--all-nodes")
     wait_for(lambda: answers(a) and answers(b))
     assert turns_while_answered(two, "restart", "--rolling", "--all-nodes") == ["a", "b"]
-    rewrite(two, a, "replicas: 2", "replicas: 2, concurrency: 3")
+    rewrite(two, a, "replicas: 2", "replicas: 2, env: {A: b}")
     assert turns_while_answered(two, "up", "--all-nodes") == ["a", "b"]
 
     two.run(b, "stop", "chat")
