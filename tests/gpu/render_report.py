@@ -9,7 +9,7 @@ from typing import Any
 
 import shapes
 
-ORDER = ("install", "flash-attn", "cold", "warm", "long", "check", "spanning")
+ORDER = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning")
 BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
 MANY = 3
 """Lines of doctor's that are shown."""
@@ -97,11 +97,12 @@ def _flash(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _starts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    there = {step: results[step] for step in ("cold", "warm") if results.get(step, {}).get("services")}
+    there = {step: results[step] for step in ("cold", "warm", "carried") if results.get(step, {}).get("services")}
     if not there:
         yield _missing(results.get("cold", {}))
         return
-    yield "Seconds from `llmhost up SERVICE` to ready, one service after another, all on one GPU."
+    yield "Seconds from `llmhost up SERVICE` to ready, one service after another, all on one GPU. cold: empty caches;"
+    yield "warm: the same again; carried: caches cleared, and brought back by `llmhost bundle create --only caches`."
     yield ""
     yield from _table("model", *there)
     for name in TITLES:
@@ -117,7 +118,7 @@ def _memory(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 def memory_table(results: dict[str, dict[str, Any]]) -> list[str]:
     """Planned against measured, for each service and context length that was measured."""
     rows = []
-    for step in ("cold", "warm", "long"):
+    for step in ("cold", "warm", "carried", "long"):
         entry = results.get(step, {})
         for name, service in entry.get("services", {}).items():
             planned, measured = service.get("planned_mib"), service.get("measured_mib")

@@ -5,6 +5,7 @@
     report.py flash-attn               build flash-attention and check it
     report.py cold                     three services on one GPU, empty caches: start times, answers, memory
     report.py warm                     the same again
+    report.py carried                  and with empty caches that a bundle of caches has filled
     report.py long                     other context lengths: memory again
     report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
     report.py spanning                 two GPUs: one model on both by vLLM and by Ray, and over two namespaces as nodes
@@ -39,11 +40,11 @@ import render_report
 import shapes
 import spanning
 
-STEPS = ("install", "flash-attn", "cold", "warm", "long", "check", "spanning")
+STEPS = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning")
 SERVICES = ("chat", "embed", "rerank")
-CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "long": (32768, 256)}
+CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "carried": (8192, 512), "long": (32768, 256)}
 """Tokens of the chat model, and of the encoders."""
-CPU_CONTEXTS = {"cold": (1024, 512), "warm": (1024, 512), "long": (2048, 256)}
+CPU_CONTEXTS = {"cold": (1024, 512), "warm": (1024, 512), "carried": (1024, 512), "long": (2048, 256)}
 ENGINE_LINES = re.compile(
     r"Model loading took|init engine|Graph capturing finished|torch\.compile takes|GPU KV cache size|"
     r"Available KV cache memory|peak activation|Loading weights took|Using .* attention|Compiling a graph"
@@ -161,7 +162,11 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     """Three services, started one after another; what each takes and answers."""
     chat, encoder = (CPU_CONTEXTS if host.cpu else CONTEXTS)[step]
     _write_config(host, _shapes(host, chat, encoder))
-    cleared = step == "cold" and not host.run("engine", "cache", "clear", check=False).returncode
+    if step == "carried":
+        caches = _bundle_of_caches(host)
+    cleared = step in ("cold", "carried") and not host.run("engine", "cache", "clear", check=False).returncode
+    if step == "carried":
+        host.run("bundle", "install", str(caches))
     plan = host.json("plan")
     data: dict[str, Any] = {
         "facts": _facts(host), "engine": plan["engine"], "caches_cleared": cleared,
@@ -179,6 +184,12 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     if wrong:
         data["error"] = f"wrong answers: {', '.join(wrong)}"
     return data
+
+
+def _bundle_of_caches(host: Host) -> Path:
+    bundle = host.out / "caches"
+    host.run("bundle", "create", "--only", "caches", "--config", str(host.home / "llmhost.yaml"), "-o", str(bundle))
+    return bundle
 
 
 def _shapes(host: Host, chat: int, encoder: int) -> dict[str, Any]:
@@ -274,10 +285,11 @@ def _start(host: Host, name: str, planned: dict[str, Any], context: int) -> dict
 
 def _fill_batches(host: Host, name: str, context: int) -> None:
     """Requests that fill max_num_batched_tokens: what an engine holds at its peak stays in torch's hands afterwards."""
-    text = "word " * (context * 3 // 4)
-    many = [text] * max(4, 16384 // context)
+    tokens, requests = context * 3 // 4, max(4, 16384 // context)
+    many = ["word " * tokens] * requests
+    prompts = [[1000 + i] * tokens for i in range(requests)]  # token ids; each its own, or the prefix cache answers
     bodies: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "chat": ("/v1/completions", [{"prompt": one, "max_tokens": 8} for one in many]),
+        "chat": ("/v1/completions", [{"prompt": one, "max_tokens": 8} for one in prompts]),
         "embed": ("/v1/embeddings", [{"input": many}]),
         "rerank": ("/v1/rerank", [{"query": "word", "documents": many}]),
     }
