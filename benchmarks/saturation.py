@@ -37,6 +37,7 @@ services:
 LONGEST_SECONDS = 600.0
 """For one answer: a request waits for many others here."""
 MISS = re.compile(r"\[guard\] chat-0: no .* \(\d+ of \d+\)$", re.M)
+ABORTED = re.compile(r'"finish_reason": ?"abort"')
 BUSY = re.compile(r"^vllm:num_requests_(running|waiting)\{[^}]*\} ([0-9.]+)$", re.M)
 
 
@@ -85,7 +86,7 @@ class Load:
         answer = connection.getresponse()
         text = answer.read().decode()
         whole = text.rstrip().endswith("data: [DONE]") if streamed else '"completion_tokens"' in text
-        if answer.status != 200 or not whole or '"abort"' in text:
+        if answer.status != 200 or not whole or ABORTED.search(text):
             return self._note(f"{answer.status} {text[-200:]}")
         with self._lock:
             self.answered += 1
