@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.nodes.homes import Homes, some_hosts
+from tests.netns import CannotRun
 from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,3 +109,12 @@ def quickstart(made: Installation) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + made.llmhost("logs", "-n", "30", check=False).stdout
     return done.stdout
+
+
+@pytest.fixture
+def homes() -> Iterator[Homes]:
+    try:
+        with some_hosts() as network:
+            yield Homes(network)
+    except CannotRun as e:
+        pytest.skip(str(e))

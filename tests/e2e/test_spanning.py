@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.conftest import Installation
-from tests.integration.nodes.homes import Homes, some_hosts
-from tests.netns import CannotRun, Host, wait_for
+from tests.integration.nodes.homes import Homes
+from tests.netns import Host, wait_for
 
 CONFIG = """gateway: {{port: 8000}}
 services:
@@ -21,12 +18,17 @@ services:
 PATIENCE = 900.0
 
 
+def add_with_engines(homes: Homes, name: str, engines: Path) -> Host:
+    """One more host, with the engines of another home."""
+    host = homes.add(name)
+    shutil.rmtree(homes.home(host).engines)
+    homes.home(host).engines.symlink_to(engines)
+    return host
+
+
 def spread(homes: Homes, engines: Path, model: Path) -> tuple[Host, Host]:
     """Two nodes with the engines of another home, and a model for both; it runs when this returns."""
-    hosts = homes.add("a"), homes.add("b")
-    for host in hosts:
-        shutil.rmtree(homes.home(host).engines)
-        homes.home(host).engines.symlink_to(engines)
+    hosts = add_with_engines(homes, "a", engines), add_with_engines(homes, "b", engines)
     file = homes.home(hosts[0]).config_file
     file.write_text(CONFIG.format(model=model, span=""), encoding="utf-8")
     homes.run(hosts[0], "node", "add", "root@b")
@@ -66,15 +68,6 @@ def check(homes: Homes, engines: Path, model: Path) -> None:
     after = [replica(homes, a, "chat-0"), replica(homes, b, "chat-rank1-0")]
     assert all(new["engine_pid"] != old["engine_pid"] for new, old in zip(after, before, strict=True))
     a.run(*a.llmhost("down", "--all-nodes"), patience=PATIENCE)
-
-
-@pytest.fixture
-def homes() -> Iterator[Homes]:
-    try:
-        with some_hosts() as network:
-            yield Homes(network)
-    except CannotRun as e:
-        pytest.skip(str(e))
 
 
 def test_one_model_over_two_hosts(installation: Installation, homes: Homes) -> None:
