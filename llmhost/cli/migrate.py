@@ -95,9 +95,9 @@ def _planned(home: Home, config: Config) -> Line:
     missing = [name for name in config.nodes if not home.node_facts_file(name).exists()]
     if missing:
         commands = ", ".join(f"`llmhost node add {name}`" for name in missing)
-        what = f"with llmhost.yaml in {home.root}: {commands} reads what they have (of this machine with any other)"
-        own = f"if none of them is called like this machine, first write which one it is into {home.node_file}"
-        return Line("", f"facts of {', '.join(missing)}", "by hand", f"{what}; {own}")
+        own = f"put llmhost.yaml into {home.root}, and into {home.node_file} which of the nodes this machine is"
+        what = f"it is not known yet whether everything fits: {own}; then {commands} for all but this one"
+        return Line("", f"facts of {', '.join(missing)}", "by hand", what)
     try:
         placement = nodes.foreseen(home, config)
     except LlmhostError as e:

@@ -15,9 +15,9 @@ from llmhost.config_mistakes import explain
 from llmhost.config_nodes import is_loopback
 from llmhost.errors import ConfigError
 
-SYNTAX = "write --node NAME=[USER@]ADDRESS:FILE, such as --node a=root@10.0.0.1:llm/compose.yaml"
+SYNTAX = "write --node NAME=[USER@]ADDRESS:FILE, such as --node a=root@10.0.0.1:llm/compose.yaml; IPv6 in brackets"
 _SPEC = re.compile(
-    r"(?P<name>[^=]*)=(?:(?P<user>[^@:\[\]/]*)@)?(?P<address>\[[^\]]*\]|[^:/\[\]]*):(?P<file>.+)", re.DOTALL
+    r"(?P<name>[^=]*)=(?:(?P<user>[^@:\[\]/]*)@)?(?P<address>\[[^\]]*\]|[^:/\[\]]*):(?P<file>[^:].*)", re.DOTALL
 )
 
 
@@ -47,7 +47,8 @@ def parse_hosts(specs: Sequence[str]) -> list[Host]:
         there = found.get(host.name)
         if there and (there.address, there.user) != (host.address, host.user):
             raise ConfigError(
-                f"--node {host.name} is {_login(there)} and {_login(host)}", "a node has one address: name the other two"
+                f"--node {host.name} is {_login(there)} and {_login(host)}",
+                "a node has one address: give the other a name of its own",
             )
         found[host.name] = Host(
             host.name, host.address, host.user, (*there.files, *host.files) if there else host.files

@@ -141,7 +141,7 @@ def _replicas(group: _Group) -> None:
         there = f"{service.name} of {host.name}" if own != host else service.name
         draft.became(f"the service {draft.name}", f"a replica of {there}, which it is like but for port and GPUs")
     service.became(f"the service {service.name}", f"replicas: {total}, nodes: [{where}]: the plan spreads them")
-    by_node = {name: 0 for name in group.nodes}
+    by_node = dict.fromkeys(group.nodes, 0)
     for (_, own), count in zip(group.members, counts, strict=True):
         by_node[own.name] += count
     if len(set(by_node.values())) > 1:
