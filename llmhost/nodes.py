@@ -22,7 +22,7 @@ from llmhost.inspection import read_anywhere
 from llmhost.models import read_models
 from llmhost.paths import Home
 from llmhost.plan.placement import NOWHERE, Part, Placement, place
-from llmhost.plan.spans import find_spans
+from llmhost.plan.spans import Spans, find_spans
 from llmhost.plan.types import NodePlan
 from llmhost.probe.endpoint import is_our_address
 from llmhost.probe.interface import address_of
@@ -65,10 +65,27 @@ def read_whole(home: Home, config: Config) -> Whole | None:
     models = read_node_models(home, config)
     spans = find_spans(config.services, facts, models)
     config = config.model_copy(update={"services": spans.expand(config.services)})
-    models |= {name: models[rank.service] for name, rank in spans.ranks.items()}
+    models = _with_ranks(models, spans)
     placement = place(config.services, facts, models, read_placement(home), spans)
     node_identity.require(home, own)
     return Whole(config, models, Part(own, node_plans(home, config, facts, own), placement, spans))
+
+
+def foreseen(home: Home, config: Config) -> Placement:
+    """Where everything would run if this were the configuration of these nodes, whichever of them this home is.
+
+    Raises FactsError for facts of a node that are missing, PlanError when something fits on no node that it may run on,
+    and what reading a model raises.
+    """
+    facts = read_nodes(home, config.nodes)
+    models = read_node_models(home, config)
+    spans = find_spans(config.services, facts, models)
+    return place(spans.expand(config.services), facts, _with_ranks(models, spans), NOWHERE, spans)
+
+
+def _with_ranks(models: Models, spans: Spans) -> Models:
+    """Every rank of a model that spans nodes has the facts of the whole."""
+    return models | {name: models[rank.service] for name, rank in spans.ranks.items()}
 
 
 def own_config(home: Home, config: Config) -> Config:

@@ -20,8 +20,8 @@ def finish(
     """
     services, owners = _balanced([draft for draft in drafts if "model" in draft.keys])
     _ports(services, port)
-    _model_names(services)
-    _needs(drafts, owners, names or {})
+    model_names(services)
+    needs({draft.name: draft for draft in drafts}, owners, names or {})
     return Imported(
         {
             "gateway": {"host": "127.0.0.1", "port": port},
@@ -49,15 +49,25 @@ def _balanced(drafts: Sequence[Draft]) -> tuple[list[Draft], dict[str, Draft]]:
     return kept, owners
 
 
-def _needs(drafts: Sequence[Draft], owners: Mapping[str, Draft], names: Mapping[str, str]) -> None:
-    """``depends_on`` among the services that are there; compose itself refuses circles."""
-    for draft in drafts:
-        service = owners.get(draft.name)
+def needs(
+    drafts: Mapping[str, Draft],
+    owners: Mapping[str, Draft],
+    names: Mapping[str, str],
+    every: Mapping[str, Draft] | None = None,
+) -> None:
+    """``depends_on`` among the services that are there; compose itself refuses circles.
+
+    ``owners`` has, by the names of the drafts, the service that each became or became a part of; ``every`` all services
+    by the names that they have in the end, where these are others.
+    """
+    every = owners if every is None else every
+    for name, draft in drafts.items():
+        service = owners.get(name)
         for old in draft.needs if service else ():
             needed = owners.get(names.get(old, old))
             if service is None or needed is None:
                 draft.left_out(f"depends_on {old}", "it is not a service of llmhost.yaml")
-            elif _reaches(needed, service, owners):
+            elif _reaches(needed, service, every):
                 draft.by_hand(f"depends_on {old}", "it waits for this one itself")
             else:
                 written = service.keys.setdefault("needs", [])
@@ -122,7 +132,8 @@ def _ports(drafts: Sequence[Draft], gateway: int) -> None:
             owners[port] = draft.name
 
 
-def _model_names(drafts: Sequence[Draft]) -> None:
+def model_names(drafts: Sequence[Draft]) -> None:
+    """A name that clients ask for is that of one service: the first keeps it."""
     owners: dict[str, str] = {}
     for draft in drafts:
         names: list[str] = draft.keys.get("served_as") or [draft.name]

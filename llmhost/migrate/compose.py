@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmhost.migrate.clashes import finish
 from llmhost.migrate.environment import beside, keep
 from llmhost.migrate.names import service_names
 from llmhost.migrate.project import Project
-from llmhost.migrate.report import Draft, Imported
+from llmhost.migrate.report import Draft, Imported, Line
 from llmhost.migrate.resources import NO_LIMITS, translate_resources
 from llmhost.migrate.shell import started
 from llmhost.migrate.tei import translate_tei
@@ -62,6 +63,23 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
 
     Raises ConfigError when one is no compose file, or none of them runs a model server that is known.
     """
+    found = read_compose(texts, environ, over)
+    return finish(found.drafts, found.lines, names=found.names)
+
+
+@dataclass(frozen=True)
+class Read:
+    """The services of compose files before what meets is sorted out."""
+
+    drafts: list[Draft]
+    lines: list[Line]
+    """What there is to say about the files."""
+    names: Mapping[str, str]
+    """Old names of services -> those of the drafts."""
+
+
+def read_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: Container[Path] = ()) -> Read:
+    """The services of compose files, each for itself; see `import_compose`, also for what it raises."""
     project = Project(environ)
     for source, text in texts.items():
         project.add(text, source, over=source in over)
@@ -72,7 +90,7 @@ def import_compose(texts: Mapping[Path, str], environ: Mapping[str, str], over: 
         unset = ", ".join(line.source for line in project.lines if line.source.startswith("${"))
         hint = f"these variables have no value: {unset}" if unset else "other servers cannot be moved"
         raise ConfigError(f"{files} runs neither vLLM nor text-embeddings-inference", hint)
-    return finish(drafts, project.lines, names=names)
+    return Read(drafts, project.lines, names)
 
 
 def _service(name: str, made: str, entry: Mapping[str, Any], project: Project) -> Draft:

@@ -22,11 +22,12 @@ def service_names(names: Iterable[str]) -> dict[str, str]:
     found = {name: name for name in names if slug(name) == name}
     for name in names:
         if name not in found:
-            found[name] = _free(slug(name), set(found.values()))
+            found[name] = free(slug(name), set(found.values()))
     return found
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free(name: str, taken: set[str]) -> str:
+    """The name, or with a number behind it where it is taken."""
     if name not in taken:
         return name
     number = 2

@@ -10,7 +10,9 @@ from ruamel.yaml import YAML
 
 from llmhost import config
 from llmhost.errors import ConfigError
-from llmhost.migrate.compose import import_compose
+from llmhost.migrate.compose import import_compose, read_compose
+from llmhost.migrate.hosts import Host
+from llmhost.migrate.nodes import Part, unite
 from llmhost.migrate.project import overrides
 from llmhost.migrate.report import Imported
 from llmhost.migrate.supervisord import import_supervisord
@@ -29,10 +31,39 @@ def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:
         if len(texts) > 1:
             raise ConfigError("several files are compose files only", "import each supervisord.conf by itself")
         return import_supervisord(texts[first], paths[0], environ)
+    return import_compose(*_compose_texts(paths, environ))
+
+
+def import_nodes(hosts: Sequence[Host], environ: Mapping[str, str]) -> Imported:
+    """Translate the compose files of several hosts into one configuration with ``nodes:``.
+
+    The files of each host are put together as those of `import_files`, with the ``.env`` and override beside them.
+    Raises ConfigError when one cannot be read or those of a host hold nothing that can be moved.
+    """
+    parts = []
+    for host in hosts:
+        texts, variables, over = _compose_texts(host.files, environ)
+        if any(_is_supervisord(path, text) for path, text in texts.items()):
+            raise ConfigError(
+                f"{host.files[0]} (node {host.name}) is a supervisord.conf, and nodes are for compose files",
+                "import it without --node, and put the results together",
+            )
+        try:
+            parts.append(Part(host, read_compose(texts, variables, over), texts))
+        except ConfigError as e:
+            raise ConfigError(f"node {host.name}: {e.message}", e.hint) from e
+    return unite(parts)
+
+
+def _compose_texts(
+    paths: Sequence[Path], environ: Mapping[str, str]
+) -> tuple[dict[Path, str], dict[str, str], list[Path]]:
+    """The texts by file, the variables that fill them, and which of the files go on top whatever they say."""
+    first = paths[0].absolute()
     over = overrides(first, paths)
-    texts |= {path: _read(path) for path in over}
+    texts = {path: _read(path) for path in (*(path.absolute() for path in paths), *over)}
     beside = first.with_name(".env")
-    return import_compose(texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ}, over)
+    return texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ}, over
 
 
 def _read(path: Path) -> str:
@@ -56,7 +87,7 @@ def to_yaml(imported: Imported, sources: Sequence[Path]) -> str:
     yaml.dump(imported.config, body)
     todo = [line for line in imported.lines if line.outcome == "by hand"]
     head = [f"# From {name}, by `llmhost import`.", *(["# Left to do by hand:"] if todo else [])]
-    head += [_comment(f"{line.service or name}: {line.source}: {line.detail}") for line in todo]
+    head += [_comment(f"{line.place or name}: {line.source}: {line.detail}") for line in todo]
     text = "\n".join(head) + "\n" + body.getvalue()
     config.parse(text, f"what {name} became")
     return text

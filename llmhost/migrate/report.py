@@ -17,6 +17,13 @@ class Line:
     source: str
     outcome: Outcome
     detail: str
+    node: str = ""
+    """The node whose file has it; empty without nodes."""
+
+    @property
+    def place(self) -> str:
+        """Service and node, as far as there are any: ``embedding on b``."""
+        return " on ".join(part for part in (self.service, self.node) if part)
 
 
 @dataclass
@@ -32,15 +39,17 @@ class Draft:
     """Services of different ones are alternatives."""
     needs: tuple[str, ...] = ()
     """Services, by their old names, that start before it."""
+    node: str = ""
+    """The node that its file is of; empty without nodes."""
 
     def became(self, source: str, detail: str) -> None:
-        self.lines.append(Line(self.name, source, "became", detail))
+        self.lines.append(Line(self.name, source, "became", detail, self.node))
 
     def left_out(self, source: str, why: str) -> None:
-        self.lines.append(Line(self.name, source, "left out", why))
+        self.lines.append(Line(self.name, source, "left out", why, self.node))
 
     def by_hand(self, source: str, what: str) -> None:
-        self.lines.append(Line(self.name, source, "by hand", what))
+        self.lines.append(Line(self.name, source, "by hand", what, self.node))
 
     def to_dict(self) -> dict[str, Any]:
         """The entry below ``services:``."""
