@@ -119,12 +119,8 @@ def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
     """Services that others take over from an engine here, or nodes from other nodes."""
     names, others = _answered(before), _answered_elsewhere(before)
     moved = [s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas]
-    return tuple(
-        s.name
-        for s in moved
-        if names & set(s.served_as)
-        or (others & set(s.served_as) and s.elsewhere and not _nodes_of(plan, s) & before.served)
-    )
+    anew = [s for s in moved if others & set(s.served_as) and not _nodes_of(plan, s) & before.served]
+    return tuple(s.name for s in moved if names & set(s.served_as) or (s in anew and s.elsewhere))
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
