@@ -52,8 +52,8 @@ class Whole:
         return self.part.of(self.config)
 
 
-def read_whole(home: Home, config: Config) -> Whole | None:
-    """None in a home without nodes. Changes nothing.
+def read_whole(home: Home, config: Config, before: Placement | None = None) -> Whole | None:
+    """None in a home without nodes. Changes nothing. ``before`` takes the place of what was placed last.
 
     Raises HomeError when this home does not say which node it is or cannot prove it, FactsError for facts of a node
     that are missing, PlanError when something fits on no node, and what reading a model raises.
@@ -66,7 +66,7 @@ def read_whole(home: Home, config: Config) -> Whole | None:
     spans = find_spans(config.services, facts, models)
     config = config.model_copy(update={"services": spans.expand(config.services)})
     models = _with_ranks(models, spans)
-    placement = place(config.services, facts, models, read_placement(home), spans)
+    placement = place(config.services, facts, models, before or read_placement(home), spans)
     node_identity.require(home, own)
     return Whole(config, models, Part(own, node_plans(home, config, facts, own), placement, spans))
 

@@ -100,19 +100,27 @@ def _answered(before: Before) -> set[str]:
     return {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
 
 
+def _answered_elsewhere(before: Before) -> set[str]:
+    """The names that other nodes alone answer to now, for this one's gateway."""
+    alone = [s for s in before.plan.services if not any(before.serves(p.name) for p in s.replicas)]
+    return {n for s in alone if _nodes_of(before.plan, s) & before.served for n in s.served_as}
+
+
 def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
-    """Programs of services without an engine in force, which are to answer to a name that one in force answers to."""
+    """Programs of services without an engine in force, for names that one in force, or another node, answers to."""
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    names = _answered(before)
+    names = _answered(before) | _answered_elsewhere(before)
     new = [s for s in plan.services if names & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
     return tuple(p.name for s in new for p in s.replicas if p.name in coming)
 
 
 def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
-    names = _answered(before)
-    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
-    return tuple(s.name for s in moved if names & set(s.served_as))
+    """Services that others take over from an engine here, or nodes from other nodes."""
+    names, others = _answered(before), _answered_elsewhere(before)
+    moved = [s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas]
+    anew = [s for s in moved if others & set(s.served_as) and not _nodes_of(plan, s) & before.served]
+    return tuple(s.name for s in moved if names & set(s.served_as) or (s in anew and s.elsewhere))
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "metrics": ("llmhost.cli.metrics", "Show the metrics; write targets, alert rules and a dashboard."),
     "doctor": ("llmhost.cli.doctor", "Find what is wrong, with a remedy; remove what a former life left."),
     "node": ("llmhost.cli.nodes", "Add, list, sync, examine and remove the nodes that share the services."),
+    "move": ("llmhost.cli.move", "Move a service to another node without losing a request."),
     "enable": ("llmhost.cli.boot", "Start with the machine, through systemd."),
     "disable": ("llmhost.cli.boot", "Do not start with the machine any more."),
     "completion": ("llmhost.cli.completion", "Print the completion script for a shell."),

@@ -105,6 +105,27 @@ def bring_up(session: Session, words: tuple[str, ...]) -> int:
     return show_status(session, as_json=False) or (NOT_READY if lost else 0)
 
 
+def act_in_turns(
+    nodes: Sequence[Member],
+    words: tuple[str, ...],
+    turns: Turns,
+    busy: Collection[str],
+    lost: Mapping[str, LlmhostError] | None = None,
+) -> int:
+    """`_act` for nodes of which some have no turn, without results."""
+    chosen = [n for n in nodes if any(n.name in turn for turn in turns)]
+    return _act(chosen, words, turns, busy, show_results=False) or (NOT_READY if lost else 0)
+
+
+def live(nodes: Sequence[Member]) -> tuple[str, ...]:
+    """The nodes on which something runs, be it only the gateway."""
+    from llmhost.fleet.everywhere import Everywhere
+
+    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
+    found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
+    return tuple(n for n, s in found.items() if s and (s["gateway"]["pid"] or _services_running(s)))
+
+
 def roll(session: Session, words: tuple[str, ...]) -> int:
     """`restart --rolling`, on one node after another: each counts on the engines of the others."""
     from llmhost.fleet.members import members

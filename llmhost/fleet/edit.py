@@ -1,17 +1,18 @@
-"""``nodes:`` of an llmhost.yaml changed as a careful person would: every other line stays as it is, comments too.
+"""``nodes:`` of an llmhost.yaml or of a service in it, changed as a careful person would: all else stays.
 
-Pure: text to text. What comes out is read again, and is the same configuration but for the one node.
+Pure: text to text. What comes out is read again, and is the same configuration but for the one node or service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from llmhost.errors import ConfigError
 
@@ -43,6 +44,59 @@ def without_node(text: str, name: str) -> str:
         if edited is not None and _same(edited, wanted):
             return edited
     raise _refused(name)
+
+
+def with_places(text: str, service: str, nodes: Sequence[str]) -> str:
+    """The text in which ``nodes:`` of a service are these; raises ConfigError for what cannot be edited."""
+    wanted = _data(text)
+    value: Any = nodes[0] if len(nodes) == 1 else list(nodes)
+    if wanted["services"][service].get(KEY) == value:
+        return text
+    changed = {**wanted["services"][service], KEY: value}
+    wanted = {**wanted, "services": {**wanted["services"], service: changed}}
+    written = _name(value) if isinstance(value, str) else f"[{', '.join(map(_name, value))}]"
+    for edited in _placed(text, service, written):
+        if _same(edited, wanted):
+            return edited
+    raise ConfigError(
+        f"llmhost.yaml is written in a way in which services.{service}.nodes cannot be changed", "change it by hand"
+    )
+
+
+def _placed(text: str, service: str, written: str) -> Iterator[str]:
+    """Ways to write it that touch as little as possible; not each of them is right for each text."""
+    body = _child(_child(YAML(typ="safe", pure=True).compose(text), "services"), service)
+    if not isinstance(body, MappingNode) or not body.value:
+        return
+    for key, value in body.value:
+        if key.value == KEY:
+            start, end = value.start_mark.index, value.end_mark.index
+            if isinstance(value, SequenceNode) and not value.flow_style:  # its end is where the next thing begins
+                start, end = key.end_mark.index, value.value[-1].end_mark.index
+                written = f": {written}"
+            if "#" not in text[start:end]:
+                yield f"{text[:start]}{written}{text[end:]}"
+            return
+    first, value = body.value[0]
+    if body.flow_style:
+        end = body.value[-1][1].end_mark.index
+        yield f"{text[:end]}, {KEY}: {written}{text[end:]}"
+        return
+    line = f"{' ' * first.start_mark.column}{KEY}: {written}\n"
+    end = text.find("\n", value.end_mark.index) + 1 or len(text)
+    yield f"{text[:end]}{'' if text[:end].endswith(chr(10)) else chr(10)}{line}{text[end:]}"
+    start = first.start_mark.index
+    yield f"{text[:start]}{line.lstrip()}{' ' * first.start_mark.column}{text[start:]}"
+
+
+def _name(name: str) -> str:
+    """As YAML reads it back: ``on`` and ``1`` would be something else."""
+    return name if YAML(typ="safe", pure=True).load(name) == name else f"'{name}'"
+
+
+def _child(node: Any, key: str) -> Any:
+    values = node.value if isinstance(node, MappingNode) else ()
+    return next((value for name, value in values if name.value == key), None)
 
 
 def _refused(name: str) -> ConfigError:
