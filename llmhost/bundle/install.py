@@ -108,12 +108,19 @@ class _Placing:
             wheels = [*self.kinds["llmhost"], *self.kinds["engine"]]
             self._place({p: self.home.root / p for p in wheels}, link=True)
             self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]}, link=True)
-            self._place({p: self.home.root / p for p in self.kinds["cache"]})
+            self._caches()
             models = self._models()
         except OSError as e:
             raise carried.disk_problem(e, self.home.root) from e
         self.progress.finished(PLACE, f"{len(self.entries)} files")
         return {"wheels": len(wheels), "models": models, "caches": len(self.kinds["cache"]), "config": config}
+
+    def _caches(self) -> None:
+        """With the times they had: ninja, by which FlashInfer compiles, makes anew what looks newer than its log."""
+        targets = {p: self.home.root / p for p in self.kinds["cache"]}
+        self._place(targets)
+        for path, target in targets.items():
+            carried.restore_stamp(target, self.entries[path])
 
     def _config(self) -> bool:
         if self.home.config_file.exists():
