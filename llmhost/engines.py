@@ -12,6 +12,7 @@ from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.builds import setup_lock
 from llmhost.env.current import engine_name, engine_names
 from llmhost.env.flash_attn import explain_flash_attn
+from llmhost.env.flashinfer import withdraw_kernels
 from llmhost.env.journal import Step
 from llmhost.env.lock import read_lock, require_agreement
 from llmhost.env.manifest import MANIFEST, Manifest, read_manifest
@@ -205,5 +206,13 @@ def clear_caches(home: Home, keys: tuple[str, ...]) -> tuple[Cache, ...]:
             raise EngineError(f"engines that run use the cache {key}", "stop them first, with `llmhost stop`")
     chosen = [cache for key, cache in found.items() if (key in keys or not keys) and not cache.in_use]
     for cache in chosen:
+        _withdraw(home, cache)
         shutil.rmtree(cache.path, ignore_errors=True)
     return tuple(chosen)
+
+
+def _withdraw(home: Home, cache: Cache) -> None:
+    try:
+        withdraw_kernels(home, cache.key)
+    except OSError as e:
+        raise EngineError(f"cannot remove {e.filename}: {e.strerror}", "see who owns it") from e

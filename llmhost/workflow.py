@@ -13,6 +13,7 @@ from llmhost import balancing, deploy, foreign, nodes, ports, rollout, stopping
 from llmhost.config import Config
 from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
+from llmhost.env.flashinfer import withdraw_unfit
 from llmhost.errors import ConfigError, NotReadyError
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
@@ -122,10 +123,18 @@ def _build(home: Home, config: Config, progress: Progress) -> None:
     foreign.ensure_environments(home, config, progress)
 
 
+def _withdraw_kernels(home: Home, ask: Inputs, progress: Progress) -> None:
+    try:
+        withdraw_unfit(home, ask.machine.gpus)
+    except OSError as e:
+        progress.note(f"{e.filename} has kernels for other GPUs than these: delete it")
+
+
 def _deploy(home: Home, ask: Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
+    _withdraw_kernels(home, ask, progress)
     prepare(home, ask.config.services, ask.machine.engine, ask.machine.secret)
     ports.require_of_config(home, ask.config)
     ports.require_of_node(home, plan)

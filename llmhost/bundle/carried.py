@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -83,7 +84,9 @@ def _require_sound(manifest: dict[str, Any]) -> None:
         if not re.fullmatch(pattern, text) or {"", ".", ".."} & set(text.split("/")):
             raise ValueError(f"{text!r} cannot be in it")
     for entry in (*pieces, *files):
-        if not isinstance(entry["size"] + 0, int) or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
+        numbers = (entry["size"], entry.get("mtime_ns", 0), entry.get("mode", 0))
+        whole = all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers)
+        if not whole or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
             raise ValueError(f"it does not say what {entry.get('path') or entry['name']} is")
 
 
@@ -108,6 +111,22 @@ def file_sha256(path: Path) -> str:
         while block := file.read(MIB):
             digest.update(block)
     return digest.hexdigest()
+
+
+def stamp_of(path: Path) -> dict[str, int]:
+    """What an entry of the manifest says of a file beside its content: nanoseconds since the epoch, permissions."""
+    found = path.stat()
+    return {"mtime_ns": found.st_mtime_ns, "mode": stat.S_IMODE(found.st_mode)}
+
+
+def restore_stamp(path: Path, entry: dict[str, Any]) -> None:
+    """Give a file the time and the permissions of its entry, where that has them; never writable for others."""
+    now = stamp_of(path)
+    mode = entry.get("mode", now["mode"]) & 0o755 | 0o600
+    if mode != now["mode"]:
+        path.chmod(mode)
+    if entry.get("mtime_ns", now["mtime_ns"]) != now["mtime_ns"]:
+        os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
 
 
 def problems(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -234,6 +234,8 @@ def _lay(item: Item, contents: Path, wish: Wish, strip: Mapping[str, Mapping[str
     target = contents / item.path
     target.parent.mkdir(parents=True, exist_ok=True)
     entry: dict[str, Any] = {"kind": item.kind}
+    if item.kind == "cache":
+        entry |= carried.stamp_of(item.source)
     if item.kind in ("llmhost", "engine"):  # downloaded for this bundle; everything else belongs to somebody
         lost = strip.get(_normal(item.source.name).partition("-")[0], {})
         if wish.split is not None or lost:

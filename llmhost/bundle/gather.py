@@ -17,7 +17,7 @@ from llmhost.hub.pull import MANIFEST, read_manifest
 from llmhost.hub.remote import Reference
 from llmhost.hub.store import verify
 from llmhost.paths import Home
-from llmhost.plan.caches import cache_directory, cache_key
+from llmhost.plan.caches import PRELOADED, cache_directory, cache_key
 from llmhost.probe.model import models_directory
 
 Kind = Literal["llmhost", "engine", "flash-attn", "model", "cache", "config"]
@@ -90,5 +90,6 @@ def cache_items(home: Home, target: Target) -> Iterator[Item]:
     engine = EngineFacts("", "", release.device, release.vllm, {}, (), ())
     directory = cache_directory(home, cache_key(engine, target.facts.gpus))
     for file in sorted(directory.rglob("*")):
-        if file.is_file() and not file.is_symlink():
+        doubled = file.is_relative_to(directory / PRELOADED)
+        if file.is_file() and not file.is_symlink() and not doubled:
             yield Item(file.relative_to(home.root).as_posix(), file, "cache")

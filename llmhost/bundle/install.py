@@ -20,13 +20,14 @@ from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
 from llmhost.env import Progress, ensure_engine, find_engine
+from llmhost.env.flashinfer import place_kernels
 from llmhost.env.lock import publish_lock, read_lock
 from llmhost.env.releases import Release, choose_release
 from llmhost.errors import BundleError
 from llmhost.facts import EngineFacts
 from llmhost.homedir import claim
 from llmhost.paths import Home
-from llmhost.probe.machine import read_machine
+from llmhost.probe.machine import read_essentials, read_machine
 from llmhost.probe.model import models_directory
 
 VERIFY = "verify the bundle"
@@ -67,6 +68,9 @@ def install_bundle(home: Home, directory: Path, progress: Progress) -> Installed
             _require_engine(home, contents, manifest["engine"])
         done = _Placing(home, contents, manifest, progress).run()
     engine = _engine(home, contents, manifest, progress) if manifest["engine"] else None
+    caches = [entry["path"] for entry in manifest["files"] if entry["kind"] == "cache"]
+    if caches:
+        place_kernels(home, caches, read_essentials(home).gpus, progress)
     if contents != directory:
         shutil.rmtree(contents, ignore_errors=True)
     return Installed(**done, engine=engine)
@@ -108,12 +112,19 @@ class _Placing:
             wheels = [*self.kinds["llmhost"], *self.kinds["engine"]]
             self._place({p: self.home.root / p for p in wheels}, link=True)
             self._place({p: self.home.wheels / p.partition("/")[2] for p in self.kinds["flash-attn"]}, link=True)
-            self._place({p: self.home.root / p for p in self.kinds["cache"]})
+            self._caches()
             models = self._models()
         except OSError as e:
             raise carried.disk_problem(e, self.home.root) from e
         self.progress.finished(PLACE, f"{len(self.entries)} files")
         return {"wheels": len(wheels), "models": models, "caches": len(self.kinds["cache"]), "config": config}
+
+    def _caches(self) -> None:
+        """With the times they had: ninja, by which FlashInfer compiles, makes anew what looks newer than its log."""
+        targets = {p: self.home.root / p for p in self.kinds["cache"]}
+        self._place(targets)
+        for path, target in targets.items():
+            carried.restore_stamp(target, self.entries[path])
 
     def _config(self) -> bool:
         if self.home.config_file.exists():

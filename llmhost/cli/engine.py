@@ -151,7 +151,7 @@ def list_caches_command(session: Session, as_json: bool) -> None:
 @click.argument("names", nargs=-1, metavar="[CACHE]...")
 @click.pass_obj
 def clear_caches_command(session: Session, names: tuple[str, ...]) -> None:
-    """Delete caches (default: all that no running engine uses)."""
+    """Delete caches (default: all that no running engine uses), and the links in engines to kernels in them."""
     from llmhost.engines import clear_caches
 
     gone = clear_caches(session.home, names)

@@ -11,12 +11,19 @@ from pathlib import Path
 from llmhost.facts import EngineFacts, Gpu
 from llmhost.paths import Home
 
+PRELOADED = "flashinfer-aot"
+"""Directory in a cache for kernels that were compiled on another machine (see `llmhost.env.flashinfer`)."""
+
 
 def cache_key(engine: EngineFacts, gpus: Sequence[Gpu] = ()) -> str:
     """``0.26.0-cuda-sm90``: equal where the caches of one machine serve another."""
+    return f"{engine.vllm_version}-{engine.device}{sorts(gpus) if engine.device == 'cuda' else ''}"
+
+
+def sorts(gpus: Sequence[Gpu]) -> str:
+    """``-sm80-sm90``: what sorts of GPUs there are."""
     capabilities = sorted({gpu.capability for gpu in gpus if gpu.capability})
-    kinds = "".join(f"-sm{major}{minor}" for major, minor in capabilities)
-    return f"{engine.vllm_version}-{engine.device}{kinds if engine.device == 'cuda' else ''}"
+    return "".join(f"-sm{major}{minor}" for major, minor in capabilities)
 
 
 def cache_directory(home: Home, key: str) -> Path:
