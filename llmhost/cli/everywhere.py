@@ -110,20 +110,20 @@ def act_in_turns(
     words: tuple[str, ...],
     turns: Turns,
     busy: Collection[str],
-    lost: Mapping[str, LlmhostError] | None = None,
+    lost: Collection[str] = (),
 ) -> int:
-    """`_act` for nodes of which some have no turn, without results."""
+    """`_act` for nodes of which some have no turn, without results; ``lost`` are those that did not take part."""
     chosen = [n for n in nodes if any(n.name in turn for turn in turns)]
     return _act(chosen, words, turns, busy, show_results=False) or (NOT_READY if lost else 0)
 
 
-def live(nodes: Sequence[Member]) -> tuple[str, ...]:
-    """The nodes on which something runs, be it only the gateway."""
+def live(nodes: Sequence[Member]) -> dict[str, bool]:
+    """Whether something runs on a node, be it only the gateway; nodes that did not say so are not among them."""
     from llmhost.fleet.everywhere import Everywhere
 
     outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
     found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
-    return tuple(n for n, s in found.items() if s and (s["gateway"]["pid"] or _services_running(s)))
+    return {n: bool(s["gateway"]["pid"] or _services_running(s)) for n, s in found.items() if s}
 
 
 def roll(session: Session, words: tuple[str, ...]) -> int:

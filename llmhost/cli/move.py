@@ -64,15 +64,22 @@ def _carry_out(session: Session, made: Prepared) -> int:
     move = made.move
     every = members(session.home)
     moving.require_both(move, every)
-    live = fleet.live(every)
+    said = fleet.live(every)
+    for name in (move.target, move.source):
+        if name not in said:
+            raise NodeError(
+                f"{name} does not say what runs there", f"see `llmhost status` on {name}; nothing has changed"
+            )
+    live = tuple(n for n, runs in said.items() if runs)
     synced = moving.carry_out(session.home, made)
     if synced.changed:
         console.remark(f"synced {', '.join(synced.changed)}")
-    there = [n for n in every if n.name in {*live, move.target, move.source} and n.name not in synced.failed]
+    there = [n for n in every if n.name in {*live, move.target} and n.name not in synced.failed]
     first, *rest = moving.turns_of(move, [n.name for n in there])
     words = ("up", *move.services)
     busy = [n.name for n in there]
-    console.remark(f"{move.target} starts {', '.join(move.replicas)}; {move.source} serves until that is ready")
+    serving = f"{move.source} serves until that is ready" if move.source in live else f"nothing runs on {move.source}"
+    console.remark(f"{move.target} starts {', '.join(move.replicas)}; {serving}")
     try:
         begun = fleet.act_in_turns(there, words, (first,), busy)
     except BaseException:
@@ -85,7 +92,8 @@ def _carry_out(session: Session, made: Prepared) -> int:
             " serves as before",
             f"see what it says above, and `llmhost logs {move.services[0]}` on {move.target}; then run this again",
         )
-    status = fleet.act_in_turns(there, words, tuple(rest), busy, synced.failed)
+    lost = {*synced.failed, *(n.name for n in every if n.name not in said)}
+    status = fleet.act_in_turns(there, words, tuple(rest), busy, lost)
     if status == 1:
         raise NodeError(
             f"{move.target} serves {', '.join(move.services)}, and the rest of the move failed: {move.source} may still"

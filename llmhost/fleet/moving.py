@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from llmhost import config as configuration
@@ -94,9 +95,13 @@ def _source(placement: Placement, service: str, target: str, source: str | None)
 
 
 def turns_of(move: Move, live: Collection[str]) -> Turns:
-    """Who runs `up` when: the target, then those that only send requests there, and last who gives it away; pure."""
+    """Who runs `up` when: the target, then those that only send requests there, and last who gives it away; pure.
+
+    ``live`` are the nodes on which something runs: who was stopped stays so.
+    """
     others = tuple(n for n in live if n not in (move.target, move.source))
-    return tuple(turn for turn in ((move.target,), others, (move.source,)) if turn)
+    last = (move.source,) if move.source in live else ()
+    return tuple(turn for turn in ((move.target,), others, last) if turn)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _no_room(home: Home, before: Whole, move: Move) -> PlanError | None:
 
 
 def require_both(move: Move, every: Sequence[Member]) -> None:
-    """Raise NodeError or SshError unless source and target answer, with this llmhost: nothing is changed before."""
+    """Raise NodeError or SshError unless source and target answer, with this llmhost; before anything is changed."""
     _, failed = states(n for n in every if n.name in (move.source, move.target))
     for error in failed.values():
         raise error
@@ -168,7 +173,13 @@ def require_both(move: Move, every: Sequence[Member]) -> None:
 def carry_out(home: Home, made: Prepared) -> Synced:
     """Bring the edit and the new placement to all nodes. Raises NodeError, with all as it was, if one of both that
     count does not take them."""
-    synced = _write(home, made.new_text, made.old_text, made.after)
+    try:
+        synced = _write(home, made.new_text, made.old_text, made.after)
+    except BaseException:  # Ctrl-C, too
+        if configuration.read_text(home.config_file) == made.new_text:
+            with suppress(LlmhostError):
+                take_back(home, made)
+        raise
     for name in (made.move.target, made.move.source):
         if name in synced.failed:
             take_back(home, made)
