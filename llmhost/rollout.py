@@ -110,21 +110,15 @@ def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, 
     """Programs of services without an engine in force, for names that one in force, or another node, answers to."""
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    names, others = _answered(before), _answered_elsewhere(before)
-    new = [
-        s for s in plan.services
-        if not in_force & {p.name for p in s.replicas}
-        and (names & set(s.served_as) or (others & set(s.served_as) and not _nodes_of(plan, s) & before.served))
-    ]  # fmt: skip
+    names = _answered(before) | _answered_elsewhere(before)
+    new = [s for s in plan.services if names & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
     return tuple(p.name for s in new for p in s.replicas if p.name in coming)
 
 
 def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
-    """Services that others take over from an engine here, or nodes from other nodes."""
-    names, others = _answered(before), _answered_elsewhere(before)
-    moved = [s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas]
-    anew = [s for s in moved if others & set(s.served_as) and not _nodes_of(plan, s) & before.served]
-    return tuple(s.name for s in moved if names & set(s.served_as) or (s in anew and s.elsewhere))
+    names = _answered(before)
+    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
+    return tuple(s.name for s in moved if names & set(s.served_as))
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
@@ -236,23 +230,13 @@ class Rollout:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
 
     def _await_elsewhere(self, service: ServicePlan) -> None:
-        """Another node may just be starting it; endpoints are started by somebody else, and answer or do not.
-
-        Where no engine of this node goes, nothing here would be kept by a long wait: it is for the health check alone.
-        """
+        """Another node may just be starting it; endpoints are started by somebody else, and answer or do not."""
         starting = start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
-        goes = _answered(self.before) & set(service.served_as)
-        former = {
-            n for s in self.before.plan.services if s.name == service.name for n in _nodes_of(self.before.plan, s)
-        }
-        own = {p.socket for p in self.before.plan.programs} | (former - _nodes_of(self.plan, service))
+        own = {p.socket for p in self.before.plan.programs}
         step = f"wait for another host to serve {service.name}"
         self.told.started(step)
-        seconds = starting if service.elsewhere and goes else balancing.SECONDS
+        seconds = starting if service.elsewhere else balancing.SECONDS
         if not balancing.await_others_served(self.home, service.name, own, seconds):
-            if not goes:
-                self.told.finished(step, "not yet")
-                return
             raise NotReadyError(
                 f"no other host that serves {service.name} answers; what ran before goes on",
                 "see `llmhost status` on that host",
