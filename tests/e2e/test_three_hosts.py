@@ -32,7 +32,7 @@ def work(number):
         except Exception as e:
             said = repr(e)
         print(number, said.splitlines()[0], flush=True)
-        time.sleep(0.3)  # leaves the cores to an engine that starts
+        time.sleep(1)  # leaves the cores to an engine that starts
 
 threads = [threading.Thread(target=work, args=(i,)) for i in range({WORKERS})]
 for thread in threads:
@@ -52,7 +52,7 @@ class Load:
     def lost(self) -> list[str]:
         return [line for line in self.answers() if not line.endswith(" ok")]
 
-    def wait_for_more(self, requests: int = 20) -> None:
+    def wait_for_more(self, requests: int = 5) -> None:
         """Until every client had so many more good answers: none of them still hangs."""
         seen = len(self.answers())
         wait_for(lambda: all(self.answers()[seen:].count(f"{i} ok") >= requests for i in range(WORKERS)), PATIENCE)
@@ -63,12 +63,11 @@ def load(host: Host) -> Iterator[Load]:
     script, said = host.root / "client.py", host.root / "answers"
     script.write_text(CLIENT, encoding="utf-8")
     said.touch()
-    asking = host.popen("sh", "-c", f"exec {sys.executable} {script} >{said} 2>&1")
-    try:
-        yield Load(said)
-    finally:
-        host.run("pkill", "-KILL", "-f", str(script), ok=None)
-        asking.wait()
+    with host.popen("sh", "-c", f"exec {sys.executable} {script} >{said} 2>&1"):
+        try:
+            yield Load(said)
+        finally:
+            host.run("pkill", "-KILL", "-f", str(script), ok=None)
 
 
 def lost_during(clients: Load, change: Callable[[], None]) -> list[str]:

@@ -41,6 +41,13 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
 
+    def is_ready(self) -> bool:
+        """Its API answers 503 until it has read its data."""
+        try:
+            return httpx.get(f"{self.url}/-/ready", timeout=300).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def ask(self, path: str, **parameters: str) -> Any:
         answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=300)
         assert answer.json()["status"] == "success", f"{parameters}: {answer.text}"
@@ -77,7 +84,8 @@ def prometheus(watched: Installed) -> Iterator[Prometheus]:
     """It has scraped often enough for every rate."""
     need("prometheus")
     with short_directory() as directory, running(watched, directory) as found:
-        wait_for(lambda: _answers(found))
+        wait_for(found.is_ready)
+        wait_for(lambda: found.query('up{job="llmhost"} == 1'))
         wait_for(lambda: found.query("count_over_time(llmhost_info[5m]) >= 4"))
         wait_for(lambda: _has_seen_a_request(watched, found))
         yield found
@@ -87,13 +95,6 @@ def _has_seen_a_request(watched: Installed, prometheus: Prometheus) -> bool:
     """Between two scrapes, in what Envoy shows some seconds later."""
     ask(watched, "/v1/chat/completions", {"model": "demo", "messages": []})
     return bool(prometheus.query('increase(envoy_cluster_upstream_rq_time_count{service="chat"}[1m]) > 0'))
-
-
-def _answers(prometheus: Prometheus) -> bool:
-    try:
-        return bool(prometheus.query('up{job="llmhost"} == 1'))
-    except httpx.HTTPError:
-        return False
 
 
 def test_the_target_is_found_through_the_file_and_is_one(watched: Installed, prometheus: Prometheus) -> None:
