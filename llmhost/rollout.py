@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from llmhost import balancing, deploy, readiness, writer
 from llmhost.errors import NotReadyError
-from llmhost.gateway.peers import cluster_name
 from llmhost.gateway_address import GATEWAY_PROGRAM
 from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
+from llmhost.stages import Before, Stages, stages
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
@@ -27,126 +27,6 @@ from llmhost.writer import FileChange
 
 STARTING = ("queued", "loading", "backoff")
 """States of programs that hold the start lock of their GPUs, or will want it."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Names of programs, in the order of what happens to them; each stage waits for the one before."""
-
-    leave_first: tuple[str, ...] = ()
-    """Drained and stopped: nobody takes their place, or there is no room for both."""
-    at_once: tuple[str, ...] = ()
-    """Changed, and nobody else serves for them (or they do not serve): drained, started again, all together."""
-    start: tuple[str, ...] = ()
-    """Wanted and not running, as they are or new."""
-    heirs: tuple[str, ...] = ()
-    """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
-    elsewhere: tuple[str, ...] = ()
-    """Services that are to answer to names that are being served, and have no engine here: others must."""
-    one_by_one: tuple[str, ...] = ()
-    """Changed, with others of their service that serve meanwhile."""
-    after_switch: tuple[str, ...] = ()
-    """Like `at_once`, but until the routes are switched they answer to names that heirs take over."""
-    leave_last: tuple[str, ...] = ()
-    """They serve until the routes are switched, then they are drained and stopped."""
-    cramped: tuple[str, ...] = ()
-    """Of `leave_first`: they would have left last if there were memory for them and for who takes their place."""
-
-
-@dataclass(frozen=True)
-class Before:
-    """What is there when a change begins."""
-
-    plan: Plan
-    running: frozenset[str]
-    """Programs that run."""
-    served: frozenset[str]
-    """Members that get requests."""
-
-    def serves(self, program: str) -> bool:
-        return bool(balancing.sockets(self.plan, {program}) & self.served)
-
-
-def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collection[str]], bool]) -> Stages:
-    """Compute what happens when; pure. ``fits`` tells whether these old programs have room beside all of the plan."""
-    ours = {p.name for p in plan.programs} | {p.name for p in before.plan.programs}
-    changed = [p for p in actions.restart if p in ours]
-    heirs, elsewhere = _heirs(before, plan, set(actions.start)), _moved_away(before, plan)
-    removed = [p for p in actions.remove if p in before.running]
-    last = [p for p in removed if _is_followed(p, before, plan, {*heirs, *changed})]
-    cramped = tuple(last) if last and not fits(last) else ()
-    if cramped:
-        heirs, elsewhere, last = (), (), []
-    first = [p for p in actions.remove if p not in last]
-    coming = {*actions.start, *changed, *last}
-    covered = [p for p in changed if before.serves(p) and _has_others(p, before, plan, coming)]
-    alone = [p for p in actions.restart if p not in covered and p != GATEWAY_PROGRAM]
-    late = [p for p in alone if before.serves(p) and _is_followed(p, before, plan, heirs)]
-    return Stages(
-        leave_first=tuple(first),
-        at_once=tuple(p for p in alone if p not in late),
-        after_switch=tuple(late),
-        start=actions.start,
-        heirs=heirs,
-        elsewhere=elsewhere,
-        one_by_one=tuple(covered),
-        leave_last=tuple(last),
-        cramped=cramped,
-    )
-
-
-def _answered(before: Before) -> set[str]:
-    """The names that engines here answer to now."""
-    return {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
-
-
-def _answered_elsewhere(before: Before) -> set[str]:
-    """The names that other nodes alone answer to now, for this one's gateway."""
-    alone = [s for s in before.plan.services if not any(before.serves(p.name) for p in s.replicas)]
-    return {n for s in alone if _nodes_of(before.plan, s) & before.served for n in s.served_as}
-
-
-def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
-    """Programs of services without an engine in force, for names that one in force, or another node, answers to."""
-    in_force = {p.name for p in before.plan.programs} & before.running
-    coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    names = _answered(before) | _answered_elsewhere(before)
-    new = [s for s in plan.services if names & set(s.served_as) and not in_force & {p.name for p in s.replicas}]
-    return tuple(p.name for s in new for p in s.replicas if p.name in coming)
-
-
-def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
-    names = _answered(before)
-    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
-    return tuple(s.name for s in moved if names & set(s.served_as))
-
-
-def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
-    """Whether programs that come, or other hosts alone, answer to a name of this one."""
-    old = _owner(before.plan, program)
-    following = [s for s in plan.services if old and set(old.served_as) & set(s.served_as)]
-    return any(not s.replicas or any(p.name in coming for p in s.replicas) for s in following)
-
-
-def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
-    """Whether other engines of its service serve, or will when they are ready."""
-    service = _owner(plan, program)
-    mates = {p.name for p in service.replicas} if service else set()
-    leaving = {p for p in coming if service and service_of(p) == service.name}
-    elsewhere = {e.member for e in service.endpoints} | _nodes_of(plan, service) if service else set()
-    return bool(elsewhere & before.served) or any(
-        p in coming or before.serves(p) for p in (mates | leaving) - {program}
-    )
-
-
-def _nodes_of(plan: Plan, service: ServicePlan) -> set[str]:
-    """Other nodes that run it, as members that get requests."""
-    nodes = {n.name: n.member for n in plan.nodes}
-    return {balancing.node_member(cluster_name(service.name), nodes[e.node]) for e in service.elsewhere}
-
-
-def _owner(plan: Plan, program: str) -> ServicePlan | None:
-    return next((s for s in plan.services if any(p.name == program for p in s.replicas)), None)
 
 
 @dataclass
@@ -224,8 +104,11 @@ class Rollout:
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
-        for service in (s for s in self.plan.services if s.name in self.stages.elsewhere):
-            self._await_elsewhere(service)
+        for service in self.plan.services:
+            if service.name in self.stages.elsewhere:
+                self._await_elsewhere(service)
+            elif service.name in self.stages.passed_on:
+                self._await_passed_on(service)
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
 
@@ -242,6 +125,15 @@ class Rollout:
                 "see `llmhost status` on that host",
             )
         self.told.finished(step, "ready")
+
+    def _await_passed_on(self, service: ServicePlan) -> None:
+        """Whoever takes it over is ready, or this node changes too early: it is only waited until that is seen here."""
+        nodes = {n.name: n.member for n in self.before.plan.nodes}
+        former = {nodes[e.node] for s in self.before.plan.services if s.name == service.name for e in s.elsewhere}
+        staying = {n.member for n in self.plan.nodes if n.name in {e.node for e in service.elsewhere}}
+        if not balancing.await_others_served(self.home, service.name, former - staying):
+            names = ", ".join(e.node for e in service.elsewhere)
+            self.told.note(f"{service.name} does not answer on {names} yet: 503 here until it does")
 
     def _replace(self, program: str) -> None:
         replace_engine(self.home, self.plan, program, self.told, self._renew_one)

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 def move_command(session: Session, service: str, target: str, source: str | None, dry_run: bool, as_json: bool) -> int:
     """Move SERVICE to another node: it starts there, gateways switch to it, then it finishes and stops where it was.
 
-    The gateways of both nodes lose no request; one that only passes requests on may answer 503 for a moment when it
-    switches. First it is planned whether it fits there; what does not is refused and nothing is
+    No gateway loses a request. First it is planned whether it fits there; what does not is refused and nothing is
     changed. Then `nodes:` of SERVICE in llmhost.yaml is written (comments stay), all nodes get the files, and
     `llmhost up SERVICE` runs on NODE, which fetches the model and builds the engine where they are missing; then on
     the nodes that only pass requests on, and last where it was. Nodes on which nothing runs stay as they are. When it

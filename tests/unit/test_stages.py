@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmhost.plan.types import ElsewherePlan, EndpointPlan, Plan, ServicePlan
-from llmhost.rollout import Before, Stages, stages
+from llmhost.balancing import node_member
+from llmhost.plan.types import ElsewherePlan, EndpointPlan, NodePlan, Plan, ServicePlan
+from llmhost.stages import Before, Stages, stages
 from llmhost.supervise.lifecycle import Actions
 from tests.unit.gateway.plans import make_plan, make_service
 
@@ -102,6 +103,40 @@ def test_another_node_takes_over_and_nobody_waits_for_it_when_the_old_engine_has
         before(CHAT), moved, service("new"), room=False, add=("new-0",), start=("new-0",), remove=("chat-0",)
     )
     assert done == Stages(leave_first=("chat-0",), start=("new-0",), cramped=("chat-0",))
+
+
+B, C = NodePlan("b", "10.0.0.2", 8001), NodePlan("c", "10.0.0.3", 8001)
+
+
+def on(*nodes: NodePlan, here: int = 0) -> ServicePlan:
+    """The service on other nodes, and replicas here."""
+    replicas = CHAT.replicas if here else ()
+    return replace(CHAT, replicas=replicas, elsewhere=tuple(ElsewherePlan(n.name, ("chat-9",)) for n in nodes))
+
+
+def passing(there: ServicePlan, then: ServicePlan, *served: NodePlan, **actions: tuple[str, ...]) -> Stages:
+    """A node without an engine of the service, while these nodes serve it."""
+    plan = replace(make_plan(HOME, there), nodes=(B, C))
+    members = frozenset(node_member("chat@nodes", n.member) for n in served)
+    after = replace(make_plan(HOME, then), nodes=(B, C))
+    return stages(Before(plan, frozenset(), members), after, Actions(**actions), lambda _: True)
+
+
+def test_a_node_that_passes_requests_on_goes_on_with_the_former_one_until_the_next_one_serves() -> None:
+    assert passing(on(B), on(C), B) == Stages(passed_on=("chat",))
+    assert passing(on(B), replace(on(C), name="talk"), B) == Stages(passed_on=("talk",))
+    assert passing(on(B), on(C), B, C) == passing(on(B), on(B, C), B) == passing(on(B), on(C)) == Stages()
+
+
+def test_a_node_that_gets_a_service_goes_on_with_the_former_one_until_its_engine_serves() -> None:
+    coming = {"add": ("chat-0",), "start": ("chat-0",)}
+    assert passing(on(B), on(here=1), B, **coming) == Stages(start=("chat-0",), heirs=("chat-0",))
+
+
+def test_nothing_waits_for_an_engine_beside_a_node_that_goes_on() -> None:
+    coming = {"add": ("chat-0",), "start": ("chat-0",)}
+    assert passing(on(B), on(B, here=1), B, **coming) == Stages(start=("chat-0",))
+    assert passing(on(B), on(B, here=1), **coming) == Stages(start=("chat-0",))
 
 
 def test_another_host_serves_while_the_engine_here_changes() -> None:

@@ -1,0 +1,152 @@
+"""What happens when in a change from the plan in force to the next one; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from llmhost import balancing
+from llmhost.gateway.peers import cluster_name
+from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.plan import Plan, ServicePlan
+from llmhost.plan.running import service_of
+from llmhost.supervise.lifecycle import Actions
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Names of programs, in the order of what happens to them; each stage waits for the one before."""
+
+    leave_first: tuple[str, ...] = ()
+    """Drained and stopped: nobody takes their place, or there is no room for both."""
+    at_once: tuple[str, ...] = ()
+    """Changed, and nobody else serves for them (or they do not serve): drained, started again, all together."""
+    start: tuple[str, ...] = ()
+    """Wanted and not running, as they are or new."""
+    heirs: tuple[str, ...] = ()
+    """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
+    elsewhere: tuple[str, ...] = ()
+    """Services that are to answer to names that engines here serve, and have no engine here: others must."""
+    passed_on: tuple[str, ...] = ()
+    """Services of other nodes, which go from some to others; requests for them only pass through here."""
+    one_by_one: tuple[str, ...] = ()
+    """Changed, with others of their service that serve meanwhile."""
+    after_switch: tuple[str, ...] = ()
+    """Like `at_once`, but until the routes are switched they answer to names that heirs take over."""
+    leave_last: tuple[str, ...] = ()
+    """They serve until the routes are switched, then they are drained and stopped."""
+    cramped: tuple[str, ...] = ()
+    """Of `leave_first`: they would have left last if there were memory for them and for who takes their place."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is there when a change begins."""
+
+    plan: Plan
+    running: frozenset[str]
+    """Programs that run."""
+    served: frozenset[str]
+    """Members that get requests."""
+
+    def serves(self, program: str) -> bool:
+        return bool(balancing.sockets(self.plan, {program}) & self.served)
+
+
+def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collection[str]], bool]) -> Stages:
+    """Compute what happens when; pure. ``fits`` tells whether these old programs have room beside all of the plan."""
+    ours = {p.name for p in plan.programs} | {p.name for p in before.plan.programs}
+    changed = [p for p in actions.restart if p in ours]
+    heirs, elsewhere = _heirs(before, plan, set(actions.start)), _moved_away(before, plan)
+    removed = [p for p in actions.remove if p in before.running]
+    last = [p for p in removed if _is_followed(p, before, plan, {*heirs, *changed})]
+    cramped = tuple(last) if last and not fits(last) else ()
+    if cramped:
+        heirs, elsewhere, last = (), (), []
+    first = [p for p in actions.remove if p not in last]
+    coming = {*actions.start, *changed, *last}
+    covered = [p for p in changed if before.serves(p) and _has_others(p, before, plan, coming)]
+    alone = [p for p in actions.restart if p not in covered and p != GATEWAY_PROGRAM]
+    late = [p for p in alone if before.serves(p) and _is_followed(p, before, plan, heirs)]
+    return Stages(
+        leave_first=tuple(first),
+        at_once=tuple(p for p in alone if p not in late),
+        after_switch=tuple(late),
+        start=actions.start,
+        heirs=heirs,
+        elsewhere=elsewhere,
+        passed_on=_passed_on(before, plan),
+        one_by_one=tuple(covered),
+        leave_last=tuple(last),
+        cramped=cramped,
+    )
+
+
+def _answered(before: Before) -> set[str]:
+    """The names that engines here answer to now."""
+    return {n for s in before.plan.services if any(before.serves(p.name) for p in s.replicas) for n in s.served_as}
+
+
+def _answered_elsewhere(before: Before) -> set[str]:
+    """The names that other nodes alone answer to now, for this one's gateway."""
+    alone = [s for s in before.plan.services if not any(before.serves(p.name) for p in s.replicas)]
+    return {n for s in alone if _nodes_of(before.plan, s) & before.served for n in s.served_as}
+
+
+def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
+    """Programs of services without an engine in force, for names that one in force answers to, or another node that
+    will not."""
+    in_force = {p.name for p in before.plan.programs} & before.running
+    coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
+    names, from_others = _answered(before), _answered_elsewhere(before)
+    new = [
+        s for s in plan.services
+        if not in_force & {p.name for p in s.replicas}
+        and (names & set(s.served_as) or (from_others & set(s.served_as) and not _goes_on_elsewhere(s, before, plan)))
+    ]  # fmt: skip
+    return tuple(p.name for s in new for p in s.replicas if p.name in coming)
+
+
+def _goes_on_elsewhere(service: ServicePlan, before: Before, plan: Plan) -> bool:
+    """Whether a node of the next plan serves it now."""
+    return bool(_nodes_of(plan, service) & before.served)
+
+
+def _passed_on(before: Before, plan: Plan) -> tuple[str, ...]:
+    names = _answered_elsewhere(before)
+    passed = (s for s in plan.services if s.elsewhere and not s.replicas and names & set(s.served_as))
+    return tuple(s.name for s in passed if not _goes_on_elsewhere(s, before, plan))
+
+
+def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
+    names = _answered(before)
+    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
+    return tuple(s.name for s in moved if names & set(s.served_as))
+
+
+def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
+    """Whether programs that come, or other hosts alone, answer to a name of this one."""
+    old = _owner(before.plan, program)
+    following = [s for s in plan.services if old and set(old.served_as) & set(s.served_as)]
+    return any(not s.replicas or any(p.name in coming for p in s.replicas) for s in following)
+
+
+def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
+    """Whether other engines of its service serve, or will when they are ready."""
+    service = _owner(plan, program)
+    mates = {p.name for p in service.replicas} if service else set()
+    leaving = {p for p in coming if service and service_of(p) == service.name}
+    elsewhere = {e.member for e in service.endpoints} | _nodes_of(plan, service) if service else set()
+    return bool(elsewhere & before.served) or any(
+        p in coming or before.serves(p) for p in (mates | leaving) - {program}
+    )
+
+
+def _nodes_of(plan: Plan, service: ServicePlan) -> set[str]:
+    """Other nodes that run it, as members that get requests."""
+    nodes = {n.name: n.member for n in plan.nodes}
+    return {balancing.node_member(cluster_name(service.name), nodes[e.node]) for e in service.elsewhere}
+
+
+def _owner(plan: Plan, program: str) -> ServicePlan | None:
+    return next((s for s in plan.services if any(p.name == program for p in s.replicas)), None)
