@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ from llmhost.files import RenderedFile
 from llmhost.gateway import render_routes, render_static
 from llmhost.gateway.clusters import cluster_file, members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway.envoy import version_of
+from llmhost.gateway.peers import NODES, with_coming
+from llmhost.gateway.routes import routes_file
 from llmhost.keys import Keys
 from llmhost.paths import Home
 from llmhost.plan import Plan
@@ -45,6 +47,8 @@ VALIDATE_SECONDS = 60.0
 FOLDER = "conf/gateway/"
 CLUSTERS = f"{FOLDER}cds.json"
 MEMBERS = f"{FOLDER}eds-"
+LISTENERS = f"{FOLDER}lds.json"
+ROUTES_OF_NODES = f"{FOLDER}{routes_file(NODES)}.json"
 
 T = TypeVar("T")
 
@@ -75,7 +79,17 @@ def write_united(home: Home, plan: Plan, out: Collection[str], await_clusters: C
         await_clusters(home)
     with present_changes(home, plan) as changes:
         writer.apply(home, [_united(c, out) for c in changes if c.path.startswith(MEMBERS)])
+        writer.apply(home, [*_with_coming(changes, ROUTES_OF_NODES), *_with_coming(changes, LISTENERS)])
     await_clusters(home)
+
+
+def _with_coming(changes: Iterable[FileChange], path: str) -> Iterator[FileChange]:
+    """What other nodes ask, with what comes here: two nodes that exchange services wait for each other to answer."""
+    for change in changes:
+        if change.path == path and change.old and change.new:
+            text = with_coming(change.old, change.new)
+            if text != change.old:
+                yield FileChange(path, change.old, text, change.mode)
 
 
 def renew_members(home: Home, plan: Plan, renewed: Collection[str]) -> None:

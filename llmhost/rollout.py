@@ -18,7 +18,7 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
-from llmhost.stages import Before, Stages, stages
+from llmhost.stages import Before, Stages, others_of, stages
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
@@ -104,36 +104,30 @@ class Rollout:
         balancing.put_back(self.home, self.plan.services, balancing.sockets(self.plan, programs))
 
     def _await_heirs(self) -> None:
-        for service in self.plan.services:
-            if service.name in self.stages.elsewhere:
-                self._await_elsewhere(service)
-            elif service.name in self.stages.passed_on:
-                self._await_passed_on(service)
+        # Own engines first: a node that gives something in return waits for them, as this one does for those there.
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
+        for service in (s for s in self.plan.services if s.name in self.stages.elsewhere):
+            self._await_elsewhere(service)
 
     def _await_elsewhere(self, service: ServicePlan) -> None:
         """Another node may just be starting it; endpoints are started by somebody else, and answer or do not."""
         starting = start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
-        own = {p.socket for p in self.before.plan.programs}
         step = f"wait for another host to serve {service.name}"
         self.told.started(step)
         seconds = starting if service.elsewhere else balancing.SECONDS
-        if not balancing.await_others_served(self.home, service.name, own, seconds):
+        if not balancing.await_others_served(self.home, service.name, self._leaving(service), seconds):
             raise NotReadyError(
                 f"no other host that serves {service.name} answers; what ran before goes on",
                 "see `llmhost status` on that host",
             )
         self.told.finished(step, "ready")
 
-    def _await_passed_on(self, service: ServicePlan) -> None:
-        """Whoever takes it over is ready, or this node changes too early: it is only waited until that is seen here."""
-        nodes = {n.name: n.member for n in self.before.plan.nodes}
-        former = {nodes[e.node] for s in self.before.plan.services if s.name == service.name for e in s.elsewhere}
-        staying = {n.member for n in self.plan.nodes if n.name in {e.node for e in service.elsewhere}}
-        if not balancing.await_others_served(self.home, service.name, former - staying):
-            names = ", ".join(e.node for e in service.elsewhere)
-            self.told.note(f"{service.name} does not answer on {names} yet: 503 here until it does")
+    def _leaving(self, service: ServicePlan) -> frozenset[str]:
+        """The members of the plan in force that the next one does not have."""
+        former = next((s for s in self.before.plan.services if s.name == service.name), None)
+        gone = others_of(self.before.plan, former) - others_of(self.plan, service) if former else frozenset()
+        return frozenset(p.socket for p in self.before.plan.programs) | gone
 
     def _replace(self, program: str) -> None:
         replace_engine(self.home, self.plan, program, self.told, self._renew_one)

@@ -26,9 +26,7 @@ class Stages:
     heirs: tuple[str, ...] = ()
     """Of `start`: they take over names that are being served, so they must be ready before the routes are switched."""
     elsewhere: tuple[str, ...] = ()
-    """Services that are to answer to names that engines here serve, and have no engine here: others must."""
-    passed_on: tuple[str, ...] = ()
-    """Services of other nodes, which go from some to others; requests for them only pass through here."""
+    """Services without an engine here, for names that are being served: other hosts must answer to them first."""
     one_by_one: tuple[str, ...] = ()
     """Changed, with others of their service that serve meanwhile."""
     after_switch: tuple[str, ...] = ()
@@ -75,7 +73,6 @@ def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collect
         start=actions.start,
         heirs=heirs,
         elsewhere=elsewhere,
-        passed_on=_passed_on(before, plan),
         one_by_one=tuple(covered),
         leave_last=tuple(last),
         cramped=cramped,
@@ -88,40 +85,29 @@ def _answered(before: Before) -> set[str]:
 
 
 def _answered_elsewhere(before: Before) -> set[str]:
-    """The names that other nodes alone answer to now, for this one's gateway."""
+    """The names that other hosts alone answer to now, for this one's gateway."""
     alone = [s for s in before.plan.services if not any(before.serves(p.name) for p in s.replicas)]
-    return {n for s in alone if _nodes_of(before.plan, s) & before.served for n in s.served_as}
+    return {n for s in alone if _others_of(before.plan, s) & before.served for n in s.served_as}
+
+
+def _is_taken_over(service: ServicePlan, before: Before, plan: Plan) -> bool:
+    """Whether it is to answer to names that engines here serve now, or other hosts of which none goes on with them."""
+    names = set(service.served_as)
+    from_others = names & _answered_elsewhere(before) and not _others_of(plan, service) & before.served
+    return bool(names & _answered(before) or from_others)
 
 
 def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
-    """Programs of services without an engine in force, for names that one in force answers to, or another node that
-    will not."""
+    """Programs of services that have no engine in force and take names over."""
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    names, from_others = _answered(before), _answered_elsewhere(before)
-    new = [
-        s for s in plan.services
-        if not in_force & {p.name for p in s.replicas}
-        and (names & set(s.served_as) or (from_others & set(s.served_as) and not _goes_on_elsewhere(s, before, plan)))
-    ]  # fmt: skip
+    new = [s for s in plan.services if not in_force & {p.name for p in s.replicas} and _is_taken_over(s, before, plan)]
     return tuple(p.name for s in new for p in s.replicas if p.name in coming)
 
 
-def _goes_on_elsewhere(service: ServicePlan, before: Before, plan: Plan) -> bool:
-    """Whether a node of the next plan serves it now."""
-    return bool(_nodes_of(plan, service) & before.served)
-
-
-def _passed_on(before: Before, plan: Plan) -> tuple[str, ...]:
-    names = _answered_elsewhere(before)
-    passed = (s for s in plan.services if s.elsewhere and not s.replicas and names & set(s.served_as))
-    return tuple(s.name for s in passed if not _goes_on_elsewhere(s, before, plan))
-
-
 def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
-    names = _answered(before)
     moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
-    return tuple(s.name for s in moved if names & set(s.served_as))
+    return tuple(s.name for s in moved if _is_taken_over(s, before, plan))
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
@@ -136,16 +122,22 @@ def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str
     service = _owner(plan, program)
     mates = {p.name for p in service.replicas} if service else set()
     leaving = {p for p in coming if service and service_of(p) == service.name}
-    elsewhere = {e.member for e in service.endpoints} | _nodes_of(plan, service) if service else set()
+    elsewhere = _others_of(plan, service) if service else set()
     return bool(elsewhere & before.served) or any(
         p in coming or before.serves(p) for p in (mates | leaving) - {program}
     )
 
 
-def _nodes_of(plan: Plan, service: ServicePlan) -> set[str]:
-    """Other nodes that run it, as members that get requests."""
+def _others_of(plan: Plan, service: ServicePlan) -> set[str]:
+    """Other hosts that serve it, as they are told among all members that get requests."""
+    spread = (balancing.node_member(cluster_name(service.name), member) for member in others_of(plan, service))
+    return {*(e.member for e in service.endpoints), *spread}
+
+
+def others_of(plan: Plan, service: ServicePlan) -> frozenset[str]:
+    """Other hosts that serve it, nodes and endpoints, as the gateway calls them."""
     nodes = {n.name: n.member for n in plan.nodes}
-    return {balancing.node_member(cluster_name(service.name), nodes[e.node]) for e in service.elsewhere}
+    return frozenset((*(nodes[e.node] for e in service.elsewhere), *(e.member for e in service.endpoints)))
 
 
 def _owner(plan: Plan, program: str) -> ServicePlan | None:

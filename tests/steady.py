@@ -29,6 +29,7 @@ class Steady:
     model: str
     rate: float = 25.0
     """Requests a second."""
+    host: str = "127.0.0.1"
     path: str = "/v1/chat/completions"
     body: Mapping[str, Any] = field(default_factory=lambda: {"messages": MESSAGES, "max_tokens": 4})
     stream: Mapping[str, Any] | None = field(default_factory=lambda: {"fake": {"chunks": 8, "seconds": 0.1}})
@@ -108,8 +109,8 @@ class Steady:
 
     def _connection(self) -> http.client.HTTPConnection:
         if self.tls is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=TIMEOUT, context=self.tls)
+            return http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=TIMEOUT, context=self.tls)
 
     def _ask(self, connection: http.client.HTTPConnection, due: float, streamed: bool) -> None:
         body = {"model": self.model, **self.body}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmhost.fleet.everywhere import Outcome
     from llmhost.fleet.members import Member
     from llmhost.fleet.turns import Services, Turns
-    from llmhost.supervise.status import ServiceStatus
+    from llmhost.supervise.status import ReplicaStatus, ServiceStatus
 
 STATUS_SECONDS = 30.0
 """Seconds for a node that has answered to say what runs there."""
@@ -105,16 +105,10 @@ def bring_up(session: Session, words: tuple[str, ...]) -> int:
     return show_status(session, as_json=False) or (NOT_READY if lost else 0)
 
 
-def act_in_turns(
-    nodes: Sequence[Member],
-    words: tuple[str, ...],
-    turns: Turns,
-    busy: Collection[str],
-    lost: Collection[str] = (),
-) -> int:
-    """`_act` for nodes of which some have no turn, without results; ``lost`` are those that did not take part."""
+def act_in_turns(nodes: Sequence[Member], words: tuple[str, ...], turns: Turns, busy: Collection[str]) -> int:
+    """`_act` for nodes of which some have no turn, without results."""
     chosen = [n for n in nodes if any(n.name in turn for turn in turns)]
-    return _act(chosen, words, turns, busy, show_results=False) or (NOT_READY if lost else 0)
+    return _act(chosen, words, turns, busy, show_results=False)
 
 
 def live(nodes: Sequence[Member]) -> dict[str, bool]:
@@ -248,14 +242,15 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
     for node in (n for n in found if n["error"]):
         console.result(f"\n{node['node']}: {node['error']}" + (f"\n  -> {node['hint']}" if node["hint"] else ""))
     for node in (n for n in found if n["status"]):
-        for replica in (r for s in node["status"]["services"] for r in s["replicas"] if r["error"]):
+        services, beside = node["status"]["services"], node["status"].get("beside", ())
+        for replica in (r for r in (*(r for s in services for r in s["replicas"]), *beside) if r["error"]):
             console.result(f"\n{node['node']}  {replica['name']}: {replica['error']}")
     for name, other in _not_reached(found):
         console.result(f"\n{name}: its gateway does not reach that of {other}\n  -> see `llmhost node doctor`")
 
 
 def _rows(node: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    from llmhost.cli.status import rows_of
+    from llmhost.cli.status import beside_row, rows_of
 
     if node["status"] is None:
         return [(node["node"], f"({node['reason']})", "", "", console.state("unreachable"), "", "", "", "")]
@@ -264,16 +259,23 @@ def _rows(node: Mapping[str, Any]) -> list[tuple[str, ...]]:
     own = ("gateway", "", gateway["url"] or "", console.state(gateway["state"]), pid, "", "", "")
     shown = [s for s in node["status"]["services"] if s["replicas"] or s["endpoints"]]
     rows = [own, *(row for service in shown for row in rows_of(_service(service)))]
-    return [(node["node"], *row) for row in rows]
+    beside = [beside_row(replica) for replica in _replicas(node["status"].get("beside", ()))]
+    return [(node["node"], *row) for row in (*rows, *beside)]
 
 
 def _service(data: Mapping[str, Any]) -> ServiceStatus:
-    from llmhost.supervise.status import EndpointStatus, ReplicaStatus, ServiceStatus
+    from llmhost.supervise.status import EndpointStatus, ServiceStatus
 
-    replicas = tuple(ReplicaStatus(**{f: r[f] for f in ReplicaStatus._fields}) for r in data["replicas"])
+    replicas = _replicas(data["replicas"])
     endpoints = tuple(EndpointStatus(**{f: e[f] for f in EndpointStatus._fields}) for e in data["endpoints"])
     plain = {f: data[f] for f in ServiceStatus._fields if f in data}
     return ServiceStatus(**{**plain, "replicas": replicas, "endpoints": endpoints, "nodes": ()})
+
+
+def _replicas(data: Iterable[Mapping[str, Any]]) -> tuple[ReplicaStatus, ...]:
+    from llmhost.supervise.status import ReplicaStatus
+
+    return tuple(ReplicaStatus(**{f: r[f] for f in ReplicaStatus._fields}) for r in data)
 
 
 def show_logs(session: Session, words: tuple[str, ...], *, follow: bool, as_json: bool) -> int:

@@ -71,9 +71,13 @@ def _carry_out(session: Session, made: Prepared) -> int:
                 f"{name} does not say what runs there", f"see `llmhost status` on {name}; nothing has changed"
             )
     live = tuple(n for n, runs in said.items() if runs)
-    synced = moving.carry_out(session.home, made)
+    silent = [n.name for n in every if n.name not in said]
+    if silent:
+        console.remark(f"{', '.join(silent)}: no answer; `llmhost up` there brings the change")
+    synced = moving.carry_out(session.home, made, {move.target, move.source, *live})
     if synced.changed:
         console.remark(f"synced {', '.join(synced.changed)}")
+    _tell(synced.failed)
     there = [n for n in every if n.name in {*live, move.target} and n.name not in synced.failed]
     first, *rest = moving.turns_of(move, [n.name for n in there])
     words = ("up", *move.services)
@@ -92,15 +96,19 @@ def _carry_out(session: Session, made: Prepared) -> int:
             " serves as before",
             f"see what it says above, and `llmhost logs {move.services[0]}` on {move.target}; then run this again",
         )
-    lost = {*synced.failed, *(n.name for n in every if n.name not in said)}
-    status = fleet.act_in_turns(there, words, tuple(rest), busy, lost)
-    if status == 1:
+    goes_on = f"`llmhost up {' '.join(move.services)} --all-nodes` goes on from there"
+    try:
+        status = fleet.act_in_turns(there, words, tuple(rest), busy) if rest else 0
+    except BaseException:
+        console.remark(f"{move.target} serves {', '.join(move.services)}: {goes_on}")
+        raise
+    if status:
         raise NodeError(
             f"{move.target} serves {', '.join(move.services)}, and the rest of the move failed: {move.source} may still"
             " run its engine",
-            f"see what it says above; `llmhost up {' '.join(move.services)} --all-nodes` goes on from there",
+            f"see what it says above; {goes_on}",
         )
-    return status
+    return fleet.NOT_READY if silent or synced.failed else 0
 
 
 def _give_up(session: Session, made: Prepared, live: tuple[str, ...]) -> None:

@@ -44,11 +44,13 @@ def status_command(session: Session, as_json: bool, all_nodes: bool) -> int:
         console.remark(_nothing_yet(session))
     else:
         console.result()
-        console.table(HEAD, [row for service in status.services for row in rows_of(service)])
+        beside = [beside_row(replica) for replica in status.beside]
+        console.table(HEAD, [*(row for service in status.services for row in rows_of(service)), *beside])
         if gateway.error:
             console.result(f"\ngateway: {gateway.error}; mend that, then run `llmhost up`")
-        for replica in (r for service in status.services for r in service.replicas if r.error):
-            console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
+        for replica in (*(r for service in status.services for r in service.replicas), *status.beside):
+            if replica.error:
+                console.result(f"\n{replica.name}: {replica.error}{_retry(replica.retry_at)}")
     return 0 if status.ready else 3
 
 
@@ -97,6 +99,11 @@ def rows_of(service: ServiceStatus) -> list[tuple[str, ...]]:
         (f"  {', '.join(n.replicas)} on {n.node}", "", "", console.state(n.state), *[""] * 4) for n in service.nodes
     )
     return [head, *replicas, *endpoints, *nodes]
+
+
+def beside_row(replica: ReplicaStatus) -> tuple[str, ...]:
+    """The line of an engine that is not of the plan in force."""
+    return (replica.name, "", "(not in force yet)", *_cells(replica))
 
 
 def _cells(replica: ReplicaStatus) -> tuple[str, ...]:

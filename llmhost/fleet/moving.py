@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from llmhost import config as configuration
@@ -170,21 +169,22 @@ def require_both(move: Move, every: Sequence[Member]) -> None:
         raise error
 
 
-def carry_out(home: Home, made: Prepared) -> Synced:
-    """Bring the edit and the new placement to all nodes. Raises NodeError, with all as it was, if one of both that
-    count does not take them."""
+def carry_out(home: Home, made: Prepared, needed: Collection[str]) -> Synced:
+    """Bring the edit and the new placement to all nodes. Raises NodeError, with all as it was, if one of ``needed``
+    does not take them: a node that goes on sending to the source would find nobody there."""
     try:
         synced = _write(home, made.new_text, made.old_text, made.after)
-    except BaseException:  # Ctrl-C, too
+    except BaseException as e:  # Ctrl-C, too
         if configuration.read_text(home.config_file) == made.new_text:
-            with suppress(LlmhostError):
+            try:
                 take_back(home, made)
+            except LlmhostError as failed:
+                raise NodeError(f"llmhost.yaml is edited and was not put back: {failed.message}", failed.hint) from e
         raise
-    for name in (made.move.target, made.move.source):
-        if name in synced.failed:
+    for name, failed in synced.failed.items():
+        if name in needed:
             take_back(home, made)
-            raise NodeError(f"{name} did not take the files, and nothing has moved: {synced.failed[name].message}",
-                            synced.failed[name].hint)  # fmt: skip
+            raise NodeError(f"{name} did not take the files, and nothing has moved: {failed.message}", failed.hint)
     return synced
 
 

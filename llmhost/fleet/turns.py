@@ -20,8 +20,8 @@ def of_up(running: Services, placed: Services) -> Turns:
 
     Where no service is on several nodes, before or after, they do not concern each other. Else those where nothing
     runs go first; then one after another, so that the others serve meanwhile. Who gets a service from another node goes
-    before who gives it away, and in between those that only pass its requests on; nodes that give and get go together,
-    because they wait for each other.
+    before who gives it away; nodes that give and get go together, because they wait for each other, and with them those
+    that only pass requests on, which wait for both.
     """
     every = [running[n] | placed.get(n, frozenset()) for n in running]
     if len(frozenset().union(*every)) == sum(map(len, every)):
@@ -34,9 +34,8 @@ def of_up(running: Services, placed: Services) -> Turns:
         (
             tuple(n for n in running if not running[n] and n not in passing),
             *((n,) for n in busy if n in gets - gives),
-            tuple(n for n in running if n in passing),
+            tuple(n for n in running if n in gets & gives | passing),
             *((n,) for n in busy if n not in gets | gives),
-            tuple(n for n in busy if n in gets & gives),
             *((n,) for n in busy if n in gives - gets),
         )
     )

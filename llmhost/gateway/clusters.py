@@ -131,7 +131,7 @@ def take_out(text: str, out: Collection[str]) -> str:
     resources = json.loads(text)["resources"]
     for member in _members(resources):
         member.pop("health_status", None)
-        if _name(member) in out:
+        if elsewhere.member_name(member) in out:
             member["health_status"] = OUT_OF_BALANCING
     return resource_file(resources)
 
@@ -139,7 +139,7 @@ def take_out(text: str, out: Collection[str]) -> str:
 def members_out(text: str) -> frozenset[str]:
     """The members in a file that are out of balancing."""
     there = _members(json.loads(text)["resources"])
-    return frozenset(_name(m) for m in there if m.get("health_status") == OUT_OF_BALANCING)
+    return frozenset(elsewhere.member_name(m) for m in there if m.get("health_status") == OUT_OF_BALANCING)
 
 
 def merge_members(first: str, second: str, renewed: Collection[str] = ()) -> str:
@@ -149,7 +149,7 @@ def merge_members(first: str, second: str, renewed: Collection[str] = ()) -> str
     another one when it has been started anew.
     """
     resources, more = (json.loads(text)["resources"] for text in (first, second))
-    old, new = ({_name(member): member for member in _members(r)} for r in (resources, more))
+    old, new = ({elsewhere.member_name(member): member for member in _members(r)} for r in (resources, more))
     kept = {name: member for name, member in old.items() if _is_ours(member) and name not in renewed}
     known = {**old, **new, **kept}
     resources[0]["endpoints"] = [{"lb_endpoints": list(known.values())}]
@@ -170,14 +170,6 @@ def _members(resources: Any) -> Iterable[Data]:
 def _is_ours(member: Data) -> bool:
     """Not of `elsewhere`: those have the name of their host."""
     return bool(member["endpoint"].get("hostname", foreign.HOST) == foreign.HOST)
-
-
-def _name(member: Data) -> str:
-    address = member["endpoint"]["address"]
-    if "pipe" in address:
-        return str(address["pipe"]["path"])
-    place = address["socket_address"]
-    return f"{place['address']}:{place['port_value']}"
 
 
 def _cluster(plan: Plan, service: ServicePlan) -> Data:

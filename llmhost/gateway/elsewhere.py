@@ -64,7 +64,25 @@ def united(old: Data, new: Data) -> Data:
         check = {name: value for name, value in new["health_checks"][0].items() if name != "http_health_check"}
         cluster |= {"health_checks": [check | {"tcp_health_check": {}}]}
     matches = {m["name"]: m for side in (old, new) for m in side.get("transport_socket_matches", ())}
-    return cluster | ({"transport_socket_matches": list(matches.values())} if matches else {})
+    sockets = {"transport_socket_matches": list(matches.values())} if matches else {}
+    return cluster | sockets | _united_members(old, new)
+
+
+def _united_members(old: Data, new: Data) -> Data:
+    """The field of a cluster that has its members in it, as those of nodes have."""
+    if not all("load_assignment" in side for side in (old, new)):
+        return {}
+    every = {member_name(m): m for side in (old, new) for m in side["load_assignment"]["endpoints"][0]["lb_endpoints"]}
+    return {"load_assignment": new["load_assignment"] | {"endpoints": [{"lb_endpoints": list(every.values())}]}}
+
+
+def member_name(member: Data) -> str:
+    """The path of its unix socket, or ``address:port``."""
+    address = member["endpoint"]["address"]
+    if "pipe" in address:
+        return str(address["pipe"]["path"])
+    place = address["socket_address"]
+    return f"{place['address']}:{place['port_value']}"
 
 
 def _united_filters(old: Data, new: Data) -> Data:

@@ -9,13 +9,14 @@ hop. Who may use `NODES` is decided by its certificate, before anything of a req
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llmhost.gateway import elsewhere, sticky
 from llmhost.gateway.access import TO
-from llmhost.gateway.envoy import METADATA, Data, extension, typed, upstream_codec
+from llmhost.gateway.envoy import METADATA, Data, extension, resource_file, typed, upstream_codec
 from llmhost.paths import Home
 from llmhost.plan.types import NodePlan, Plan, ServicePlan
 
@@ -229,6 +230,27 @@ def health_filters(plan: Plan) -> list[Data]:
         )
         for service in plan.routed if service.replicas
     ]  # fmt: skip
+
+
+def with_coming(first: str, second: str) -> str:
+    """The text of lds.json, or of the routes of `NODES`: the first, in which other nodes find what the second adds."""
+    old, new = (json.loads(text)["resources"] for text in (first, second))
+    coming = {r["name"]: r for r in new if r["name"] in (NODES, HERE)}
+    return resource_file([_with_coming(r, coming[r["name"]]) if r["name"] in coming else r for r in old])
+
+
+def _with_coming(old: Data, new: Data) -> Data:
+    if "virtual_hosts" in old:
+        (host,), (other,) = old["virtual_hosts"], new["virtual_hosts"]
+        there = [route["match"] for route in host["routes"]]
+        more = [route for route in other["routes"] if route["match"] not in there]
+        return old | {"virtual_hosts": [host | {"routes": more + host["routes"]}]}
+    (chain,) = old["filter_chains"]
+    (network,) = chain["filters"]
+    filters = network["typed_config"]["http_filters"]
+    more = [f for f in new["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"] if f not in filters]
+    manager = network["typed_config"] | {"http_filters": more + filters}
+    return old | {"filter_chains": [chain | {"filters": [network | {"typed_config": manager}]}]}
 
 
 def local_action(service: ServicePlan, retry: Data) -> Data:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from llmhost.errors import SupervisorError
-from llmhost.gateway_address import GATEWAY_PROGRAM, local_url
+from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM, local_url
 from llmhost.paths import Home
 from llmhost.supervise.guarding.processes import pids, read, state
 from llmhost.supervise.rpc import Snapshot, Supervisor
@@ -108,6 +108,8 @@ class Status(NamedTuple):
     """None when there is no home yet."""
     unit: Unit | None = None
     """The systemd unit that starts the home; None when it is started by hand."""
+    beside: tuple[ReplicaStatus, ...] = ()
+    """Engines that run and are not of the plan in force: a command is bringing it about, or did not end."""
 
     @property
     def ready(self) -> bool:
@@ -131,6 +133,7 @@ class Status(NamedTuple):
             "disk": self.disk._asdict() if self.disk else None,
             "boot": self.unit.to_dict() if self.unit else None,
             "services": services,
+            "beside": [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in self.beside],
         }
 
 
@@ -139,7 +142,8 @@ def read_status(home: Home) -> Status:
     url, planned = _plan(home)
     seen = _snapshot(home)
     names = [GATEWAY_PROGRAM, *(replica["name"] for service in planned for replica in service["replicas"])]
-    states = read_states(home, seen.programs, names)
+    beside = sorted(p.name for p in seen.programs if p.running and p.name not in (METRICS_PROGRAM, *names))
+    states = read_states(home, seen.programs, [*names, *beside])
     trees = _Processes() if any(s.pid for s in states.values()) else None
     gateway = states[GATEWAY_PROGRAM]
     served = _served(home) if any(service["endpoints"] or service["nodes"] for service in planned) else None
@@ -149,7 +153,17 @@ def read_status(home: Home) -> Status:
         tuple(_service(service, states, trees, served, _out(home, service["name"])) for service in planned),
         _disk(home),
         find_unit(home),
+        _beside(home, [states[name] for name in beside], trees),
     )
+
+
+def _beside(home: Home, there: list[ProgramState], trees: "_Processes | None") -> tuple[ReplicaStatus, ...]:
+    if not there:
+        return ()
+    from llmhost.supervise.lock import at_work  # noqa: PLC0415 (only while something changes)
+
+    left = None if at_work(home) else "not in force: the command that started it was cut off; `llmhost up` goes on"
+    return tuple(_replica(s._replace(error=s.error or left), (), trees) for s in there)
 
 
 def _disk(home: Home) -> DiskStatus | None:

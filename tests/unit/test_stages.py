@@ -105,6 +105,8 @@ def test_another_node_takes_over_and_nobody_waits_for_it_when_the_old_engine_has
     assert done == Stages(leave_first=("chat-0",), start=("new-0",), cramped=("chat-0",))
 
 
+HOSTS = ("10.0.0.8", "10.0.0.9")
+ON_B = (ElsewherePlan("b", ("one",)),)
 B, C = NodePlan("b", "10.0.0.2", 8001), NodePlan("c", "10.0.0.3", 8001)
 
 
@@ -123,8 +125,8 @@ def passing(there: ServicePlan, then: ServicePlan, *served: NodePlan, **actions:
 
 
 def test_a_node_that_passes_requests_on_goes_on_with_the_former_one_until_the_next_one_serves() -> None:
-    assert passing(on(B), on(C), B) == Stages(passed_on=("chat",))
-    assert passing(on(B), replace(on(C), name="talk"), B) == Stages(passed_on=("talk",))
+    assert passing(on(B), on(C), B) == Stages(elsewhere=("chat",))
+    assert passing(on(B), replace(on(C), name="talk"), B) == Stages(elsewhere=("talk",))
     assert passing(on(B), on(C), B, C) == passing(on(B), on(B, C), B) == passing(on(B), on(C)) == Stages()
 
 
@@ -137,6 +139,31 @@ def test_nothing_waits_for_an_engine_beside_a_node_that_goes_on() -> None:
     coming = {"add": ("chat-0",), "start": ("chat-0",)}
     assert passing(on(B), on(B, here=1), B, **coming) == Stages(start=("chat-0",))
     assert passing(on(B), on(B, here=1), **coming) == Stages(start=("chat-0",))
+
+
+def test_an_endpoint_goes_on_until_who_follows_it_serves() -> None:
+    near, far = (replace(CHAT, replicas=(), endpoints=(EndpointPlan(f"http://{host}:8000", host),)) for host in HOSTS)
+    there = replace(before(near), served=frozenset({"10.0.0.8:8000"}))
+    coming = {"add": ("chat-0",), "start": ("chat-0",)}
+    assert computed(there, CHAT, **coming) == Stages(start=("chat-0",), heirs=("chat-0",))
+    assert computed(there, far) == Stages(elsewhere=("chat",))
+    assert computed(there, replace(near, endpoints=near.endpoints + far.endpoints)) == Stages()
+    assert computed(there, replace(near, replicas=CHAT.replicas), **coming) == Stages(start=("chat-0",))
+    assert computed(replace(there, served=frozenset()), far) == Stages()
+
+
+def test_nodes_that_exchange_services_each_start_what_they_get_and_wait_for_the_other() -> None:
+    other = service("other")
+    there, theirs = before(CHAT), replace(other, replicas=(), elsewhere=ON_B)
+    there = Before(
+        replace(there.plan, services=(CHAT, theirs), nodes=(B,)), there.running,
+        there.served | {node_member("other@nodes", B.member)},
+    )  # fmt: skip
+    plan = replace(make_plan(HOME, replace(CHAT, replicas=(), elsewhere=ON_B), other), nodes=(B,))
+    actions = Actions(add=("other-0",), start=("other-0",), remove=("chat-0",))
+    assert stages(there, plan, actions, lambda _: True) == Stages(
+        start=("other-0",), heirs=("other-0",), elsewhere=("chat",), leave_last=("chat-0",)
+    )
 
 
 def test_another_host_serves_while_the_engine_here_changes() -> None:

@@ -117,16 +117,24 @@ def test_ctrl_c_while_one_starts_beside_the_other_leaves_the_other_and_up_goes_o
     with steady(installed).asking() as client:
         with installed.popen("up") as process:
             wait_for((installed.home.run / "assistant-0.state.json").exists)
+            (beside,) = installed.status()["beside"]
+            assert (beside["name"], beside["state"], beside["error"]) == ("assistant-0", "loading", None)
             status, err = interrupt(process)
         assert (status, "error: interrupted" in err) == (130, True)
         assert [s["name"] for s in installed.status()["services"]] == ["chat"]
+        assert [r["name"] for r in installed.status()["beside"]] == ["assistant-0"]
+        shown = installed.run("status").stdout
+        assert "(not in force yet)" in shown
+        assert "the command that started it was cut off; `llmhost up` goes on" in shown
         client.wait_for_more()
         go.touch()
         installed.run("up")
         client.wait_for_more()
     assert client.lost == []
     assert client.answered_by["assistant-0"] > 0
-    assert [s["name"] for s in installed.status()["services"]] == ["assistant"]
+    there = installed.status()
+    assert [s["name"] for s in there["services"]] == ["assistant"]
+    assert there["beside"] == []
 
 
 @pytest.mark.parametrize("command", [("stop", "chat"), ("up",)])

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +82,20 @@ class Cluster:
 
 @pytest.fixture
 def cluster(place: Path) -> Iterator[Cluster]:
+    with cluster_of(place, "a", "b") as made:
+        yield made
+
+
+@pytest.fixture
+def three(place: Path) -> Iterator[Cluster]:
+    with cluster_of(place, "a", "b", "c") as made:
+        yield made
+
+
+@contextmanager
+def cluster_of(place: Path, *names: str) -> Iterator[Cluster]:
     with ExitStack() as stack:
-        homes = {name: stack.enter_context(home_in(place, name)) for name in ("a", "b")}
+        homes = {name: stack.enter_context(home_in(place, name)) for name in names}
         yield Cluster(homes, free_port(), free_port())
 
 
@@ -173,6 +185,46 @@ def test_a_service_moves_to_the_other_node_without_a_gap(cluster: Cluster) -> No
     assert asked.lost == []
     assert cluster.programs("a") == []
     assert cluster.programs("b") == ["chat-0"]
+
+
+def change_while_asked(cluster: Cluster, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Services on other nodes than before, all `up` at once, engines slow: every client of every gateway is served."""
+    model, slow = cluster.homes["a"].model(), "env: {FAKE_ENGINE: --start-delay 4}"
+
+    def write(places: Mapping[str, str]) -> None:
+        listed = (
+            f"{s}: {{model: {model}, replicas: {len(n)}, nodes: [{','.join(n)}], {slow}}}" for s, n in places.items()
+        )
+        cluster.write(f"{{{', '.join(listed)}}}")
+
+    write(before)
+    cluster.join()
+    cluster.up()
+    asked = [Steady(cluster.port, s, rate=4.0, host=ADDRESSES[name]) for s in after for name in cluster.homes]
+    with ExitStack() as stack:
+        for client in asked:
+            stack.enter_context(client.asking()).wait_for_more(2)
+        write(after)
+        for made in [stack.enter_context(made.popen("up")) for made in cluster.homes.values()]:
+            _, said = made.communicate(timeout=300)
+            assert made.returncode == 0, said
+        for client in asked:
+            client.wait_for_more(4)
+    assert [client.lost for client in asked] == [[]] * len(asked)
+    programs = {name: {p.rpartition("-")[0] for p in cluster.programs(name)} for name in cluster.homes}
+    assert programs == {name: {s for s, n in after.items() if name in n} for name in cluster.homes}
+
+
+def test_nodes_that_exchange_services(three: Cluster) -> None:
+    change_while_asked(three, {"one": "a", "two": "b"}, {"one": "b", "two": "a"})
+
+
+def test_a_service_goes_to_two_nodes_of_which_one_has_sent_its_requests_on(three: Cluster) -> None:
+    change_while_asked(three, {"one": "a", "two": "b"}, {"one": "bc", "two": "b"})
+
+
+def test_one_of_two_nodes_gives_a_service_away_and_the_other_goes_on(three: Cluster) -> None:
+    change_while_asked(three, {"one": "ac"}, {"one": "bc"})
 
 
 def test_restart_rolling_of_one_replica_while_the_other_node_serves(cluster: Cluster) -> None:

@@ -38,11 +38,13 @@ def test_a_node_that_only_passes_requests_on_comes_in_between() -> None:
     moved = of_up(on(a="chat", b="embed", c="", d=""), on(b="embed chat", c="", d="embed"))
     assert moved == (("d",), ("b",), ("c",), ("a",))
     assert of_up(on(a="chat", b="chat", c=""), on(a="chat", b="chat")) == (("c",), ("a",), ("b",))
+    swap = of_up(on(a="chat", b="embed", c="", d="rerank"), on(a="embed", b="chat", d="rerank"))
+    assert swap == (("a", "b", "c"), ("d",))
 
 
 def test_nodes_that_exchange_services_wait_for_each_other() -> None:
     swap = of_up(on(a="chat", b="embed", c="gone"), on(a="embed", b="chat", c="new"))
-    assert swap == (("c",), ("a", "b"))
+    assert swap == (("a", "b"), ("c",))
 
 
 def test_another_replica_comes_before_the_first_one_changes() -> None:

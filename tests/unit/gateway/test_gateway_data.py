@@ -18,12 +18,24 @@ from llmhost.errors import GatewayError
 from llmhost.gateway import ENDPOINTS, gateway_argv, gateway_versions, render_gateway, render_static
 from llmhost.gateway.answers import docs_page, model_list
 from llmhost.gateway.clusters import merge_clusters, merge_members, take_out
+from llmhost.gateway.elsewhere import member_name
 from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
+from llmhost.gateway.peers import with_coming
 from llmhost.gateway.routes import name_regex
+from llmhost.paths import Home
 from llmhost.plan import stored
-from llmhost.plan.types import ElsewherePlan, EndpointPlan, ForeignPlan, Limits, NodePlan, Plan, RequestPlan
+from llmhost.plan.types import (
+    ElsewherePlan,
+    EndpointPlan,
+    ForeignPlan,
+    Limits,
+    NodePlan,
+    Plan,
+    RequestPlan,
+    ServicePlan,
+)
 from tests.unit.gateway.plans import make_plan, make_service
 
 HOME = Path("/srv/llmhost")
@@ -359,3 +371,55 @@ def test_what_other_nodes_send_gets_the_host_and_the_words_that_it_gets_here() -
     assert route["route"]["auto_host_rewrite"] is True
     (about,) = route["metadata"]["filter_metadata"].values()
     assert about == {"service": "chat", "limited": "The service 'chat'"}
+
+
+def on_nodes(*services: ServicePlan) -> Plan:
+    nodes = tuple(NodePlan(name, f"10.0.0.{number}", 8443) for number, name in enumerate("abc", 1))
+    here = replace(nodes[0], listen="10.0.0.1")
+    return replace(make_plan(HOME, *services), nodes=(here, *nodes[1:]), node="a")
+
+
+def spread(service: ServicePlan, *nodes: str, here: bool = True) -> ServicePlan:
+    elsewhere = tuple(ElsewherePlan(node, (f"{service.name}-9",)) for node in nodes)
+    return replace(service, elsewhere=elsewhere, replicas=service.replicas if here else ())
+
+
+def text_of(plan: Plan, name: str) -> str:
+    return next(f.text for f in render_gateway(plan) if f.path.endswith(f"/{name}.json"))
+
+
+def test_while_a_service_goes_from_one_node_to_another_both_are_members() -> None:
+    old, new = (on_nodes(spread(CHAT, "b")), on_nodes(spread(CHAT, "c", here=False)))
+    cluster = _named(merge_clusters(text_of(old, "cds"), text_of(new, "cds")), "chat@nodes")
+    (members,) = cluster["load_assignment"]["endpoints"]
+    assert [member_name(m) for m in members["lb_endpoints"]] == [
+        str(Home(HOME).gateway_peer_socket), "10.0.0.2:8443", "10.0.0.3:8443",
+    ]  # fmt: skip
+    assert {m["name"] for m in cluster["transport_socket_matches"]} == {"node b", "node c"}
+
+
+def test_other_nodes_are_told_of_engines_that_come_while_those_that_go_still_serve() -> None:
+    other = make_service(HOME, "other", "chat")
+    old = on_nodes(CHAT, spread(other, "b", here=False))
+    new = on_nodes(spread(CHAT, "b", here=False), other)
+    routes_there = _named(with_coming(text_of(old, "rds-nodes"), text_of(new, "rds-nodes")), "nodes")
+    (host,) = routes_there["virtual_hosts"]
+    assert [r.get("route", {}).get("cluster") for r in host["routes"]] == ["other", "chat", None]
+    listeners = with_coming(text_of(old, "lds"), text_of(new, "lds"))
+    for name in ("nodes", "here"):
+        filters = _manager_of(_named(listeners, name))["http_filters"]
+        asked = [f["typed_config"]["headers"][0]["string_match"]["exact"] for f in filters[:-1]]
+        assert asked == ["/health?model=other", "/health?model=gpt-4"]
+    assert _named(listeners, "gateway") == _named(text_of(old, "lds"), "gateway")
+    assert with_coming(text_of(old, "lds"), text_of(old, "lds")) == text_of(old, "lds")
+
+
+def _named(text: str, name: str) -> dict[str, Any]:
+    return next(r for r in json.loads(text)["resources"] if r["name"] == name)
+
+
+def _manager_of(listener: dict[str, Any]) -> dict[str, Any]:
+    (chain,) = listener["filter_chains"]
+    (network,) = chain["filters"]
+    manager: dict[str, Any] = network["typed_config"]
+    return manager
