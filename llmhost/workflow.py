@@ -123,18 +123,19 @@ def _build(home: Home, config: Config, progress: Progress) -> None:
     foreign.ensure_environments(home, config, progress)
 
 
-def _withdraw_kernels(home: Home, ask: Inputs, progress: Progress) -> None:
+def withdraw_kernels(home: Home, ask: Inputs, note: Callable[[str], None]) -> None:
+    """No engine loads kernels that a bundle brought for other GPUs than this machine has now."""
     try:
         withdraw_unfit(home, ask.machine.gpus)
     except OSError as e:
-        progress.note(f"{e.filename} has kernels for other GPUs than these: delete it")
+        note(f"{e.filename} has kernels for other GPUs than these: delete it")
 
 
 def _deploy(home: Home, ask: Inputs, plan: Plan, there: Running, wanted: tuple[str, ...], progress: Progress) -> None:
     """Check what only this machine can tell, then bring it to the plan."""
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
-    _withdraw_kernels(home, ask, progress)
+    withdraw_kernels(home, ask, progress.note)
     prepare(home, ask.config.services, ask.machine.engine, ask.machine.secret)
     ports.require_of_config(home, ask.config)
     ports.require_of_node(home, plan)
@@ -210,8 +211,15 @@ def stop(home: Home, services: tuple[str, ...], progress: stopping.Told) -> tupl
         stopping.remember(home, plan, with_parts(plan, services), progress)
         if not daemon.is_running(home):
             return ()
-        stopped = stopping.stop_engines(home, plan, names, progress)
+        beside = () if services else _beside(home, plan)
+        stopped = stopping.stop_engines(home, plan, (*names, *beside), progress)
         return stopped if services else (*stopped, *lifecycle.stop(home, (GATEWAY_PROGRAM, METRICS_PROGRAM)))
+
+
+def _beside(home: Home, plan: Plan) -> tuple[str, ...]:
+    """What runs and no name reaches: a change that was cut off started it."""
+    known = {GATEWAY_PROGRAM, METRICS_PROGRAM, *(p.name for p in plan.programs)}
+    return tuple(sorted(lifecycle.running(home) - known))
 
 
 def restart(home: Home, services: tuple[str, ...], progress: stopping.Told) -> Started:

@@ -9,6 +9,7 @@ from llmhost import balancing, deploy, planning, stopping, workflow, writer
 from llmhost.boot.gpus import await_gpus
 from llmhost.env import Progress
 from llmhost.errors import BusyError, HomeError, LlmhostError, SupervisorError
+from llmhost.machine import read_running
 from llmhost.paths import Home
 from llmhost.stopped import not_stopped
 from llmhost.supervise import daemon, lifecycle
@@ -42,7 +43,9 @@ def prepare(home: Home, say: Say) -> None:
 
 def _apply(home: Home, say: Say) -> None:
     try:
-        plan = planning.make_home_plan(home)
+        ask = planning.read_inputs(home, insecure=False)
+        workflow.withdraw_kernels(home, ask, say)
+        plan = ask.plan(read_running(home))
         with home_lock(home, "boot", wait=0), deploy.present_changes(home, plan) as changes:
             if changes:
                 deploy.validate(home, plan)

@@ -160,9 +160,12 @@ def withdraw_kernels(home: Home, key: str) -> None:
 
 
 def withdraw_unfit(home: Home, gpus: Sequence[Gpu]) -> None:
-    """Undo `place_kernels` where this machine has got other GPUs since; nothing when none is seen. Raises OSError."""
+    """Undo `place_kernels` where this machine has got other GPUs since; nothing while it does not tell of which sort
+    they are. Raises OSError."""
+    if not gpus or any(gpu.capability is None for gpu in gpus):
+        return
     for link, used in _links(home):
-        if gpus and not used.endswith(f"-cuda{sorts(gpus)}"):
+        if not used.endswith(f"-cuda{sorts(gpus)}"):
             link.unlink()
 
 

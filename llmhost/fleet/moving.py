@@ -178,8 +178,8 @@ def carry_out(home: Home, made: Prepared, needed: Collection[str]) -> Synced:
         if configuration.read_text(home.config_file) == made.new_text:
             try:
                 take_back(home, made)
-            except LlmhostError as failed:
-                raise NodeError(f"llmhost.yaml is edited and was not put back: {failed.message}", failed.hint) from e
+            except LlmhostError as stuck:
+                raise NodeError(f"llmhost.yaml is edited and was not put back: {stuck.message}", stuck.hint) from e
         raise
     for name, failed in synced.failed.items():
         if name in needed:

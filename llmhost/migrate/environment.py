@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llmhost.migrate.masking import is_secret, masked
+from llmhost.migrate.masking import holds_secret, is_secret, masked
 from llmhost.migrate.report import Draft
 from llmhost.migrate.tei import VARIABLES
 
@@ -25,13 +25,13 @@ def keep(draft: Draft, env: Mapping[str, str], *, tei: bool = False) -> None:
             draft.left_out(f"{name}=", "it is empty")
         elif tei and name in VARIABLES:
             pass  # as the flags of the same meaning
-        elif is_secret(name):
+        elif name in FOR_PULL:
+            draft.by_hand(f"{name}=…", "set it in the environment of `llmhost pull`")
+        elif is_secret(name) or holds_secret(value):
             where = "`llmhost login`" if name.startswith(("HF_", "HUGGING", "MODELSCOPE")) else "`llmhost keys add`"
             draft.by_hand(f"{name}=…", f"a secret: {where}, or env: of the service")
         elif name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "VLLM_USE_MODELSCOPE"):
             draft.became(shown, "gpus:" if "DEVICES" in name else "the hub in model:, where it names one")
-        elif name in FOR_PULL:
-            draft.by_hand(f"{name}=…", "set it in the environment of `llmhost pull`")
         elif name in OF_CONTAINERS:
             draft.left_out(shown, "engines work offline, from directories")
         elif name in REMOVED:

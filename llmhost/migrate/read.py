@@ -31,39 +31,40 @@ def import_files(paths: Sequence[Path], environ: Mapping[str, str]) -> Imported:
         if len(texts) > 1:
             raise ConfigError("several files are compose files only", "import each supervisord.conf by itself")
         return import_supervisord(texts[first], paths[0], environ)
-    return import_compose(*_compose_texts(paths, environ))
+    texts, beside, over = _compose_texts(paths)
+    return import_compose(texts, {**beside, **environ}, over)
 
 
 def import_nodes(hosts: Sequence[Host], environ: Mapping[str, str]) -> Imported:
     """Translate the compose files of several hosts into one configuration with ``nodes:``.
 
-    The files of each host are put together as those of `import_files`, with the ``.env`` and override beside them.
+    The files of each host are put together as those of `import_files`, with the ``.env`` and override beside them. That
+    ``.env`` counts more than the environment here, which is not the one of that host.
     Raises ConfigError when one cannot be read or those of a host hold nothing that can be moved.
     """
     parts = []
     for host in hosts:
-        texts, variables, over = _compose_texts(host.files, environ)
+        texts, beside, over = _compose_texts(host.files)
         if any(_is_supervisord(path, text) for path, text in texts.items()):
             raise ConfigError(
                 f"{host.files[0]} (node {host.name}) is a supervisord.conf, and nodes are for compose files",
                 "import it without --node, and put the results together",
             )
         try:
-            parts.append(Part(host, read_compose(texts, variables, over), texts))
+            parts.append(Part(host, read_compose(texts, {**environ, **beside}, over), texts))
         except ConfigError as e:
             raise ConfigError(f"node {host.name}: {e.message}", e.hint) from e
     return unite(parts)
 
 
-def _compose_texts(
-    paths: Sequence[Path], environ: Mapping[str, str]
-) -> tuple[dict[Path, str], dict[str, str], list[Path]]:
-    """The texts by file, the variables that fill them, and which of the files go on top whatever they say."""
+def _compose_texts(paths: Sequence[Path]) -> tuple[dict[Path, str], dict[str, str], list[Path]]:
+    """The texts by file, the variables of the ``.env`` beside them, and which of the files go on top whatever they
+    say."""
     first = paths[0].absolute()
     over = overrides(first, paths)
     texts = {path: _read(path) for path in (*(path.absolute() for path in paths), *over)}
     beside = first.with_name(".env")
-    return texts, {**env_file(_read(beside) if beside.is_file() else ""), **environ}, over
+    return texts, env_file(_read(beside) if beside.is_file() else ""), over
 
 
 def _read(path: Path) -> str:

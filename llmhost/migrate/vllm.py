@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from llmhost.migrate.masking import is_secret
+from llmhost.migrate.masking import holds_secret, is_secret
 from llmhost.migrate.report import Draft
 from llmhost.migrate.words import Flag, split_flags
 from llmhost.plan.removed import OWNED, REMOVED
@@ -131,6 +131,9 @@ def _flag(draft: Draft, flag: Flag, paths: Paths) -> None:
 
 
 def _argument(draft: Draft, flag: Flag, name: str, value: Any) -> None:
+    if holds_secret(value if isinstance(value, str) else json.dumps(value)):
+        draft.by_hand(flag.written, f"it holds a secret: {name} under args:, which every process list has")
+        return
     draft.args[name] = value
     draft.became(flag.written, f"args: {{{name}: {value if isinstance(value, str) else json.dumps(value)}}}")
 

@@ -293,7 +293,8 @@ def test_another_sort_of_gpu(
 def test_other_gpus_in_this_machine(other: Home, work: Path, progress: Recorder) -> None:
     site = make_engine(other)
     install_bundle(other, work / "b", progress)
-    for unchanged in (FACTS.gpus, ()):  # also when the driver does not answer for once
+    unknown = (replace(FACTS.gpus[0], capability=None),)
+    for unchanged in (FACTS.gpus, (), unknown):  # also when the driver does not answer for once
         withdraw_unfit(other, unchanged)
         assert is_aot(site, "norm")
     withdraw_unfit(other, (Gpu(0, "NVIDIA B200", 1, 1, (10, 0)),))

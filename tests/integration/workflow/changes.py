@@ -189,6 +189,8 @@ MORE = chat("replicas: 2, port: PORT").replace("gpt-4", "gpt-4, gpt-5")
 OTHER = "embedding: {model: EMBED}\n"
 DEFAULT = chat("replicas: 2, default: true").replace("gpt-4", "gpt-4, gpt-5")
 FAR = "endpoints: OTHER_HOST"
+SLOW = "env: {FAKE_ENGINE: --start-delay 3}"
+"""A real engine is slow by itself, and does not know it."""
 TLS = ", tls: {CERTIFICATE}"
 CLIENTS = ", tls: {CERTIFICATE, client_ca: CLIENT_CA}"
 """Only clients with a certificate; ours has one all the time."""
@@ -247,7 +249,9 @@ CHANGES = (
     Change("add an endpoint on another host", chat(), chat(FAR), answers="far-0"),
     Change("remove an endpoint on another host", chat(FAR), chat()),
     Change("move a service to another host", chat(), chat(f"kind: chat, replicas: 0, {FAR}"), answers="far-0"),
-    Change("move a service back from another host", chat(f"kind: chat, replicas: 0, {FAR}"), chat(), answers="chat-0"),
+    Change(
+        "move a service back from another host", chat(f"kind: chat, replicas: 0, {FAR}"), chat(SLOW), answers="chat-0"
+    ),
 )
 
 

@@ -135,6 +135,13 @@ def test_ctrl_c_while_one_starts_beside_the_other_leaves_the_other_and_up_goes_o
     there = installed.status()
     assert [s["name"] for s in there["services"]] == ["assistant"]
     assert there["beside"] == []
+    go.unlink()
+    write(installed, f"chat: {{model: MODEL, served_as: gpt-4, env: {{FAKE_ENGINE: '--wait-for {go}'}}}}\n", 0)
+    with installed.popen("up") as process:
+        wait_for(lambda: installed.status()["beside"])
+        interrupt(process)
+    installed.run("stop")
+    assert installed.status()["beside"] == []
 
 
 @pytest.mark.parametrize("command", [("stop", "chat"), ("up",)])

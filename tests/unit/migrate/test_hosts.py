@@ -270,3 +270,10 @@ def test_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "embedding on b: ports 8081:80 -> port: 8081 on every node" in capsys.readouterr().err
     assert list(config.load(target).nodes) == ["a", "b"]
     assert "#   reranker on b: " in target.read_text()
+
+
+def test_the_variables_of_a_host_count_more_than_those_of_this_machine(written: Write, tmp_path: Path) -> None:
+    spec = written("a", {"chat": "    command: --model /m --max-model-len ${LENGTH} --seed ${SEED}\n"})
+    (tmp_path / "a/.env").write_text("LENGTH=1024\n", encoding="utf-8")
+    found = imported(spec, LENGTH="4096", SEED="7")
+    assert found.config["services"]["chat"]["args"] == {"max_model_len": 1024, "seed": 7}

@@ -118,13 +118,17 @@ def test_no_secret_is_repeated(tmp_path: Path) -> None:
 command=python -m fastchat.serve.openai_api_server --port 9000 --api-keys sk-one,sk-two
 [program:w]
 command=vllm serve /m/q --api-key sk-three sk-four --ssl-keyfile-password=5ive --hf-token hf_six --max-num-seqs 64
-environment=VLLM_API_KEY="sk-seven",DB_PASSWORD=eight
+  --otlp-traces-endpoint=http://u:twelve@otel:4317
+environment=VLLM_API_KEY="sk-seven",DB_PASSWORD=eight,ALL_PROXY="http://u:thirteen@p:1",LANGFUSE="sk-fourteen-and"
 [program:x]
 command=bash -c "curl --token nine http://u:ten@h/; API_KEY=eleven vllm serve /m/x --port 1"
 """
     imported = moved(tmp_path, text)
     written = to_yaml(imported, [Path("s.conf")]) + str(imported.lines)
-    for secret in ("one", "two", "three", "four", "5ive", "hf_six", "seven", "eight", "nine", "ten@", "eleven"):
+    for secret in (
+        "one", "two", "three", "four", "5ive", "hf_six", "seven", "eight", "nine", "ten@", "eleven", "twelve",
+        "thirteen", "fourteen",
+    ):  # fmt: skip
         assert secret not in written
     assert imported.config["services"]["w"]["args"] == {"max_num_seqs": 64}
     assert imported.config["gateway"]["port"] == 9000

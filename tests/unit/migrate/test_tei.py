@@ -51,7 +51,8 @@ def test_every_variable_is_in_the_report() -> None:
         ("MAX_BATCH_TOKENS", False), ("--max-num-batched-tokens", False), ("TOKENIZERS_PARALLELISM", False),
         ("HF_TOKEN_PATH", False), ("MAX_PROMPT_ADAPTER_TOKEN", False), ("KEYBOARD", False),
         ("HF_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("DB_PASSWORD", True), ("CLIENT_SECRET", True),
-        ("--api-keys", True), ("TOKEN", True),
+        ("--api-keys", True), ("TOKEN", True), ("PGPASSWORD", True), ("OPENAI_APIKEY", True), ("AUTHTOKEN", True),
+        ("DB_PASS", True), ("MYSQL_PWD", True), ("VLLM_BYPASS", False), ("PATH", False),
     ],
 )  # fmt: skip
 def test_what_a_secret_is(name: str, secret: bool) -> None:
