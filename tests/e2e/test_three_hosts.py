@@ -15,7 +15,8 @@ from tests.netns import Host, wait_for
 
 CONFIG = """gateway: {{port: 8000}}
 services:
-  chat: {{model: {model}, replicas: 2, env: {{OMP_NUM_THREADS: 1}}, args: {{enforce_eager: true, max_model_len: 1024}}}}
+  chat: {{model: {model}, replicas: 2, env: {{VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: 1}},
+    args: {{enforce_eager: true, max_model_len: 1024}}}}
 """
 WORKERS = 4
 CLIENT = f"""
