@@ -77,10 +77,12 @@ def _united_members(old: Data, new: Data) -> Data:
 
 
 def member_name(member: Data) -> str:
-    """The path of its unix socket, or ``address:port``."""
+    """The path of its unix socket, ``address:port``, or the name of a listener of this gateway."""
     address = member["endpoint"]["address"]
     if "pipe" in address:
         return str(address["pipe"]["path"])
+    if "envoy_internal_address" in address:
+        return str(address["envoy_internal_address"]["server_listener_name"])
     place = address["socket_address"]
     return f"{place['address']}:{place['port_value']}"
 

@@ -149,6 +149,14 @@ def live_through(scene: Scene, change: Change, client: Steady) -> Steady:
     return client
 
 
+def lose_nothing(change: Change) -> None:
+    """The test of a change, with the fake engine."""
+    with scene() as there:
+        client = live_through(there, change, Steady(there.installed.port, ASKED))
+    assert client.lost == []
+    assert client.streams > 10
+
+
 def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key.strip()}"}
 
@@ -205,7 +213,7 @@ NEW_CERTIFICATE = Change(
     "another certificate", chat(), gateway=TLS, act=_renew_certificate, shown="the files are replaced"
 )
 
-CHANGES = (
+OF_ENGINES = (
     Change("add a service", chat(), chat() + OTHER),
     Change("remove a service", chat() + OTHER, chat()),
     Change("rename a service", chat(), chat().replace("chat:", "assistant:"), answers="assistant-0"),
@@ -233,6 +241,8 @@ CHANGES = (
         ("up", "--surge"),
         status=3,
     ),
+)
+OF_GATEWAY = (
     ADD_KEY,
     REVOKE_KEY,
     ROTATE_KEY,
@@ -253,6 +263,7 @@ CHANGES = (
         "move a service back from another host", chat(f"kind: chat, replicas: 0, {FAR}"), chat(SLOW), answers="chat-0"
     ),
 )
+CHANGES = (*OF_ENGINES, *OF_GATEWAY)
 
 
 def write(installed: Installed, services: str, port: int, gateway: str = "") -> None:
@@ -266,3 +277,6 @@ def write(installed: Installed, services: str, port: int, gateway: str = "") -> 
     for word, value in replace.items():
         services = services.replace(word, value())
     installed.write(services, gateway)
+
+
+CHANGES = (*OF_ENGINES, *OF_GATEWAY)

@@ -95,6 +95,7 @@ def test_nothing_runs_and_nothing_was_ever_planned(tmp_path: Path) -> None:
         "disk": None,
         "boot": None,
         "services": [],
+        "beside": [],
     }
 
 
