@@ -26,6 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(3600))
+            # One `installation` for all who use it: it costs minutes.
+            shared = "installation" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("installation" if shared else item.path.stem))
 
 
 @dataclass(frozen=True)
