@@ -21,6 +21,7 @@ from tests.ports import free_port
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
