@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Turns = tuple[tuple[str, ...], ...]
 """Names of nodes; those of a turn at the same time, each turn after the one before."""
@@ -18,27 +19,49 @@ def of_restart(running: Services) -> Turns:
 def of_up(running: Services, placed: Services) -> Turns:
     """From what runs to what is placed where.
 
-    Where no service is on several nodes, before or after, they do not concern each other. Else those where nothing
-    runs go first; then one after another, so that the others serve meanwhile. Who gets a service from another node goes
-    before who gives it away; nodes that give and get go together, because they wait for each other, and with them those
-    that only pass requests on, which wait for both.
+    Where no service is on several nodes, before or after, they do not concern each other. Else they take turns, so that
+    the others serve meanwhile. Nodes that get what moves as a whole are first: every other gateway goes on with the old
+    place until it is there, see `llmhost.stages`. They go together when one of them waits for another in that way, and
+    with all others when one of them gives such a service away, so that nobody is left with its old place. Then come
+    those where nothing runs, those that get another replica, and last who gives something away.
     """
     every = [running[n] | placed.get(n, frozenset()) for n in running]
-    if len(frozenset().union(*every)) == sum(map(len, every)):
+    moved = _moved(running, placed)
+    first = tuple(n for n in running if any(n in move.then for move in moved))
+    waiting = any(n not in move.then for n in first for move in moved)
+    apart = len(frozenset().union(*every)) == sum(map(len, every))
+    if apart or any(n in move.now for n in first for move in moved):
         return (tuple(running),)
-    busy = [n for n in running if running[n]]
-    gets = {n for n in busy if (placed.get(n, frozenset()) - running[n]) & frozenset().union(*running.values())}
-    gives = {n for n in busy if (running[n] - placed.get(n, frozenset())) & frozenset().union(*placed.values())}
-    passing = {n for n in running if gives and not running[n] and not placed.get(n)}
+    rest = [n for n in running if n not in first]
+    busy = sorted((n for n in rest if running[n]), key=lambda n: _place(n, running, placed))
     return _filled(
         (
-            tuple(n for n in running if not running[n] and n not in passing),
-            *((n,) for n in busy if n in gets - gives),
-            tuple(n for n in running if n in gets & gives | passing),
-            *((n,) for n in busy if n not in gets | gives),
-            *((n,) for n in busy if n in gives - gets),
+            *((first,) if waiting else ((n,) for n in first)),
+            tuple(n for n in rest if not running[n]),
+            *((n,) for n in busy),
         )
     )
+
+
+class _Move(NamedTuple):
+    """A service that is to run on other nodes only than now."""
+
+    now: frozenset[str]
+    then: frozenset[str]
+
+
+def _moved(running: Services, placed: Services) -> list[_Move]:
+    services = frozenset().union(*running.values())
+    moves = (_Move(*(frozenset(n for n in where if s in where[n]) for where in (running, placed))) for s in services)
+    return [move for move in moves if move.then and not move.now & move.then]
+
+
+def _place(node: str, running: Services, placed: Services) -> int:
+    """Among those where something runs: a replica comes before the others change, and goes when they have."""
+    then = placed.get(node, frozenset())
+    gets = (then - running[node]) & frozenset().union(*running.values())
+    gives = (running[node] - then) & frozenset().union(*placed.values())
+    return (3 if not gets else 2) if gives else (0 if gets else 1)
 
 
 def _filled(turns: Turns) -> Turns:

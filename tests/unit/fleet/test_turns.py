@@ -36,15 +36,25 @@ def test_a_service_comes_before_it_goes() -> None:
 
 def test_a_node_that_only_passes_requests_on_comes_in_between() -> None:
     moved = of_up(on(a="chat", b="embed", c="", d=""), on(b="embed chat", c="", d="embed"))
-    assert moved == (("d",), ("b",), ("c",), ("a",))
+    assert moved == (("b",), ("c", "d"), ("a",))
     assert of_up(on(a="chat", b="chat", c=""), on(a="chat", b="chat")) == (("c",), ("a",), ("b",))
     swap = of_up(on(a="chat", b="embed", c="", d="rerank"), on(a="embed", b="chat", d="rerank"))
-    assert swap == (("a", "b", "c"), ("d",))
+    assert swap == (("a", "b", "c", "d"),)
 
 
 def test_nodes_that_exchange_services_wait_for_each_other() -> None:
     swap = of_up(on(a="chat", b="embed", c="gone"), on(a="embed", b="chat", c="new"))
-    assert swap == (("a", "b"), ("c",))
+    assert swap == (("a", "b", "c"),)
+
+
+def test_nodes_that_get_different_services_wait_for_each_other_too() -> None:
+    """b sends requests for rerank to c until d has it, and d those for chat to a until b has it."""
+    moved = of_up(on(a="chat", b="embed", c="rerank", d=""), on(b="embed chat", d="rerank"))
+    assert moved == (("b", "d"), ("a",), ("c",))
+    chain = of_up(on(a="chat", b="embed", c="", d="rerank"), on(b="chat", c="embed", d="rerank"))
+    assert chain == (("a", "b", "c", "d"),)  # b gives embed away while c waits for chat
+    both = of_up(on(a="chat", b="", c="", d="rerank"), on(b="chat", c="chat", d="rerank"))
+    assert both == (("b",), ("c",), ("d",), ("a",))
 
 
 def test_another_replica_comes_before_the_first_one_changes() -> None:
