@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # The same examples on every machine, and no time asserted: a slow machine is no failure.
 settings.register_profile("llmhost", derandomize=True, deadline=None)
@@ -19,8 +21,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Commands take turns on one home, and on a slow machine these are long.
 os.environ.setdefault("LLMHOST_LOCK_TIMEOUT", "900")
 
+ROOT = Path(__file__).parent.parent
 LONGEST_FIRST = ("systemd", "faults", "integration", "security")
 """Directories of long files of tests: side by side, one that begins last would be waited for alone."""
+
+
+class _Scheduling(LoadFileScheduling):
+    """A file of tests stays together, and so do the files that share an `installation`, which costs minutes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        shared = file.startswith("tests/e2e/") and "installation" in (ROOT / file).read_text(encoding="utf-8")
+        return "installation" if shared else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,15 +21,11 @@ from tests.ports import free_port
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(3600))
-            # One `installation` for all who use it: it costs minutes.
-            shared = "installation" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("installation" if shared else item.path.stem))
 
 
 @dataclass(frozen=True)

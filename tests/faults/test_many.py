@@ -15,7 +15,7 @@ from llmhost.supervise.rpc import Supervisor
 from tests.faults.conftest import record, wait_for
 from tests.integration.supervise.conftest import House, house, place  # noqa: F401  (fixtures)
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(3600), pytest.mark.xdist_group("many")]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(3600)]
 
 TINY_ENGINE = Path(__file__).parents[1] / "fakes" / "tiny_engine.py"
 SERVICES, ROUNDS = 20, 50
