@@ -55,7 +55,8 @@ def stages(before: Before, plan: Plan, actions: Actions, fits: Callable[[Collect
     """Compute what happens when; pure. ``fits`` tells whether these old programs have room beside all of the plan."""
     ours = {p.name for p in plan.programs} | {p.name for p in before.plan.programs}
     changed = [p for p in actions.restart if p in ours]
-    heirs, elsewhere = _heirs(before, plan, set(actions.start)), _moved_away(before, plan)
+    taken = _taken_over(before, plan)
+    heirs, elsewhere = _heirs(taken, before, plan, actions.start), _moved_away(taken, plan)
     removed = [p for p in actions.remove if p in before.running]
     last = [p for p in removed if _is_followed(p, before, plan, {*heirs, *changed})]
     cramped = tuple(last) if last and not fits(last) else ()
@@ -90,24 +91,26 @@ def _answered_elsewhere(before: Before) -> set[str]:
     return {n for s in alone if _others_of(before.plan, s) & before.served for n in s.served_as}
 
 
-def _is_taken_over(service: ServicePlan, before: Before, plan: Plan) -> bool:
-    """Whether it is to answer to names that engines here serve now, or other hosts of which none goes on with them."""
-    names = set(service.served_as)
-    from_others = names & _answered_elsewhere(before) and not _others_of(plan, service) & before.served
-    return bool(names & _answered(before) or from_others)
+def _taken_over(before: Before, plan: Plan) -> frozenset[str]:
+    """Services for names that engines here answer to now, or other hosts of which none goes on with them."""
+    here, elsewhere = _answered(before), _answered_elsewhere(before)
+    return frozenset(
+        s.name
+        for s in plan.services
+        if here & set(s.served_as) or (elsewhere & set(s.served_as) and not _others_of(plan, s) & before.served)
+    )
 
 
-def _heirs(before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
+def _heirs(taken: Collection[str], before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
     """Programs of services that have no engine in force and take names over."""
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    new = [s for s in plan.services if not in_force & {p.name for p in s.replicas} and _is_taken_over(s, before, plan)]
+    new = [s for s in plan.services if s.name in taken and not in_force & {p.name for p in s.replicas}]
     return tuple(p.name for s in new for p in s.replicas if p.name in coming)
 
 
-def _moved_away(before: Before, plan: Plan) -> tuple[str, ...]:
-    moved = (s for s in plan.services if (s.endpoints or s.elsewhere) and not s.replicas)
-    return tuple(s.name for s in moved if _is_taken_over(s, before, plan))
+def _moved_away(taken: Collection[str], plan: Plan) -> tuple[str, ...]:
+    return tuple(s.name for s in plan.services if s.name in taken and (s.endpoints or s.elsewhere) and not s.replicas)
 
 
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:

@@ -71,13 +71,13 @@ def _carry_out(session: Session, made: Prepared) -> int:
                 f"{name} does not say what runs there", f"see `llmhost status` on {name}; nothing has changed"
             )
     live = tuple(n for n, runs in said.items() if runs)
-    silent = [n.name for n in every if n.name not in said]
-    if silent:
-        console.remark(f"{', '.join(silent)}: no answer; `llmhost up` there brings the change")
     synced = moving.carry_out(session.home, made, {move.target, move.source, *live})
     if synced.changed:
         console.remark(f"synced {', '.join(synced.changed)}")
     _tell(synced.failed)
+    silent = [n.name for n in every if n.name not in said and n.name not in synced.failed]
+    if silent:
+        console.remark(f"{', '.join(silent)}: no answer; `llmhost up` there brings the change")
     there = [n for n in every if n.name in {*live, move.target} and n.name not in synced.failed]
     first, *rest = moving.turns_of(move, [n.name for n in there])
     words = ("up", *move.services)

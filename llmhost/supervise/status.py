@@ -60,6 +60,10 @@ class ReplicaStatus(NamedTuple):
     error: str | None
     retry_at: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**self._asdict(), "gpus": list(self.gpus)}
+
 
 class EndpointStatus(NamedTuple):
     """A server on another host, as the gateway sees it: ready, unhealthy, or stopped when no gateway is looking."""
@@ -121,7 +125,7 @@ class Status(NamedTuple):
         """The contract of ``llmhost status --json``."""
         services = []
         for service in self.services:
-            replicas = [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in service.replicas]
+            replicas = [replica.to_dict() for replica in service.replicas]
             endpoints = [endpoint._asdict() for endpoint in service.endpoints]
             nodes = [{**node._asdict(), "replicas": list(node.replicas)} for node in service.nodes]
             lists = {"served_as": list(service.served_as), "replicas": replicas, "endpoints": endpoints, "nodes": nodes}
@@ -133,7 +137,7 @@ class Status(NamedTuple):
             "disk": self.disk._asdict() if self.disk else None,
             "boot": self.unit.to_dict() if self.unit else None,
             "services": services,
-            "beside": [{**replica._asdict(), "gpus": list(replica.gpus)} for replica in self.beside],
+            "beside": [replica.to_dict() for replica in self.beside],
         }
 
 
