@@ -29,6 +29,9 @@ REBIND_SECONDS = 3.0
 POLL_SECONDS = 0.1
 SETTLE_SECONDS = 0.2
 """Envoy's threads hear of a change a moment after it is in force; until then they may still choose a member."""
+ALL_NODES_SECONDS = 3.0
+"""Until what one node has seen of another all have seen: each asks every half second, and may ask once in vain. See
+`llmhost.gateway.peers.CHECK`."""
 
 Busy = Callable[[Mapping[str, int]], None]
 """Told the members that still work on requests, and on how many, whenever that changes."""

@@ -24,7 +24,7 @@ from llmhost.files import RenderedFile
 from llmhost.gateway import render_routes, render_static
 from llmhost.gateway.clusters import cluster_file, members_out, merge_clusters, merge_members, take_out
 from llmhost.gateway.envoy import version_of
-from llmhost.gateway.peers import NODES, with_coming
+from llmhost.gateway.peers import NODES, own_members, with_coming
 from llmhost.gateway.routes import routes_file
 from llmhost.keys import Keys
 from llmhost.paths import Home
@@ -73,12 +73,13 @@ def write_united(home: Home, plan: Plan, out: Collection[str], await_clusters: C
     must be in force first.
     """
     with present_changes(home, plan) as changes:
-        first = [_united(c, out) for c in changes if c.path == CLUSTERS or (is_of_clusters(c) and c.old is None)]
+        first = [_united_clusters(c, plan) for c in changes if c.path == CLUSTERS]
+        first += [_united_members(c, out) for c in changes if c.path.startswith(MEMBERS) and c.old is None]
         writer.apply(home, first)
     if first:
         await_clusters(home)
     with present_changes(home, plan) as changes:
-        writer.apply(home, [_united(c, out) for c in changes if c.path.startswith(MEMBERS)])
+        writer.apply(home, [_united_members(c, out) for c in changes if c.path.startswith(MEMBERS)])
         writer.apply(home, [*_with_coming(changes, ROUTES_OF_NODES), *_with_coming(changes, LISTENERS)])
     await_clusters(home)
 
@@ -112,12 +113,17 @@ def write_alone(home: Home, plan: Plan, await_clusters: Callable[[Home], None]) 
         writer.apply(home, changes)
 
 
-def _united(change: FileChange, out: Collection[str]) -> FileChange:
-    """A file of clusters or members with those of both plans."""
+def _united_clusters(change: FileChange, plan: Plan) -> FileChange:
+    """The file of clusters with those of both plans."""
     old, new = change.old, change.new
-    if change.path == CLUSTERS:
-        text = merge_clusters(old, new) if old and new else new or old
-    elif old and new:
+    text = merge_clusters(old, new, own_members(plan)) if old and new else new or old
+    return FileChange(change.path, old, text, change.mode)
+
+
+def _united_members(change: FileChange, out: Collection[str]) -> FileChange:
+    """A file of members with those of both plans."""
+    old, new = change.old, change.new
+    if old and new:
         text = take_out(merge_members(old, new), members_out(old) | frozenset(out))
     else:
         text = new or take_out(old or "", out)

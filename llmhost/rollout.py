@@ -107,8 +107,11 @@ class Rollout:
         # Own engines first: a node that gives something in return waits for them, as this one does for those there.
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
-        for service in (s for s in self.plan.services if s.name in self.stages.elsewhere):
+        moved = [s for s in self.plan.services if s.name in self.stages.elsewhere]
+        for service in moved:
             self._await_elsewhere(service)
+        if any(s.elsewhere for s in moved):
+            time.sleep(balancing.ALL_NODES_SECONDS)
 
     def _await_elsewhere(self, service: ServicePlan) -> None:
         """Another node may just be starting it; endpoints are started by somebody else, and answer or do not."""

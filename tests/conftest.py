@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from xdist.scheduler import LoadFileScheduling
 
 # The same examples on every machine, and no time asserted: a slow machine is no failure.
 settings.register_profile("llmhost", derandomize=True, deadline=None)
@@ -26,17 +25,19 @@ LONGEST_FIRST = ("systemd", "faults", "integration", "security")
 """Directories of long files of tests: side by side, one that begins last would be waited for alone."""
 
 
-class _Scheduling(LoadFileScheduling):
-    """A file of tests stays together, and so do the files that share an `installation`, which costs minutes."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        shared = file.startswith("tests/e2e/") and "installation" in (ROOT / file).read_text(encoding="utf-8")
-        return "installation" if shared else file
-
-
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+    """A file of tests stays together, and so do the files that share an `installation`, which costs minutes."""
+    # Not at the top: some tests run where the engine is, which has no xdist.
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            shared = file.startswith("tests/e2e/") and "installation" in (ROOT / file).read_text(encoding="utf-8")
+            return "installation" if shared else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ is known of their health, where a new cluster would have to ask all of them agai
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,16 @@ def merge_members(first: str, second: str, renewed: Collection[str] = ()) -> str
     return resource_file(resources)
 
 
-def merge_clusters(first: str, second: str) -> str:
-    """The text of cds.json with the clusters of two, those of the second made fit for members of both."""
+def merge_clusters(first: str, second: str, here: Mapping[str, Data] = {}) -> str:
+    """The text of cds.json with the clusters of two, those of the second made fit for members of both.
+
+    Clusters of nodes that only the first has get this node, too, by their names in ``here``: its engines may be ready
+    before its routes lead to them alone, and the other nodes may have left by then.
+    """
     old, new = ({c["name"]: c for c in json.loads(text)["resources"]} for text in (first, second))
     both = {name: elsewhere.united(old[name], cluster) if name in old else cluster for name, cluster in new.items()}
-    return resource_file(list((old | both).values()))
+    ending = {n: c | elsewhere.with_members(c, [here[n]]) for n, c in old.items() if n in here and n not in new}
+    return resource_file(list((old | ending | both).values()))
 
 
 def _members(resources: Any) -> Iterable[Data]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from llmhost.gateway.envoy import METADATA, Data, extension, typed, upstream_codec
@@ -72,8 +73,14 @@ def _united_members(old: Data, new: Data) -> Data:
     """The field of a cluster that has its members in it, as those of nodes have."""
     if not all("load_assignment" in side for side in (old, new)):
         return {}
-    every = {member_name(m): m for side in (old, new) for m in side["load_assignment"]["endpoints"][0]["lb_endpoints"]}
-    return {"load_assignment": new["load_assignment"] | {"endpoints": [{"lb_endpoints": list(every.values())}]}}
+    return with_members(old, new["load_assignment"]["endpoints"][0]["lb_endpoints"])
+
+
+def with_members(cluster: Data, added: Iterable[Data]) -> Data:
+    """The field of a cluster that has its members in it, with more, who take the places of those of the same names."""
+    assigned = cluster["load_assignment"]
+    every = {member_name(m): m for m in (*assigned["endpoints"][0]["lb_endpoints"], *added)}
+    return {"load_assignment": assigned | {"endpoints": [{"lb_endpoints": list(every.values())}]}}
 
 
 def member_name(member: Data) -> str:

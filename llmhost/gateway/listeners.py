@@ -61,6 +61,8 @@ CONNECT: Data = {"header_filter": {"header": {"name": ":method", "string_match":
 NO_PATH: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
 """``OPTIONS *``."""
 
+HEALTH_OF_MODEL: Data = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/health?"}}}}
+
 NOT_HTTP: Data = {
     "or_filter": {"filters": [CONNECT, {"header_filter": {"header": {"name": "upgrade", "present_match": True}}}]}
 }
@@ -190,7 +192,13 @@ def _node_manager(plan: Plan, name: str) -> Data:
     """What comes from a gateway was read, counted and let through there: here it only finds its engine."""
     rds = {"route_config_name": peers.NODES, "config_source": resource_source(plan, routes_file(peers.NODES))}
     shared = {k: v for k, v in _manager(plan, name).items() if k != "early_header_mutation_extensions"}
-    return shared | {"rds": rds, "http_filters": [*peers.health_filters(plan), _router()]}
+    # Whoever asked tries another node then; without one, the client reads what the last of them said.
+    replies = {"mappers": [*_causes(), _not_ready(_status("EQ", 503)), *_mappers(plan)]}
+    return shared | {
+        "rds": rds,
+        "http_filters": [*peers.health_filters(plan), _router()],
+        "local_reply_config": replies,
+    }
 
 
 def _filters(plan: Plan) -> list[Data]:
@@ -238,6 +246,7 @@ def _mappers(plan: Plan) -> list[Data]:
         *_causes(),
         # Not larger than the gateway takes, but than a service does: its route says so.
         _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
+        _not_ready(_both(_status("EQ", 503), HEALTH_OF_MODEL)),
         # Every other cause has a flag, see above.
         _mapper(_status("EQ", 503), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),
@@ -247,6 +256,12 @@ def _mappers(plan: Plan) -> list[Data]:
         _mapper(_both(_status("EQ", 403), NOT_HTTP), _error("Only plain HTTP is served here", "PermissionDeniedError")),
         *_by_status(),
     ]
+
+
+def _not_ready(found: Data) -> Data:
+    """The reply of a route, which says of what there is no engine."""
+    body = _error("%LOCAL_REPLY_BODY%", "ServiceUnavailableError")
+    return _mapper(found, body) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]}
 
 
 def _causes() -> list[Data]:

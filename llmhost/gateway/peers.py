@@ -109,10 +109,18 @@ def _members(plan: Plan, service: ServicePlan) -> list[Data]:
     """Each node as often as it has replicas."""
     nodes = {node.name: node for node in plan.nodes}
     found = [_peer(nodes[e.node], service, len(e.replicas)) for e in service.elsewhere]
-    if service.replicas:
-        address = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket)}}
-        found.insert(0, _member(plan.node, address, service, len(service.replicas)))
-    return [*found, *map(elsewhere.member, service.endpoints)]
+    own = [_own(plan, service)] if service.replicas else []
+    return [*own, *found, *map(elsewhere.member, service.endpoints)]
+
+
+def own_members(plan: Plan) -> dict[str, Data]:
+    """This node as a member of the clusters of nodes, by their names, whether the plan has these or not."""
+    return {cluster_name(s.name): _own(plan, s) for s in plan.routed if s.replicas and listens(plan)}
+
+
+def _own(plan: Plan, service: ServicePlan) -> Data:
+    address = {"pipe": {"path": str(Home(Path(plan.home)).gateway_peer_socket)}}
+    return _member(plan.node, address, service, len(service.replicas))
 
 
 def _peer(node: NodePlan, service: ServicePlan, replicas: int) -> Data:

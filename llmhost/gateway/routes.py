@@ -69,11 +69,11 @@ def _of_nodes(plan: Plan) -> Iterator[Data]:
     if not peers.listens(plan):
         return
     routes = [_to_engines(service) for service in plan.routed if service.replicas]
-    none = {"status": 503, "body": {"inline_string": "This node has no engine of that service"}}
+    none = _error({"prefix": "/"}, 503, f"The service '%REQ({access.TO})%' has no engine that is ready", formatted=True)
     host = {
         "name": peers.NODES,
         "domains": ["*"],
-        "routes": [*routes, {"match": {"prefix": "/"}, "direct_response": none}],
+        "routes": [*routes, none],
         "request_headers_to_remove": [access.TO],
         "request_body_buffer_limit": plan.gateway.max_body_bytes,
     }

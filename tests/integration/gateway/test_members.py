@@ -103,7 +103,9 @@ def test_another_gateway_is_asked_for_the_health_of_the_model(gateway: Gateway, 
             body = {"model": "gpt/4 %"}
             assert direct.get("/health").status_code == 200
             assert direct.get("/health?model=gpt%2F4%20%25").status_code == 503
-            assert direct.get("/health?model=nobody").status_code == 503
+            told = direct.get("/health?model=nobody")
+            assert told.status_code == 503
+            assert told.json()["error"]["message"] == "The model has no engine that is ready"
             assert client.post(CHAT, json=body).status_code == 503
             engine.healthy = True
             second.wait_healthy(chat=1)

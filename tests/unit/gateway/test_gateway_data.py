@@ -22,7 +22,7 @@ from llmhost.gateway.elsewhere import member_name
 from llmhost.gateway.endpoints import groups
 from llmhost.gateway.envoy import paths_regex, version_of
 from llmhost.gateway.openapi import EXAMPLES, openapi_document
-from llmhost.gateway.peers import with_coming
+from llmhost.gateway.peers import own_members, with_coming
 from llmhost.gateway.routes import name_regex
 from llmhost.paths import Home
 from llmhost.plan import stored
@@ -396,6 +396,20 @@ def test_while_a_service_goes_from_one_node_to_another_both_are_members() -> Non
         str(Home(HOME).gateway_peer_socket), "10.0.0.2:8443", "10.0.0.3:8443",
     ]  # fmt: skip
     assert {m["name"] for m in cluster["transport_socket_matches"]} == {"node b", "node c"}
+
+
+def test_a_node_that_takes_a_service_over_is_a_member_beside_those_that_had_it() -> None:
+    """Until its routes lead to its own engines only: the others may have left before that."""
+    new = on_nodes(CHAT)
+    for old, expected in (
+        (on_nodes(spread(CHAT, "b", here=False)), [str(Home(HOME).gateway_peer_socket), "10.0.0.2:8443"]),
+        (on_nodes(spread(CHAT, "b")), [str(Home(HOME).gateway_peer_socket), "10.0.0.2:8443"]),
+    ):
+        merged = merge_clusters(text_of(old, "cds"), text_of(new, "cds"), own_members(new))
+        (members,) = _named(merged, "chat@nodes")["load_assignment"]["endpoints"]
+        assert sorted(member_name(m) for m in members["lb_endpoints"]) == sorted(expected)
+    gone = on_nodes(spread(CHAT, "c", here=False))
+    assert own_members(gone) == own_members(make_plan(HOME, CHAT)) == {}
 
 
 def test_other_nodes_are_told_of_engines_that_come_while_those_that_go_still_serve() -> None:
