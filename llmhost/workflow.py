@@ -5,7 +5,7 @@ Effects happen here only through the modules at the edges; what is decided is de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from llmhost.diagnosis.preflight import require_startable
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.flashinfer import withdraw_unfit
 from llmhost.errors import ConfigError, NotReadyError
+from llmhost.facts import Gpu
 from llmhost.gateway_address import GATEWAY_PROGRAM, METRICS_PROGRAM
 from llmhost.homedir import claim, is_ours, require_access, require_claimable, require_writable
 from llmhost.in_force import load_plan, select_rolling, select_services, with_needs, with_parts
@@ -31,6 +32,7 @@ from llmhost.plan.running import NOTHING, Running, beside
 from llmhost.planning import Inputs, load_config, read_inputs
 from llmhost.probe.certificate import check_certificate
 from llmhost.probe.endpoint import check_endpoints
+from llmhost.probe.gpus import read_gpus
 from llmhost.spanning import prepare
 from llmhost.stopped import after_start, not_stopped, read_stopped, write_stopped
 from llmhost.supervise import daemon, lifecycle
@@ -123,10 +125,10 @@ def _build(home: Home, config: Config, progress: Progress) -> None:
     foreign.ensure_environments(home, config, progress)
 
 
-def withdraw_kernels(home: Home, ask: Inputs, note: Callable[[str], None]) -> None:
-    """No engine loads kernels that a bundle brought for other GPUs than this machine has now."""
+def withdraw_kernels(home: Home, gpus: Sequence[Gpu], note: Callable[[str], None]) -> None:
+    """No engine loads kernels that a bundle brought for other GPUs than these, which this machine has now."""
     try:
-        withdraw_unfit(home, ask.machine.gpus)
+        withdraw_unfit(home, gpus)
     except OSError as e:
         note(f"{e.filename} has kernels for other GPUs than these: delete it")
 
@@ -135,7 +137,7 @@ def _deploy(home: Home, ask: Inputs, plan: Plan, there: Running, wanted: tuple[s
     """Check what only this machine can tell, then bring it to the plan."""
     if ask.whole is not None:
         nodes.write_shared(home, ask.whole)
-    withdraw_kernels(home, ask, progress.note)
+    withdraw_kernels(home, ask.machine.gpus, progress.note)
     prepare(home, ask.config.services, ask.machine.engine, ask.machine.secret)
     ports.require_of_config(home, ask.config)
     ports.require_of_node(home, plan)
@@ -188,7 +190,7 @@ def down(home: Home, progress: stopping.Told) -> bool:
     return found
 
 
-def start(home: Home, services: tuple[str, ...]) -> Started:
+def start(home: Home, services: tuple[str, ...], progress: stopping.Told) -> Started:
     """Start services, and the gateway, as the last `up` left them."""
     plan = load_plan(home)
     services = with_needs({s.name: s.needs for s in plan.services}, services)
@@ -196,6 +198,8 @@ def start(home: Home, services: tuple[str, ...]) -> Started:
     with _turn(home, "start"):
         ports.require_of_plan(home, plan)
         _remember_start(home, plan, services)
+        if not daemon.is_running(home):
+            withdraw_kernels(home, read_gpus().gpus, progress.note)
         daemon.ensure_running(home)
         begun = lifecycle.start(home, (*wanted, METRICS_PROGRAM))
         balancing.rebind(home)

@@ -44,7 +44,7 @@ def prepare(home: Home, say: Say) -> None:
 def _apply(home: Home, say: Say) -> None:
     try:
         ask = planning.read_inputs(home, insecure=False)
-        workflow.withdraw_kernels(home, ask, say)
+        workflow.withdraw_kernels(home, ask.machine.gpus, say)
         plan = ask.plan(read_running(home))
         with home_lock(home, "boot", wait=0), deploy.present_changes(home, plan) as changes:
             if changes:

@@ -136,7 +136,7 @@ def start_command(
 
     _take_turns()
     with shown_progress() as progress:
-        started = workflow.start(session.home, services)
+        started = workflow.start(session.home, services, progress)
         if wait:
             _await_ready(session, started, timeout, progress)
     console.result(_started(started, wait))

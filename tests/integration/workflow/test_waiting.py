@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from llmhost import balancing, readiness, workflow
+from llmhost.env.progress import Silent
 from llmhost.errors import GatewayError
 from llmhost.in_force import load_plan
 from llmhost.supervise.states import ProgramState
@@ -27,7 +28,7 @@ def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_again(
     go.touch()
     installed.write(f"chat: {{model: {installed.model()}, env: {{FAKE_ENGINE: --wait-for {go}}}}}")
     installed.run("up")
-    started = workflow.start(installed.home, ())
+    started = workflow.start(installed.home, (), Silent())
     monkeypatch.setattr(readiness, "SERVED_SECONDS", 1.0)
     seen: list[str] = []
 
