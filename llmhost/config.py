@@ -21,8 +21,8 @@ from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.config_nodes import Node as Node  # noqa: PLC0414
 from llmhost.config_nodes import check_node_names, check_nodes, check_places
-from llmhost.config_requests import Endpoint, ServiceLimits, Sticky, as_endpoints, as_list, as_sticky
-from llmhost.config_span import Span, as_span, check_spans
+from llmhost.config_requests import Endpoints, ServiceLimits, Stickiness, Texts
+from llmhost.config_span import SpanOrWidth, check_spans
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -59,9 +59,9 @@ def _as_kind(value: object) -> object:
 class Service(Source):
     """One model served under one or more names."""
 
-    kind: Annotated[Kind | None, BeforeValidator(_as_kind)] = None
+    kind: Annotated[Kind | None, BeforeValidator(_as_kind, json_schema_input_type=Kind | Literal["none"] | None)] = None
     """chat, embed or rerank; default: inferred from the model. Without one, or none, a `command` is not routed."""
-    served_as: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
+    served_as: Texts = Field(default_factory=list)
     """Names that clients send as `model`; default: the name of the service."""
     replicas: int = Field(default=1, ge=0, le=64)
     """Engine processes that share the requests; 0: only `endpoints` serve it."""
@@ -69,15 +69,15 @@ class Service(Source):
     """GPUs of each replica: how many, which ones (a list of indices), or auto: the fewest that are enough."""
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     """Sequences of full length that its KV cache must hold at once; default: one, and more where memory allows."""
-    nodes: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
+    nodes: Texts = Field(default_factory=list)
     """Nodes that may run it; default: all of `nodes`."""
-    span: Annotated[Span | None, BeforeValidator(as_span)] = None
+    span: SpanOrWidth = None
     """Nodes that share each replica: how many; default: as few as its `gpus` need."""
     executor: Literal["mp", "ray"] = "mp"
     """What starts the workers of a model on several GPUs: vLLM by itself (mp), or Ray."""
-    endpoints: Annotated[list[Endpoint], BeforeValidator(as_endpoints)] = Field(default_factory=list)
+    endpoints: Endpoints = Field(default_factory=list)
     """Servers on other hosts that take their part of the requests."""
-    sticky: Annotated[Sticky | None, BeforeValidator(as_sticky)] = None
+    sticky: Stickiness = None
     """Sends requests that belong together to the same replica, for its prefix cache's sake: prefix, or a header."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Publishes this service alone on a port of its own, too."""
@@ -87,9 +87,12 @@ class Service(Source):
     """What all clients together may ask of it."""
     args: dict[str, ArgValue] = Field(default_factory=dict)
     """Any vLLM flag: max_model_len: 8192, enforce_eager: true; false becomes --no-…, a mapping becomes JSON."""
-    env: Annotated[dict[str, str], BeforeValidator(_as_strings)] = Field(default_factory=dict)
+    env: Annotated[
+        dict[str, str],
+        BeforeValidator(_as_strings, json_schema_input_type=dict[str, str | int | float | bool]),
+    ] = Field(default_factory=dict)
     """Environment variables for the engine process."""
-    needs: Annotated[list[str], BeforeValidator(as_list)] = Field(default_factory=list)
+    needs: Texts = Field(default_factory=list)
     """Services that must be ready before this one starts."""
     start_timeout: float = Field(default=1800, gt=0, le=LONGEST, allow_inf_nan=False, strict=False)
     """Seconds that the engine may take to become ready."""

@@ -88,10 +88,6 @@ def _as_environment(value: object) -> object:
     return {"shared": value} if isinstance(value, str) else value
 
 
-def _as_request(value: object) -> object:
-    return {"path": value} if isinstance(value, str) else value
-
-
 class Environment(Section):
     """Packages for foreign engines: built by uv, or an interpreter that is there."""
 
@@ -146,20 +142,34 @@ class Request(Section):
         return body
 
 
+def _as_request(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+RequestOrPath = Annotated[Request | None, BeforeValidator(_as_request, json_schema_input_type=Request | str | None)]
+"""A path stands for a GET without more."""
+
+
 class Source(Section):
     """Where a service comes from: a model for vLLM, or the command of another engine."""
 
     model: str = ""
     """A directory, demo:chat|embed|rerank, modelscope:owner/name or hf:owner/name. Either this or `command`."""
-    command: Annotated[list[str], BeforeValidator(_as_texts), BeforeValidator(_as_words)] = Field(default_factory=list)
+    command: Annotated[
+        list[str],
+        BeforeValidator(_as_texts),
+        BeforeValidator(_as_words, json_schema_input_type=list[str | int | float] | str),
+    ] = Field(default_factory=list)
     """Another engine than vLLM: its words, with {uds} or {port} for where it listens; see docs/foreign-engines.md."""
-    environment: Annotated[Environment | None, BeforeValidator(_as_environment)] = None
+    environment: Annotated[
+        Environment | None, BeforeValidator(_as_environment, json_schema_input_type=Environment | str | None)
+    ] = None
     """With `command`: the packages that it runs in, or a name under `environments`; default: what is on PATH."""
     model_dir: str | None = Field(default=None, min_length=1)
     """With `command`: a model as under `model`, fetched; its directory is {model_dir} in the command."""
-    ready: Annotated[Request | None, BeforeValidator(_as_request)] = None
+    ready: RequestOrPath = None
     """With `command`: the request that shows that it is ready; default: `health`, else a real one of its kind."""
-    health: Annotated[Request | None, BeforeValidator(_as_request)] = None
+    health: RequestOrPath = None
     """With `command`: the request that shows that it does not hang; default: `ready`, else a real one of its kind."""
     paths: dict[str, str] = Field(default_factory=dict)
     """With `command`: paths of the gateway and what they are at the engine: {/v1/rerank: /rerank}."""

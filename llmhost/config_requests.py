@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmhost.config_engine import Section
 
 
-def as_list(value: object) -> object:
-    """One word stands for a list of one."""
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=list[str] | str)]
+"""A list, or one text that stands for a list of one."""
 
 
 class ServiceLimits(Section):
@@ -53,10 +57,13 @@ def endpoint_url(url: str) -> str:
     return f"{parts.scheme}://{host}:{port}"
 
 
-def as_endpoints(value: object) -> object:
-    """A URL stands for an endpoint without more."""
-    values = as_list(value)
+def _as_endpoints(value: object) -> object:
+    values = _as_list(value)
     return [{"url": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+
+Endpoints = Annotated[list[Endpoint], BeforeValidator(_as_endpoints, json_schema_input_type=list[Endpoint | str] | str)]
+"""A URL stands for an endpoint without more."""
 
 
 class Sticky(Section):
@@ -77,6 +84,11 @@ class Sticky(Section):
 PREFIX_BYTES = 1024
 
 
-def as_sticky(value: object) -> object:
-    """``sticky: prefix`` is short for the usual number of bytes."""
+def _as_sticky(value: object) -> object:
     return {"prefix": PREFIX_BYTES} if value == "prefix" else value
+
+
+Stickiness = Annotated[
+    Sticky | None, BeforeValidator(_as_sticky, json_schema_input_type=Sticky | Literal["prefix"] | None)
+]
+"""``sticky: prefix`` is short for the usual number of bytes."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llmhost.config_engine import Section
 from llmhost.config_mistakes import Refusal
@@ -39,9 +39,12 @@ class Spanning(Protocol):
     def is_foreign(self) -> bool: ...
 
 
-def as_span(value: object) -> object:
-    """``span: 2`` for ``span: {nodes: 2}``."""
+def _as_span(value: object) -> object:
     return {"nodes": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+SpanOrWidth = Annotated[Span | None, BeforeValidator(_as_span, json_schema_input_type=Span | int | None)]
+"""``span: 2`` for ``span: {nodes: 2}``."""
 
 
 def part_name(service: str, rank: int) -> str:

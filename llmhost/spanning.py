@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ from llmhost.paths import SOCKET_PATH_LIMIT, Home
 from llmhost.plan import ray
 from llmhost.plan.placement import Part
 from llmhost.probe.interface import interface_of
+from llmhost.probe.interpreters import installed
 
 RAY_SOCKET = len("/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store")
 """Bytes that the paths of Ray's sockets add to its directory."""
+
+OLDEST_RAY = (2, 52)
+"""The first with token authentication; release notes of Ray 2.52."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,22 @@ def read_common(home: Home, services: Mapping[str, Service], part: Part | None) 
     return Common(interface, _secret(home))
 
 
+def _require_ray(engine: EngineFacts, service: str) -> None:
+    """Ray is there, and knows tokens: an older one would let anybody in who reaches it."""
+    there = Path(ray.ray_program(engine.python)).exists()
+    version = installed(Path(engine.python).parent.parent.glob("lib/python3*/site-packages")).get("ray", "")
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    old = numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST_RAY
+    if old or not there:
+        oldest = ".".join(map(str, OLDEST_RAY))
+        raise EngineError(
+            f"services.{service}.executor: the engine {engine.name} has "
+            + (f"Ray {version}, and tokens came with {oldest}" if old else "no Ray"),
+            f"install it into the engine: `uv pip install --python {engine.python} 'ray>={oldest}'`;"
+            " or leave executor out",
+        )
+
+
 def _require_short(home: Home) -> None:
     excess = len(os.fsencode(home.ray_directory(65535))) + RAY_SOCKET - SOCKET_PATH_LIMIT
     if excess > 0:
@@ -66,10 +87,6 @@ def prepare(home: Home, services: Mapping[str, Service], engine: EngineFacts, se
     wanting = [name for name, s in services.items() if s.replicas and s.executor == "ray"]
     if not wanting:
         return
-    if not Path(ray.ray_program(engine.python)).exists():
-        raise EngineError(
-            f"services.{wanting[0]}.executor: the engine {engine.name} has no Ray",
-            f"install it into the engine: `uv pip install --python {engine.python} ray`; or leave executor out",
-        )
+    _require_ray(engine, wanting[0])
     _require_short(home)
     node_identity.write_secret(home.ray_token_file, ray.token(secret))

@@ -49,8 +49,9 @@ def logs_command(
 ) -> int:
     """Show the logs of SERVICES (default: all, and the gateway's), merged in the order of time.
 
-    `gateway`, `supervisord` and `access` are names, too; `access` is the log of requests, a JSON object a line: time,
-    key, service, model, method, path, status, ms, bytes_in, bytes_out. It holds nothing of what was asked or answered.
+    `gateway`, `supervisord`, `metrics` and `access` are names, too; `access` is the log of requests, a JSON object a
+    line: time, key, service, model, method, path, status, ms, bytes_in, bytes_out. It holds nothing of what was asked
+    or answered.
     """
     if all_nodes:
         _selection(lines, since, level, grep)  # what is wrong is told once

@@ -39,7 +39,8 @@ def move_command(session: Session, service: str, target: str, source: str | None
 
     Services that reach each other at 127.0.0.1 move together. A model that spans nodes cannot move so.
 
-    Exit status: 0 moved, 1 refused or failed, 3 moved, and a node did not answer or is not ready.
+    Exit status: 0 moved, 1 refused or failed, 3 moved, and a node did not answer or did not take
+    the files.
     """
     from llmhost.fleet import moving
     from llmhost.supervise.lock import on_wait

@@ -19,7 +19,11 @@ SECTIONS = (
     ("Tls", "gateway.tls:", ""),
     ("KeyLimits", "gateway.limits:", ""),
     ("Node", "nodes.NAME:", "NAME: as of a service. See docs/nodes.md."),
-    ("Service", "services.NAME:", "NAME: a-z, 0-9 and '-' between them, up to 40 characters."),
+    (
+        "Service",
+        "services.NAME:",
+        "NAME: a-z, 0-9 and '-' between them, up to 40 characters; not gateway, supervisord, metrics or access.",
+    ),
     ("ServiceLimits", "services.NAME.limits:", ""),
     ("Span", "services.NAME.span:", "A number of nodes alone is enough, too. See docs/spanning.md."),
     ("Sticky", "services.NAME.sticky:", "`sticky: prefix` is short for 1024 bytes."),

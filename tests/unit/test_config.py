@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
+from ruamel.yaml import YAML
 
 from llmhost import config
 from llmhost.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 FULL = """
 engine: {name: main, device: cpu, vllm: 0.32.0, python: "3.12"}
@@ -179,3 +186,33 @@ def test_the_schema_describes_every_key() -> None:
     assert set(service) == set(config.Service.model_fields)
     assert all("description" in key for key in service.values())
     assert schema["additionalProperties"] is False
+
+
+SHORT = """
+nodes: {a: {address: 10.0.0.1}, b: {address: 10.0.0.2}}
+services:
+  chat:
+    {model: /m, served_as: x, nodes: a, endpoints: "http://x:1", sticky: prefix, needs: helper, env: {A: 1, B: true}}
+  wide: {model: /m, gpus: 16, span: 2, endpoints: ["http://x:1", {url: "http://y:1", key_file: k}]}
+  tei: {command: "tei --port {port}", kind: embed, ready: /health, health: /health, environment: shared}
+  helper: {command: [x, --port, 8, "{port}"], kind: none}
+environments: {shared: {requirements: [tei], exclude_newer: 2024-01-01}}
+"""
+
+
+def written() -> Iterator[tuple[str, str]]:
+    """Whole files that the documentation and the examples show, and one with every short form."""
+    yield "short", SHORT
+    for file in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))):
+        blocks = re.findall(r"```yaml\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
+        yield from ((f"{file.name}-{n}", text) for n, text in enumerate(blocks) if "\nservices:" in f"\n{text}")
+    for file in sorted(ROOT.glob("examples/**/*.yaml")):
+        yield file.parent.name, file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in written()])
+def test_what_is_shown_is_read_and_the_schema_allows_it(text: str) -> None:
+    """An editor underlines nothing that llmhost takes."""
+    config.parse(text)
+    data = json.loads(json.dumps(YAML(typ="safe").load(text), default=str))  # an editor reads a date as text
+    assert [e.message for e in jsonschema_rs.validator_for(config.schema()).iter_errors(data)] == []
