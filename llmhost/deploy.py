@@ -216,6 +216,7 @@ def _replace_routes(home: Home, plans: Mapping[str, Plan], keys: Keys) -> None:
     """Write the route files with these keys, and the clusters of keys: no listener changes with keys.
 
     They are of the plan in force, or of the one that a change which is under way has switched to: the last of these.
+    What other nodes ask has nothing to do with keys, and may hold more than that plan says, see `write_united`.
     """
     current = {path: replace(plan, gateway=with_keys(plan.gateway, keys)) for path, plan in plans.items()}
     if not current:
@@ -223,7 +224,7 @@ def _replace_routes(home: Home, plans: Mapping[str, Plan], keys: Keys) -> None:
     last = list(current.values())[-1]
     for file in (
         *_clusters_of_keys(home, last),
-        *render_routes(last),
+        *(file for file in render_routes(last) if file.path != ROUTES_OF_NODES),
         *(plan_file(plan, path) for path, plan in current.items()),
     ):
         writer.replace_file(home.root / file.path, file.text, file.mode)

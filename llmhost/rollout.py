@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from llmhost import balancing, deploy, readiness, writer
 from llmhost.errors import NotReadyError
@@ -18,7 +19,7 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
-from llmhost.stages import Before, Stages, others_of, stages
+from llmhost.stages import Before, Stages, followers, heirs_of, others_of, stages
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
@@ -61,6 +62,9 @@ class Rollout:
         stages = self.stages
         self._warn()
         self._write_union()
+        if stages.cramped:
+            self._await_followers()
+            self._switch()
         self._leave(stages.leave_first)
         self._renew(stages.at_once)
         lifecycle.renew(self.home, self.actions.refresh, then_start=False)
@@ -69,29 +73,35 @@ class Rollout:
         self._await_heirs()
         for program in stages.one_by_one:
             self._replace(program)
-        self._switch()
+        if not stages.cramped:
+            self._switch()
         self._renew(stages.after_switch)
         self._leave(stages.leave_last)
         self._finish()
 
     def _warn(self) -> None:
-        if self.stages.cramped:
-            names = ", ".join(self.stages.cramped)
-            self.told.note(f"no memory for {names} beside what takes over: 503 until that is ready")
+        cramped = [p for p in self.stages.cramped if not self._followers_elsewhere(p)]
+        if cramped:
+            self.told.note(f"no memory for {', '.join(cramped)} beside what takes over: 503 until that is ready")
         alone = [p for p in (*self.stages.at_once, *self.stages.after_switch) if self.before.serves(p)]
         if alone:
             self.told.note(f"restarting {', '.join(alone)}: 503 until ready again (--surge or replicas: 2 avoid that)")
 
     def _write_union(self) -> None:
         """Clusters that hold the engines of both plans; routes and listeners stay as they are."""
-        out = balancing.sockets(self.before.plan, self.stages.leave_first) | self._unproven()
+        leaving = set(self.stages.leave_first) - set(self.stages.cramped)  # those serve until the routes are switched
+        out = balancing.sockets(self.before.plan, leaving) | self._unproven()
         deploy.write_united(self.home, self.plan, out, balancing.await_clusters)
 
     def _unproven(self) -> frozenset[str]:
-        """Heirs beside engines that are looked at in another way: the gateway would only see that they listen."""
+        """Heirs of which the gateway would only see that they listen: those that have no path for it to look at, and
+        those beside engines that are looked at in another way."""
         former = {s.name: s.foreign for s in self.before.plan.services}
-        changed = {s.name for s in self.plan.services if s.foreign != former.get(s.name, s.foreign)}
-        return balancing.sockets(self.plan, [p for p in self.stages.heirs if service_of(p) in changed])
+        unproven = {
+            s.name for s in self.plan.services
+            if s.foreign != former.get(s.name, s.foreign) or (s.foreign and not s.foreign.looked_at)
+        }  # fmt: skip
+        return balancing.sockets(self.plan, [p for p in self.stages.heirs if service_of(p) in unproven])
 
     def _leave(self, programs: tuple[str, ...]) -> None:
         self._drain(self.before.plan, programs)
@@ -107,11 +117,8 @@ class Rollout:
         # Own engines first: a node that gives something in return waits for them, as this one does for those there.
         if self.stages.heirs:
             await_serving(self.home, self.plan, self.stages.heirs, self.told)
-        moved = [s for s in self.plan.services if s.name in self.stages.elsewhere]
-        for service in moved:
+        for service in (s for s in self.plan.services if s.name in self.stages.elsewhere):
             self._await_elsewhere(service)
-        if any(s.elsewhere for s in moved):
-            time.sleep(balancing.ALL_NODES_SECONDS)
 
     def _await_elsewhere(self, service: ServicePlan) -> None:
         """Another node may just be starting it; endpoints are started by somebody else, and answer or do not."""
@@ -133,14 +140,36 @@ class Rollout:
         return frozenset(p.socket for p in self.before.plan.programs) | gone
 
     def _replace(self, program: str) -> None:
-        replace_engine(self.home, self.plan, program, self.told, self._renew_one)
+        # Nodes that change at the same time have waited for each other until now. The first one goes ahead, and when
+        # the next one looks, it sees that.
+        time.sleep(balancing.ALL_NODES_SECONDS * self._rank(program))
+        replace_engine(self.home, self.plan, program, self.told, self._renew_one, others_change=True)
+
+    def _rank(self, program: str) -> int:
+        """How many other nodes that serve the same as a program come before this one."""
+        service = next(s for s in self.plan.services if any(p.name == program for p in s.replicas))
+        others = {e.node for e in service.elsewhere}
+        before = takewhile(lambda node: node.name != self.plan.node, self.plan.nodes)
+        return sum(node.name in others for node in before)
 
     def _renew_one(self, home: Home, programs: Sequence[str]) -> None:
         lifecycle.renew(home, programs)
         deploy.renew_members(home, self.plan, balancing.sockets(self.plan, programs))
 
+    def _await_followers(self) -> None:
+        """Other hosts that may serve already, for engines that cannot wait for anybody."""
+        for program in self.stages.cramped:
+            for service in self._followers_elsewhere(program):
+                balancing.await_others_served(self.home, service.name, self._leaving(service))
+
+    def _followers_elsewhere(self, program: str) -> tuple[ServicePlan, ...]:
+        return tuple(s for s in followers(program, self.before.plan, self.plan) if not s.replicas)
+
     def _switch(self) -> None:
-        """Routes, listeners and whatever else the gateway reads."""
+        """Routes, listeners and whatever else the gateway reads, when all gateways can do without what leaves."""
+        stages = self.stages
+        if self.plan.peers and (stages.leave_last or stages.after_switch or stages.cramped):
+            time.sleep(balancing.ALL_NODES_SECONDS)
         deploy.write_routes(self.home, self.plan)
         if GATEWAY_PROGRAM in self.actions.restart:  # what it was just given may need it, as another address does
             self.told.note("the gateway itself has to restart: connections are cut")
@@ -178,8 +207,8 @@ def apply(
         daemon.ensure_running(home)
         lifecycle.converge(home, wanted)
         return
-    actions = lifecycle.pending(home, wanted)
     there = Before(before, lifecycle.running(home), balancing.served(home))
+    actions = lifecycle.pending(home, dict.fromkeys((*wanted, *heirs_of(there, plan))))
     Rollout(home, there, plan, actions, told, fits).run()
 
 
@@ -208,15 +237,22 @@ def _restart(home: Home, programs: Sequence[str]) -> None:
 
 
 def replace_engine(
-    home: Home, plan: Plan, program: str, told: Told, again: Callable[[Home, Sequence[str]], None]
+    home: Home,
+    plan: Plan,
+    program: str,
+    told: Told,
+    again: Callable[[Home, Sequence[str]], None],
+    *,
+    others_change: bool = False,
 ) -> None:
     """Stop one engine of several and start it again, while the others serve: nobody who asks the service notices.
 
     ``again`` stops and starts it. Raises NotReadyError when no other engine of the service serves in time (then this
-    one goes on), or when this one does not become ready again.
+    one goes on), or when this one does not become ready again. With ``others_change`` those of other nodes may just be
+    replaced, too, and are waited for.
     """
     service = next(s for s in plan.services if any(p.name == program for p in s.replicas))
-    _await_other(home, plan, service, program)
+    _await_other(home, plan, service, program, told, elsewhere=others_change and bool(service.elsewhere))
     own = balancing.sockets(plan, {program})
     step = f"replace {program}"
     told.started(step)
@@ -237,21 +273,27 @@ def start_limit(home: Home, plan: Plan, programs: Collection[str]) -> float:
     return start_seconds(plan, starting | set(programs)) + readiness.START_MARGIN
 
 
-def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> None:
+def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str, told: Told, *, elsewhere: bool) -> None:
     """Somebody else must serve; engines that are just starting are waited for, failed ones are not."""
     own = {p.socket for p in service.replicas if p.name == program}
     others = [p.name for p in service.replicas if p.name != program]
-    deadline = time.monotonic() + start_limit(home, plan, others)
+    seconds = start_limit(home, plan, others)
+    if elsewhere:
+        seconds = max(seconds, start_seconds_elsewhere(plan, service) + readiness.START_MARGIN)
+    deadline, told_of = time.monotonic() + seconds, False
     while True:
         states = lifecycle.states(home, others).values()
         if _serves_beside(home, service, own, states):
             return
-        hopeless = all(s.state in ("failed", "stopped") for s in states)
+        hopeless = not elsewhere and all(s.state in ("failed", "stopped") for s in states)
         if hopeless or time.monotonic() > deadline:
             raise NotReadyError(
                 f"no other engine of {service.name} serves, so {program} is left as it is",
                 f"see `llmhost status` and `llmhost logs {service.name}`",
             )
+        if not told_of:
+            told.note(f"{program} waits until another engine of {service.name} serves")
+            told_of = True
         time.sleep(balancing.POLL_SECONDS)
 
 

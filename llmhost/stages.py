@@ -101,22 +101,35 @@ def _taken_over(before: Before, plan: Plan) -> frozenset[str]:
     )
 
 
+def heirs_of(before: Before, plan: Plan) -> tuple[str, ...]:
+    """Programs of services that have no engine in force and take names over: whatever else is wanted, they are."""
+    return tuple(p.name for s in _new_owners(_taken_over(before, plan), before, plan) for p in s.replicas)
+
+
 def _heirs(taken: Collection[str], before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
-    """Programs of services that have no engine in force and take names over."""
     in_force = {p.name for p in before.plan.programs} & before.running
     coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
-    new = [s for s in plan.services if s.name in taken and not in_force & {p.name for p in s.replicas}]
-    return tuple(p.name for s in new for p in s.replicas if p.name in coming)
+    return tuple(p.name for s in _new_owners(taken, before, plan) for p in s.replicas if p.name in coming)
+
+
+def _new_owners(taken: Collection[str], before: Before, plan: Plan) -> list[ServicePlan]:
+    in_force = {p.name for p in before.plan.programs} & before.running
+    return [s for s in plan.services if s.name in taken and not in_force & {p.name for p in s.replicas}]
 
 
 def _moved_away(taken: Collection[str], plan: Plan) -> tuple[str, ...]:
     return tuple(s.name for s in plan.services if s.name in taken and (s.endpoints or s.elsewhere) and not s.replicas)
 
 
+def followers(program: str, before: Plan, plan: Plan) -> tuple[ServicePlan, ...]:
+    """The services that answer to names of a program's service in the next plan."""
+    old = _owner(before, program)
+    return tuple(s for s in plan.services if old and set(old.served_as) & set(s.served_as))
+
+
 def _is_followed(program: str, before: Before, plan: Plan, coming: Collection[str]) -> bool:
     """Whether programs that come, or other hosts alone, answer to a name of this one."""
-    old = _owner(before.plan, program)
-    following = [s for s in plan.services if old and set(old.served_as) & set(s.served_as)]
+    following = followers(program, before.plan, plan)
     return any(not s.replicas or any(p.name in coming for p in s.replicas) for s in following)
 
 

@@ -92,13 +92,17 @@ def _act(
 
 
 def bring_up(session: Session, words: tuple[str, ...]) -> int:
-    """`up` everywhere, from the same files; then what runs where. A node that did not get them is left as it is."""
+    """`up` everywhere, from the same files; then what runs where. A node that did not get them is left as it is.
+
+    Raises NodeError when a service would stop where it runs, and such a node would not find it where it goes.
+    """
     from llmhost.fleet.members import members
 
     lost = prepare(session)
     nodes = members(session.home)
-    running = _running([n for n in nodes if n.name not in lost])
-    turns = _turns_of_up(session, running)
+    said = _statuses([n for n in nodes if n.name not in lost])
+    running = _running(said)
+    turns = _turns_of_up(session, running, said.values(), lost)
     status = _act(nodes, words, turns, _busy(running), show_results=False, lost=lost)
     if status not in (0, NOT_READY) or "--no-wait" in words:
         return status
@@ -113,11 +117,7 @@ def act_in_turns(nodes: Sequence[Member], words: tuple[str, ...], turns: Turns, 
 
 def live(nodes: Sequence[Member]) -> dict[str, bool]:
     """Whether something runs on a node, be it only the gateway; nodes that did not say so are not among them."""
-    from llmhost.fleet.everywhere import Everywhere
-
-    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
-    found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
-    return {n: bool(s["gateway"]["pid"] or _services_running(s)) for n, s in found.items() if s}
+    return {n: bool(s["gateway"]["pid"] or _services_running(s)) for n, s in _statuses(nodes).items() if s}
 
 
 def roll(session: Session, words: tuple[str, ...]) -> int:
@@ -126,33 +126,69 @@ def roll(session: Session, words: tuple[str, ...]) -> int:
     from llmhost.fleet.turns import of_restart
 
     nodes = members(session.home)
-    running = _running(nodes)
+    running = _running(_statuses(nodes))
     return _act(nodes, words, of_restart(running), _busy(running), show_results=True)
 
 
-def _turns_of_up(session: Session, running: Services) -> Turns:
+def _turns_of_up(
+    session: Session,
+    running: Services,
+    said: Iterable[Mapping[str, Any] | None],
+    lost: Mapping[str, LlmhostError],
+) -> Turns:
     from llmhost import config as configuration
     from llmhost import nodes as placing
-    from llmhost.fleet.turns import of_up
+    from llmhost.fleet.turns import followers, of_up
 
-    whole = placing.read_whole(session.home, configuration.load(session.home.config_file))
+    config = configuration.load(session.home.config_file)
+    whole = placing.read_whole(session.home, config)
     if whole is None:
         return (tuple(running),)
+    placed = {n: frozenset(whole.part.placement.on(n)) for n in config.nodes}
+    _require_found(running, placed, lost)
     spanning = ", ".join(whole.part.spans.widths)
     if not spanning:
-        return of_up(running, {n: frozenset(whole.part.placement.on(n)) for n in running})
+        wanted = {name: service.served_as or [name] for name, service in config.services.items()}
+        return of_up(running, {n: placed[n] for n in running}, followers(_answered(said), running, wanted))
     if _busy(running):
         console.remark(f"all nodes at the same time: what spans nodes restarts as one ({spanning})")
     return (tuple(running),)
 
 
-def _running(nodes: Sequence[Member]) -> dict[str, frozenset[str]]:
+def _require_found(running: Services, placed: Services, lost: Mapping[str, LlmhostError]) -> None:
+    from llmhost.errors import NodeError, SshError
+    from llmhost.fleet.turns import stranded
+
+    dead = [name for name, error in lost.items() if isinstance(error, SshError) and error.reason != "failed"]
+    refusing = [name for name in lost if name not in dead]
+    service = stranded(running, placed, dead, refusing)
+    if service:
+        name = (refusing or [n for n in dead if service in placed[n]])[0]
+        raise NodeError(
+            f"{service} goes to another node, and {name} did not take the files, so nothing is started or stopped:"
+            f" {lost[name].message}",
+            lost[name].hint,
+        )
+
+
+def _answered(said: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """The names that services answer to now, by their engines or by servers that are no nodes."""
+    live = [status for status in said if status and status["gateway"]["pid"]]
+    services = [s for status in live for s in status["services"]]
+    return {s["name"]: s["served_as"] for s in services if s["endpoints"] or any(r["pid"] for r in s["replicas"])}
+
+
+def _running(said: Mapping[str, Mapping[str, Any] | None]) -> dict[str, frozenset[str]]:
     """The services of which engines run, by node; none for a node that does not say."""
+    return {name: _services_running(status) if status else frozenset() for name, status in said.items()}
+
+
+def _statuses(nodes: Sequence[Member]) -> dict[str, Mapping[str, Any] | None]:
+    """What `llmhost status --json` says on each node."""
     from llmhost.fleet.everywhere import Everywhere
 
     outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
-    found = {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
-    return {name: _services_running(status) if status else frozenset() for name, status in found.items()}
+    return {n.name: _told(n.name, n.address, outcomes[n.name])["status"] for n in nodes}
 
 
 def _services_running(status: Mapping[str, Any]) -> frozenset[str]:

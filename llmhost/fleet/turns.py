@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 Turns = tuple[tuple[str, ...], ...]
 """Names of nodes; those of a turn at the same time, each turn after the one before."""
 Services = Mapping[str, frozenset[str]]
 """Node -> services: in the order of llmhost.yaml, with all of its nodes."""
+Names = Mapping[str, Collection[str]]
+"""Service -> the names that it answers to."""
 
 
 def of_restart(running: Services) -> Turns:
@@ -16,21 +18,22 @@ def of_restart(running: Services) -> Turns:
     return _filled((*((n,) for n in running if running[n]), tuple(n for n in running if not running[n])))
 
 
-def of_up(running: Services, placed: Services) -> Turns:
-    """From what runs to what is placed where.
+def of_up(running: Services, placed: Services, following: Collection[str] = ()) -> Turns:
+    """From what runs to what is placed where; ``following`` are the `followers`.
 
     Where no service is on several nodes, before or after, they do not concern each other. Else they take turns, so that
     the others serve meanwhile. Nodes that get what moves as a whole are first: every other gateway goes on with the old
     place until it is there, see `llmhost.stages`. They go together when one of them waits for another in that way, and
     with all others when one of them gives such a service away, so that nobody is left with its old place. Then come
-    those where nothing runs, those that get another replica, and last who gives something away.
+    those where nothing runs, those that get another replica, and last who gives something away. With followers all go
+    together: who has what they follow waits for them, and so does everybody else.
     """
     every = [running[n] | placed.get(n, frozenset()) for n in running]
     moved = _moved(running, placed)
     first = tuple(n for n in running if any(n in move.then for move in moved))
     waiting = any(n not in move.then for n in first for move in moved)
     apart = len(frozenset().union(*every)) == sum(map(len, every))
-    if apart or any(n in move.now for n in first for move in moved):
+    if apart or following or any(n in move.now for n in first for move in moved):
         return (tuple(running),)
     rest = [n for n in running if n not in first]
     busy = sorted((n for n in rest if running[n]), key=lambda n: _place(n, running, placed))
@@ -43,16 +46,35 @@ def of_up(running: Services, placed: Services) -> Turns:
     )
 
 
+def followers(answered: Names, running: Services, wanted: Names) -> frozenset[str]:
+    """Services that run nowhere, for names that others, or servers that are no nodes, answer to now; pure."""
+    there, known = frozenset().union(*running.values()), frozenset().union(*answered.values())
+    return frozenset(s for s, names in wanted.items() if s not in there and known & set(names))
+
+
+def stranded(running: Services, placed: Services, dead: Collection[str], refusing: Collection[str]) -> str:
+    """A service that would stop where it runs, and not every gateway would find it again; empty when there is none.
+
+    ``dead`` nodes do not answer: nothing starts there. Those that are ``refusing`` the files go on as they are, and
+    send requests to where it ran. Pure.
+    """
+    for move in sorted(_moved(running, placed), key=lambda move: move.service):
+        if move.then <= {*dead, *refusing} or refusing:
+            return move.service
+    return ""
+
+
 class _Move(NamedTuple):
     """A service that is to run on other nodes only than now."""
 
+    service: str
     now: frozenset[str]
     then: frozenset[str]
 
 
 def _moved(running: Services, placed: Services) -> list[_Move]:
     services = frozenset().union(*running.values())
-    moves = (_Move(*(frozenset(n for n in where if s in where[n]) for where in (running, placed))) for s in services)
+    moves = (_Move(s, *(frozenset(n for n in where if s in where[n]) for where in (running, placed))) for s in services)
     return [move for move in moves if move.then and not move.now & move.then]
 
 

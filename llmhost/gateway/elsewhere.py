@@ -60,7 +60,7 @@ def united(old: Data, new: Data) -> Data:
     cluster = dict(new) | _united_filters(old, new)
     if not _hides_keys(new) and _hides_keys(old):
         cluster |= {"health_checks": old["health_checks"]}
-    elif not _hides_keys(new) and old.get("health_checks") != new.get("health_checks"):
+    elif not (_hides_keys(new) or "load_assignment" in new) and old.get("health_checks") != new.get("health_checks"):
         # Members of different engines, each with a path of its own: what they have in common is that they listen.
         check = {name: value for name, value in new["health_checks"][0].items() if name != "http_health_check"}
         cluster |= {"health_checks": [check | {"tcp_health_check": {}}]}

@@ -193,12 +193,9 @@ def _node_manager(plan: Plan, name: str) -> Data:
     rds = {"route_config_name": peers.NODES, "config_source": resource_source(plan, routes_file(peers.NODES))}
     shared = {k: v for k, v in _manager(plan, name).items() if k != "early_header_mutation_extensions"}
     # Whoever asked tries another node then; without one, the client reads what the last of them said.
-    replies = {"mappers": [*_causes(), _not_ready(_status("EQ", 503)), *_mappers(plan)]}
-    return shared | {
-        "rds": rds,
-        "http_filters": [*peers.health_filters(plan), _router()],
-        "local_reply_config": replies,
-    }
+    replies = {"mappers": _mappers(plan, not_ready=_status("EQ", 503))}
+    filters = [*peers.health_filters(plan), _router()]
+    return shared | {"rds": rds, "http_filters": filters, "local_reply_config": replies}
 
 
 def _filters(plan: Plan) -> list[Data]:
@@ -237,8 +234,11 @@ def _filters(plan: Plan) -> list[Data]:
     return [*who, limit, hold, read, limits.service_filter(), sticky.reader(), _router()]
 
 
-def _mappers(plan: Plan) -> list[Data]:
-    """Local replies by cause, then by status. Answers with status 200 match none and stay as they are."""
+def _mappers(plan: Plan, not_ready: Data | None = None) -> list[Data]:
+    """Local replies by cause, then by status. Answers with status 200 match none and stay as they are.
+
+    ``not_ready`` finds the replies of routes that have no engine, by default of those that are asked for health.
+    """
     mebibytes = plan.gateway.max_body_bytes / 2**20
     full = _error("The gateway is out of memory for the moment", "ServiceUnavailableError")
     return [
@@ -246,7 +246,7 @@ def _mappers(plan: Plan) -> list[Data]:
         *_causes(),
         # Not larger than the gateway takes, but than a service does: its route says so.
         _mapper(_both(_status("EQ", 413), _body_up_to(plan)), _error("%LOCAL_REPLY_BODY%", "RequestTooLargeError")),
-        _not_ready(_both(_status("EQ", 503), HEALTH_OF_MODEL)),
+        _not_ready(not_ready or _both(_status("EQ", 503), HEALTH_OF_MODEL)),
         # Every other cause has a flag, see above.
         _mapper(_status("EQ", 503), full) | {"headers_to_add": [_header("retry-after", RETRY_AFTER)]},
         _mapper(_status("EQ", 413), _error(f"The request is larger than {mebibytes:g} MiB", "RequestTooLargeError")),

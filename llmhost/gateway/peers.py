@@ -101,8 +101,16 @@ def _interval(plan: Plan) -> float:
 
 
 def health_path(service: ServicePlan) -> str:
-    """What a gateway is asked for the health of a service; the same as for one on another host."""
-    return elsewhere.health_of(service.served_as[0])
+    """What a gateway is asked for the health of a service; an endpoint beside the nodes knows it by what it serves."""
+    if service.endpoints:
+        return f"{elsewhere.health_of(service.served_as[0])}&{_asked_for(service)}"
+    return f"/health?{_asked_for(service)}"
+
+
+def _asked_for(service: ServicePlan) -> str:
+    """How a question for the health of a service ends. By its own name: those that it serves may change, and two
+    services may have the same while one follows the other."""
+    return f"service={service.name}"
 
 
 def _members(plan: Plan, service: ServicePlan) -> list[Data]:
@@ -233,7 +241,7 @@ def health_filters(plan: Plan) -> list[Data]:
             "envoy.filters.http.health_check",
             "extensions.filters.http.health_check.v3.HealthCheck",
             pass_through_mode=False,
-            headers=[{"name": ":path", "string_match": {"exact": health_path(service)}}],
+            headers=[{"name": ":path", "string_match": {"suffix": _asked_for(service)}}],
             cluster_min_healthy_percentages={service.name: {"value": 1}},
         )
         for service in plan.routed if service.replicas

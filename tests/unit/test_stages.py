@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmhost.balancing import node_member
 from llmhost.plan.types import ElsewherePlan, EndpointPlan, NodePlan, Plan, ServicePlan
-from llmhost.stages import Before, Stages, stages
+from llmhost.stages import Before, Stages, heirs_of, stages
 from llmhost.supervise.lifecycle import Actions
 from tests.unit.gateway.plans import make_plan, make_service
 
@@ -68,6 +68,13 @@ def test_another_engine_takes_over_before_the_old_one_leaves() -> None:
     assert surge == Stages(start=("chat-1",), heirs=("chat-1",), leave_last=("chat-0",))
     renamed = computed(before(CHAT), service("new", "gpt"), add=("new-0",), start=("new-0",), remove=("chat-0",))
     assert renamed == Stages(start=("new-0",), heirs=("new-0",), leave_last=("chat-0",))
+
+
+def test_who_takes_names_over_is_started_whatever_else_was_asked_for() -> None:
+    there = before(CHAT)
+    assert heirs_of(there, make_plan(HOME, service("new", "gpt", "more"))) == ("new-0",)
+    assert heirs_of(there, make_plan(HOME, CHAT, service("new"))) == ()
+    assert heirs_of(before(CHAT, dead=("chat-0",)), make_plan(HOME, service("new", "gpt"))) == ()
 
 
 def test_a_name_that_moves_is_answered_by_the_old_service_until_the_new_one_is_ready() -> None:

@@ -16,7 +16,7 @@ import trustme
 from llmhost import node_identity
 from llmhost.gateway import render_static
 from llmhost.gateway.access import TO
-from llmhost.plan.types import StickyPlan
+from llmhost.plan.types import Limits, StickyPlan
 from llmhost.run import capture
 from tests.integration.gateway.nodes import CHAT, Nodes, some_nodes
 from tests.integration.gateway.running import LIMIT, eventually
@@ -54,6 +54,22 @@ def test_a_request_of_a_gateway_is_served_there_or_nowhere(nodes: Nodes) -> None
     assert answer.status_code == 503
     assert len(stubs["chat-0"].asked) == before
     assert nodes["b"].answering(10) == {"chat-0"}  # for its own clients it does
+
+
+def test_a_node_says_what_it_refuses(nodes: Nodes) -> None:
+    """In the words that it has for its own clients."""
+    stubs = nodes.start(places="a", limits=Limits(concurrent_requests=1))
+    body = {"model": "chat", "stub": {"stream": 1}}
+    with nodes["b"].client() as client, client.stream("POST", CHAT, json=body) as answer:
+        refused = nodes["c"].ask()
+        stubs["chat-0"].release()
+        answer.read()
+    assert refused.status_code == 429
+    assert refused.json()["error"]["message"] == "The service 'chat' has as many requests at once as it may have"
+    unknown = through(nodes, "a", "b", "other")
+    assert unknown.status_code == 503
+    assert unknown.json()["error"]["message"] == "The service 'other' has no engine that is ready"
+    assert int(unknown.headers["retry-after"]) > 0
 
 
 def test_what_a_client_says_of_nodes_counts_for_nothing(nodes: Nodes) -> None:

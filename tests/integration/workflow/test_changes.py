@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import httpx
@@ -233,12 +232,7 @@ def test_what_cannot_be_done_without_loss_is_refused(installed: Installed) -> No
 
 def test_a_surge_without_room_is_refused_and_nothing_happens(installed: Installed) -> None:
     """The whole memory is taken by one engine: its KV cache is as large as two such engines do not fit."""
-    folder = Path(installed.model("large"))
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    header = json.dumps({"w": {"dtype": "U8", "shape": [total // 2], "data_offsets": [0, total // 2]}}).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + total // 2)  # sparse
+    folder = installed.large_model()
     installed.write(f"chat: {{model: {folder}, served_as: gpt-4}}\n")
     installed.run("up")
     before = installed.pids()

@@ -188,23 +188,32 @@ def test_a_service_moves_to_the_other_node_without_a_gap(cluster: Cluster) -> No
 
 
 def change_while_asked(cluster: Cluster, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Services on other nodes than before, all `up` at once, engines slow: every client of every gateway is served."""
-    model, slow = cluster.homes["a"].model(), "env: {FAKE_ENGINE: --start-delay 4}"
+    """Services on other nodes than before, all `up` at once, engines slow: every client of every gateway is served.
 
-    def write(places: Mapping[str, str]) -> None:
-        listed = (
-            f"{s}: {{model: {model}, replicas: {len(n)}, nodes: [{','.join(n)}], {slow}}}" for s, n in places.items()
-        )
-        cluster.write(f"{{{', '.join(listed)}}}")
+    What is written is ``name`` or ``name:names that it serves``, and the nodes, a letter each. What several have,
+    before and after, is changed on all of them.
+    """
+    model = cluster.homes["a"].model()
+
+    def written(service: str, nodes: str, *, again: bool) -> str:
+        name, _, names = service.partition(":")
+        changed = again and len(nodes) > 1 and before.get(service) == nodes
+        slow = f"env: {{FAKE_ENGINE: --start-delay {4.5 if changed else 4}}}"
+        places = f"replicas: {len(nodes)}, nodes: [{','.join(nodes)}]"
+        return f"{name}: {{model: {model}, served_as: [{names or name}], {places}, {slow}}}"
+
+    def write(places: Mapping[str, str], *, again: bool = False) -> None:
+        cluster.write(f"{{{', '.join(written(*place, again=again) for place in places.items())}}}")
 
     write(before)
     cluster.join()
     cluster.up()
-    asked = [Steady(cluster.port, s, rate=4.0, host=ADDRESSES[name]) for s in after for name in cluster.homes]
+    models = [service.rpartition(":")[2] for service in before]
+    asked = [Steady(cluster.port, model, rate=4.0, host=ADDRESSES[name]) for model in models for name in cluster.homes]
     with ExitStack() as stack:
         for client in asked:
             stack.enter_context(client.asking()).wait_for_more(2)
-        write(after)
+        write(after, again=True)
         for made in [stack.enter_context(made.popen("up")) for made in cluster.homes.values()]:
             _, said = made.communicate(timeout=300)
             assert made.returncode == 0, said
@@ -212,11 +221,57 @@ def change_while_asked(cluster: Cluster, before: Mapping[str, str], after: Mappi
             client.wait_for_more(4)
     assert [client.lost for client in asked] == [[]] * len(asked)
     programs = {name: {p.rpartition("-")[0] for p in cluster.programs(name)} for name in cluster.homes}
-    assert programs == {name: {s for s, n in after.items() if name in n} for name in cluster.homes}
+    assert programs == {name: {s.partition(":")[0] for s, n in after.items() if name in n} for name in cluster.homes}
 
 
 def test_nodes_that_exchange_services(three: Cluster) -> None:
     change_while_asked(three, {"one": "a", "two": "b"}, {"one": "b", "two": "a"})
+
+
+def test_nodes_that_exchange_services_and_serve_another_one_together_which_changes(three: Cluster) -> None:
+    before = {"one": "a", "two": "b", "pair": "ab"}
+    change_while_asked(three, before, {"one": "b", "two": "a", "pair": "ab"})
+
+
+def test_a_service_gets_another_name_and_serves_more(three: Cluster) -> None:
+    change_while_asked(three, {"one:gpt": "a"}, {"two:new,gpt": "a"})
+
+
+def test_a_service_gets_another_name_on_another_node(three: Cluster) -> None:
+    change_while_asked(three, {"one:gpt": "a"}, {"two:gpt": "b"})
+
+
+def test_what_serves_names_of_others_is_started_also_when_another_service_is_asked_for(cluster: Cluster) -> None:
+    chat = services(cluster, 1).replace("replicas: 1", "replicas: 1, nodes: a")
+    cluster.write(chat)
+    cluster.join()
+    cluster.up()
+    other = f"{{chat: {{model: {cluster.homes['a'].model()}, nodes: b}}, other: {{model: x, nodes: b}}}}"
+    cluster.write(other.replace("model: x", f"model: {cluster.homes['a'].model()}"))
+    asked = Steady(cluster.port, "chat", host=ADDRESSES["b"])
+    with asked.asking():
+        asked.wait_for_answer_of("chat-0")
+        cluster.homes["b"].run("up", "other")
+        asked.wait_for_more(50)
+    assert asked.lost == []
+    assert cluster.programs("b") == ["chat-0", "other-0"]
+
+
+def test_a_service_that_has_no_room_beside_another_one_goes_when_its_requests_have(cluster: Cluster) -> None:
+    large = cluster.homes["a"].large_model()
+    cluster.write(f"{{chat: {{model: {large}, nodes: a}}}}")
+    cluster.join()
+    cluster.up()
+    cluster.write(f"{{chat: {{model: {large}, nodes: b}}, more: {{model: {large}, nodes: a}}}}")
+    asked = Steady(cluster.port, "chat")
+    with asked.asking():
+        asked.wait_for_more(10)
+        cluster.up("b")
+        said = cluster.homes["a"].run("up").stderr
+        asked.wait_for_more(20)
+    assert asked.lost == []
+    assert "no memory for" not in said
+    assert (cluster.programs("a"), cluster.programs("b")) == (["more-0"], ["chat-0"])
 
 
 def test_a_service_goes_to_two_nodes_of_which_one_has_sent_its_requests_on(three: Cluster) -> None:

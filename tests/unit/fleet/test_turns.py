@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from llmhost.fleet.turns import Services, of_restart, of_up
+import pytest
+
+from llmhost.cli import everywhere
+from llmhost.errors import LlmhostError, NodeError, SshError
+from llmhost.fleet.turns import Services, followers, of_restart, of_up, stranded
 
 
 def on(**services: str) -> Services:
@@ -59,3 +63,45 @@ def test_nodes_that_get_different_services_wait_for_each_other_too() -> None:
 
 def test_another_replica_comes_before_the_first_one_changes() -> None:
     assert of_up(on(a="chat", b="embed"), on(a="chat", b="embed chat")) == (("b",), ("a",))
+
+
+def test_what_follows_another_service_makes_all_go_together() -> None:
+    """Everybody waits for it, also who comes before it by the turns."""
+    now, then = on(a="chat pair", b="pair", c=""), on(a="pair", b="talk pair", c="")
+    answered, wanted = {"chat": ["gpt"], "pair": ["pair"]}, {"talk": ["gpt"], "pair": ["pair"]}
+    assert followers(answered, now, wanted) == {"talk"}
+    assert of_up(now, then, {"talk"}) == (("a", "b", "c"),)
+    # Until now only servers that are no nodes had it.
+    assert followers(answered, on(a="pair", b="pair"), {"chat": ["gpt"], "pair": ["pair"]}) == {"chat"}
+    assert followers(answered, now, {"chat": ["gpt"], "new": ["new"]}) == frozenset()
+    assert followers({}, on(a="", b=""), wanted) == frozenset()
+
+
+def test_nothing_leaves_a_node_when_others_would_not_find_it() -> None:
+    now, moved = on(a="chat", c=""), on(b="chat", a="", c="")
+    assert stranded(now, moved, dead=["b"], refusing=[]) == "chat"
+    assert stranded(now, moved, dead=[], refusing=["b"]) == "chat"
+    assert stranded(now, moved, dead=[], refusing=["d"]) == "chat"  # it goes on sending requests to a
+    assert stranded(now, moved, dead=["d"], refusing=[]) == ""
+    assert stranded(now, on(b="chat", c="chat"), dead=["b"], refusing=[]) == ""
+    assert stranded(now, on(a="chat", b="other"), dead=[], refusing=["b"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("node", "error", "message"),
+    [
+        ("b", SshError("b: no route", "", "unreachable"), "chat goes to another node, and b did not take the files"),
+        ("d", NodeError("d has llmhost 0.0", "node add d"), "chat goes to another node, and d did not take the files"),
+        ("d", SshError("d: the disk is full", "", "failed"), "chat goes to another node, and d did not take the files"),
+    ],
+)
+def test_a_node_that_does_not_take_the_files_holds_up_what_would_leave(
+    node: str, error: LlmhostError, message: str
+) -> None:
+    now, moved = on(a="chat", c=""), on(b="chat", a="", c="", d="")
+    with pytest.raises(NodeError, match=message) as e:
+        everywhere._require_found(now, moved, {node: error})
+    assert error.message in e.value.message
+    assert e.value.hint == error.hint
+    everywhere._require_found(now, moved, {"d": SshError("d: no route", "", "unreachable")})
+    everywhere._require_found(now, now, {node: error})

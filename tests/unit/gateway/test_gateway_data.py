@@ -398,6 +398,17 @@ def test_while_a_service_goes_from_one_node_to_another_both_are_members() -> Non
     assert {m["name"] for m in cluster["transport_socket_matches"]} == {"node b", "node c"}
 
 
+def test_nodes_ask_for_the_health_of_a_service_by_its_own_name() -> None:
+    """What it serves may change, and two services may serve the same while one follows the other."""
+    old, new = on_nodes(spread(CHAT, "b")), on_nodes(spread(replace(CHAT, served_as=("new", "gpt-4")), "b", "c"))
+    for text in (text_of(old, "cds"), merge_clusters(text_of(old, "cds"), text_of(new, "cds"))):
+        (check,) = _named(text, "chat@nodes")["health_checks"]
+        assert check["http_health_check"]["path"] == "/health?service=chat"
+    beside = on_nodes(replace(spread(CHAT, "b"), endpoints=(FAR,)))
+    (check,) = _named(text_of(beside, "cds"), "chat@nodes")["health_checks"]
+    assert check["http_health_check"]["path"] == "/health?model=gpt-4&service=chat"
+
+
 def test_a_node_that_takes_a_service_over_is_a_member_beside_those_that_had_it() -> None:
     """Until its routes lead to its own engines only: the others may have left before that."""
     new = on_nodes(CHAT)
@@ -422,8 +433,8 @@ def test_other_nodes_are_told_of_engines_that_come_while_those_that_go_still_ser
     listeners = with_coming(text_of(old, "lds"), text_of(new, "lds"))
     for name in ("nodes", "here"):
         filters = _manager_of(_named(listeners, name))["http_filters"]
-        asked = [f["typed_config"]["headers"][0]["string_match"]["exact"] for f in filters[:-1]]
-        assert asked == ["/health?model=other", "/health?model=gpt-4"]
+        asked = [f["typed_config"]["headers"][0]["string_match"]["suffix"] for f in filters[:-1]]
+        assert asked == ["service=other", "service=chat"]
     assert _named(listeners, "gateway") == _named(text_of(old, "lds"), "gateway")
     assert with_coming(text_of(old, "lds"), text_of(old, "lds")) == text_of(old, "lds")
 
