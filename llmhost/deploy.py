@@ -126,7 +126,7 @@ def _united_members(change: FileChange, out: Collection[str]) -> FileChange:
     if old and new:
         text = take_out(merge_members(old, new), members_out(old) | frozenset(out))
     else:
-        text = new or take_out(old or "", out)
+        text = take_out(new or old or "", out)
     return FileChange(change.path, old, text, change.mode)
 
 

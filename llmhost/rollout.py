@@ -19,7 +19,8 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
-from llmhost.stages import Before, Stages, followers, heirs_of, others_of, stages
+from llmhost.stages import Before, Stages, followers, heirs_of, members_elsewhere, others_of, stages
+from llmhost.stopped import not_stopped
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
 from llmhost.supervise.lifecycle import Actions
@@ -62,8 +63,8 @@ class Rollout:
         stages = self.stages
         self._warn()
         self._write_union()
-        if stages.cramped:
-            self._await_followers()
+        early = bool(stages.cramped) and self._others_follow()
+        if early:
             self._switch()
         self._leave(stages.leave_first)
         self._renew(stages.at_once)
@@ -73,16 +74,13 @@ class Rollout:
         self._await_heirs()
         for program in stages.one_by_one:
             self._replace(program)
-        if not stages.cramped:
+        if not early:
             self._switch()
         self._renew(stages.after_switch)
         self._leave(stages.leave_last)
         self._finish()
 
     def _warn(self) -> None:
-        cramped = [p for p in self.stages.cramped if not self._followers_elsewhere(p)]
-        if cramped:
-            self.told.note(f"no memory for {', '.join(cramped)} beside what takes over: 503 until that is ready")
         alone = [p for p in (*self.stages.at_once, *self.stages.after_switch) if self.before.serves(p)]
         if alone:
             self.told.note(f"restarting {', '.join(alone)}: 503 until ready again (--surge or replicas: 2 avoid that)")
@@ -126,7 +124,7 @@ class Rollout:
         step = f"wait for another host to serve {service.name}"
         self.told.started(step)
         seconds = starting if service.elsewhere else balancing.SECONDS
-        if not balancing.await_others_served(self.home, service.name, self._leaving(service), seconds):
+        if not self._is_served_elsewhere(service, seconds):
             raise NotReadyError(
                 f"no other host that serves {service.name} answers; what ran before goes on",
                 "see `llmhost status` on that host",
@@ -140,30 +138,45 @@ class Rollout:
         return frozenset(p.socket for p in self.before.plan.programs) | gone
 
     def _replace(self, program: str) -> None:
-        # Nodes that change at the same time have waited for each other until now. The first one goes ahead, and when
-        # the next one looks, it sees that.
-        time.sleep(balancing.ALL_NODES_SECONDS * self._rank(program))
-        replace_engine(self.home, self.plan, program, self.told, self._renew_one, others_change=True)
-
-    def _rank(self, program: str) -> int:
-        """How many other nodes that serve the same as a program come before this one."""
         service = next(s for s in self.plan.services if any(p.name == program for p in s.replicas))
-        others = {e.node for e in service.elsewhere}
-        before = takewhile(lambda node: node.name != self.plan.node, self.plan.nodes)
-        return sum(node.name in others for node in before)
+        others = frozenset(members_elsewhere(self.plan, service)) & self.before.served
+        if others:
+            self._await_turn(service, others)
+        replace_engine(self.home, self.plan, program, self.told, self._renew_one)
+
+    def _await_turn(self, service: ServicePlan, others: frozenset[str]) -> None:
+        """Other nodes may be replacing theirs, too: one after another, so all of them must serve. Who comes later in
+        llmhost.yaml looks later, so that two do not begin in the same moment. Those that do not come back are not
+        waited for without end."""
+        ahead = takewhile(lambda node: node.name != self.plan.node, self.plan.nodes)
+        rank = sum(e.node == node.name for node in ahead for e in service.elsewhere)
+        deadline = time.monotonic() + start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
+        waits = False
+        while time.monotonic() < deadline:
+            if others <= balancing.served(self.home):
+                time.sleep(balancing.ALL_NODES_SECONDS * rank)
+                if others <= balancing.served(self.home):
+                    return
+            if not waits:
+                self.told.note(f"another node replaces its engine of {service.name}; this one comes after it")
+                waits = True
+            time.sleep(balancing.POLL_SECONDS)
 
     def _renew_one(self, home: Home, programs: Sequence[str]) -> None:
         lifecycle.renew(home, programs)
         deploy.renew_members(home, self.plan, balancing.sockets(self.plan, programs))
 
-    def _await_followers(self) -> None:
-        """Other hosts that may serve already, for engines that cannot wait for anybody."""
-        for program in self.stages.cramped:
-            for service in self._followers_elsewhere(program):
-                balancing.await_others_served(self.home, service.name, self._leaving(service))
+    def _others_follow(self) -> bool:
+        """Whether other hosts alone take over what has no room here, and serve already; else it is told."""
+        names = {s for p in self.stages.cramped for s in followers(p, self.before.plan, self.plan)}
+        ready = all(not s.replicas and self._is_served_elsewhere(s, balancing.SECONDS) for s in names)
+        if not ready:
+            cramped = ", ".join(self.stages.cramped)
+            self.told.note(f"no memory for {cramped} beside what takes over: 503 until that is ready")
+        return ready
 
-    def _followers_elsewhere(self, program: str) -> tuple[ServicePlan, ...]:
-        return tuple(s for s in followers(program, self.before.plan, self.plan) if not s.replicas)
+    def _is_served_elsewhere(self, service: ServicePlan, seconds: float) -> bool:
+        return balancing.await_others_served(self.home, service.name, self._leaving(service), seconds)
 
     def _switch(self) -> None:
         """Routes, listeners and whatever else the gateway reads, when all gateways can do without what leaves."""
@@ -208,7 +221,8 @@ def apply(
         lifecycle.converge(home, wanted)
         return
     there = Before(before, lifecycle.running(home), balancing.served(home))
-    actions = lifecycle.pending(home, dict.fromkeys((*wanted, *heirs_of(there, plan))))
+    heirs = not_stopped(home, heirs_of(there, plan))
+    actions = lifecycle.pending(home, dict.fromkeys((*wanted, *heirs)))
     Rollout(home, there, plan, actions, told, fits).run()
 
 
@@ -237,22 +251,15 @@ def _restart(home: Home, programs: Sequence[str]) -> None:
 
 
 def replace_engine(
-    home: Home,
-    plan: Plan,
-    program: str,
-    told: Told,
-    again: Callable[[Home, Sequence[str]], None],
-    *,
-    others_change: bool = False,
+    home: Home, plan: Plan, program: str, told: Told, again: Callable[[Home, Sequence[str]], None]
 ) -> None:
     """Stop one engine of several and start it again, while the others serve: nobody who asks the service notices.
 
     ``again`` stops and starts it. Raises NotReadyError when no other engine of the service serves in time (then this
-    one goes on), or when this one does not become ready again. With ``others_change`` those of other nodes may just be
-    replaced, too, and are waited for.
+    one goes on), or when this one does not become ready again.
     """
     service = next(s for s in plan.services if any(p.name == program for p in s.replicas))
-    _await_other(home, plan, service, program, told, elsewhere=others_change and bool(service.elsewhere))
+    _await_other(home, plan, service, program)
     own = balancing.sockets(plan, {program})
     step = f"replace {program}"
     told.started(step)
@@ -273,27 +280,21 @@ def start_limit(home: Home, plan: Plan, programs: Collection[str]) -> float:
     return start_seconds(plan, starting | set(programs)) + readiness.START_MARGIN
 
 
-def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str, told: Told, *, elsewhere: bool) -> None:
+def _await_other(home: Home, plan: Plan, service: ServicePlan, program: str) -> None:
     """Somebody else must serve; engines that are just starting are waited for, failed ones are not."""
     own = {p.socket for p in service.replicas if p.name == program}
     others = [p.name for p in service.replicas if p.name != program]
-    seconds = start_limit(home, plan, others)
-    if elsewhere:
-        seconds = max(seconds, start_seconds_elsewhere(plan, service) + readiness.START_MARGIN)
-    deadline, told_of = time.monotonic() + seconds, False
+    deadline = time.monotonic() + start_limit(home, plan, others)
     while True:
         states = lifecycle.states(home, others).values()
         if _serves_beside(home, service, own, states):
             return
-        hopeless = not elsewhere and all(s.state in ("failed", "stopped") for s in states)
+        hopeless = all(s.state in ("failed", "stopped") for s in states)
         if hopeless or time.monotonic() > deadline:
             raise NotReadyError(
                 f"no other engine of {service.name} serves, so {program} is left as it is",
                 f"see `llmhost status` and `llmhost logs {service.name}`",
             )
-        if not told_of:
-            told.note(f"{program} waits until another engine of {service.name} serves")
-            told_of = True
         time.sleep(balancing.POLL_SECONDS)
 
 

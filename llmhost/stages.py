@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmhost import balancing
 from llmhost.gateway.peers import cluster_name
 from llmhost.gateway_address import GATEWAY_PROGRAM
+from llmhost.in_force import with_needs
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.supervise.lifecycle import Actions
@@ -88,7 +89,7 @@ def _answered(before: Before) -> set[str]:
 def _answered_elsewhere(before: Before) -> set[str]:
     """The names that other hosts alone answer to now, for this one's gateway."""
     alone = [s for s in before.plan.services if not any(before.serves(p.name) for p in s.replicas)]
-    return {n for s in alone if _others_of(before.plan, s) & before.served for n in s.served_as}
+    return {n for s in alone if members_elsewhere(before.plan, s) & before.served for n in s.served_as}
 
 
 def _taken_over(before: Before, plan: Plan) -> frozenset[str]:
@@ -97,13 +98,18 @@ def _taken_over(before: Before, plan: Plan) -> frozenset[str]:
     return frozenset(
         s.name
         for s in plan.services
-        if here & set(s.served_as) or (elsewhere & set(s.served_as) and not _others_of(plan, s) & before.served)
+        if here & set(s.served_as) or (elsewhere & set(s.served_as) and not members_elsewhere(plan, s) & before.served)
     )
 
 
 def heirs_of(before: Before, plan: Plan) -> tuple[str, ...]:
-    """Programs of services that have no engine in force and take names over: whatever else is wanted, they are."""
-    return tuple(p.name for s in _new_owners(_taken_over(before, plan), before, plan) for p in s.replicas)
+    """Programs of services that have no engine in force and take names over, and of what these need: whatever else is
+    wanted, they are. Not those of which parts run on other nodes: these would have to be asked for there."""
+    owners = [s for s in _new_owners(_taken_over(before, plan), before, plan) if not any(p.group for p in s.replicas)]
+    if not owners:
+        return ()
+    names = with_needs({s.name: s.needs for s in plan.services}, tuple(s.name for s in owners))
+    return tuple(p.name for s in plan.services if s.name in names for p in s.replicas)
 
 
 def _heirs(taken: Collection[str], before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
@@ -138,13 +144,13 @@ def _has_others(program: str, before: Before, plan: Plan, coming: Collection[str
     service = _owner(plan, program)
     mates = {p.name for p in service.replicas} if service else set()
     leaving = {p for p in coming if service and service_of(p) == service.name}
-    elsewhere = _others_of(plan, service) if service else set()
+    elsewhere = members_elsewhere(plan, service) if service else set()
     return bool(elsewhere & before.served) or any(
         p in coming or before.serves(p) for p in (mates | leaving) - {program}
     )
 
 
-def _others_of(plan: Plan, service: ServicePlan) -> set[str]:
+def members_elsewhere(plan: Plan, service: ServicePlan) -> set[str]:
     """Other hosts that serve it, as they are told among all members that get requests."""
     spread = (balancing.node_member(cluster_name(service.name), member) for member in others_of(plan, service))
     return {*(e.member for e in service.endpoints), *spread}

@@ -102,7 +102,7 @@ def bring_up(session: Session, words: tuple[str, ...]) -> int:
     nodes = members(session.home)
     said = _statuses([n for n in nodes if n.name not in lost])
     running = _running(said)
-    turns = _turns_of_up(session, running, said.values(), lost)
+    turns = _turns_of_up(session, running, said.values(), _in_the_way(nodes, lost))
     status = _act(nodes, words, turns, _busy(running), show_results=False, lost=lost)
     if status not in (0, NOT_READY) or "--no-wait" in words:
         return status
@@ -136,6 +136,7 @@ def _turns_of_up(
     said: Iterable[Mapping[str, Any] | None],
     lost: Mapping[str, LlmhostError],
 ) -> Turns:
+    """``lost`` are nodes that did not take the files, and matter; raises NodeError as `bring_up`."""
     from llmhost import config as configuration
     from llmhost import nodes as placing
     from llmhost.fleet.turns import followers, of_up
@@ -145,23 +146,28 @@ def _turns_of_up(
     if whole is None:
         return (tuple(running),)
     placed = {n: frozenset(whole.part.placement.on(n)) for n in config.nodes}
-    _require_found(running, placed, lost)
+    answered = _answered(said)
+    # What other servers answer to, and go on to, nobody has to take over.
+    new = {name: s for name, s in config.services.items() if not (s.endpoints and name in answered)}
+    following = followers(answered, running, placed, {name: s.served_as or [name] for name, s in new.items()})
+    _require_found(running, placed, following, lost)
     spanning = ", ".join(whole.part.spans.widths)
     if not spanning:
-        wanted = {name: service.served_as or [name] for name, service in config.services.items()}
-        return of_up(running, {n: placed[n] for n in running}, followers(_answered(said), running, wanted))
+        return of_up(running, {n: placed[n] for n in running}, following)
     if _busy(running):
         console.remark(f"all nodes at the same time: what spans nodes restarts as one ({spanning})")
     return (tuple(running),)
 
 
-def _require_found(running: Services, placed: Services, lost: Mapping[str, LlmhostError]) -> None:
-    from llmhost.errors import NodeError, SshError
+def _require_found(
+    running: Services, placed: Services, following: Collection[str], lost: Mapping[str, LlmhostError]
+) -> None:
+    from llmhost.errors import NodeError
     from llmhost.fleet.turns import stranded
 
-    dead = [name for name, error in lost.items() if isinstance(error, SshError) and error.reason != "failed"]
+    dead = [name for name, error in lost.items() if _is_dead(error)]
     refusing = [name for name in lost if name not in dead]
-    service = stranded(running, placed, dead, refusing)
+    service = stranded(running, placed, following, dead, refusing)
     if service:
         name = (refusing or [n for n in dead if service in placed[n]])[0]
         raise NodeError(
@@ -169,6 +175,22 @@ def _require_found(running: Services, placed: Services, lost: Mapping[str, Llmho
             f" {lost[name].message}",
             lost[name].hint,
         )
+
+
+def _is_dead(error: LlmhostError) -> bool:
+    """It did not answer at all; else a command failed there, or it has another llmhost."""
+    from llmhost.errors import SshError
+
+    return isinstance(error, SshError) and error.reason != "failed"
+
+
+def _in_the_way(nodes: Sequence[Member], lost: Mapping[str, LlmhostError]) -> dict[str, LlmhostError]:
+    """Nodes that did not take the files, but those that answer and run nothing: they send no requests anywhere."""
+    said = _statuses([n for n in nodes if n.name in lost and not _is_dead(lost[n.name])])
+    idle = [
+        n for n, status in said.items() if status and not status["gateway"]["pid"] and not _services_running(status)
+    ]
+    return {name: error for name, error in lost.items() if name not in idle}
 
 
 def _answered(said: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]]:

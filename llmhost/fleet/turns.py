@@ -46,22 +46,31 @@ def of_up(running: Services, placed: Services, following: Collection[str] = ()) 
     )
 
 
-def followers(answered: Names, running: Services, wanted: Names) -> frozenset[str]:
-    """Services that run nowhere, for names that others, or servers that are no nodes, answer to now; pure."""
+def followers(answered: Names, running: Services, placed: Services, wanted: Names) -> frozenset[str]:
+    """Services that are placed and run nowhere, for names that others, or servers that are no nodes, answer to now.
+
+    Pure. ``answered`` are the names of each service that answers now, ``wanted`` those that each service is to have.
+    """
     there, known = frozenset().union(*running.values()), frozenset().union(*answered.values())
-    return frozenset(s for s, names in wanted.items() if s not in there and known & set(names))
+    coming = frozenset().union(*placed.values()) - there
+    return frozenset(s for s, names in wanted.items() if s in coming and known & set(names))
 
 
-def stranded(running: Services, placed: Services, dead: Collection[str], refusing: Collection[str]) -> str:
+def stranded(
+    running: Services,
+    placed: Services,
+    following: Collection[str] = (),
+    dead: Collection[str] = (),
+    refusing: Collection[str] = (),
+) -> str:
     """A service that would stop where it runs, and not every gateway would find it again; empty when there is none.
 
-    ``dead`` nodes do not answer: nothing starts there. Those that are ``refusing`` the files go on as they are, and
-    send requests to where it ran. Pure.
+    ``dead`` nodes do not answer: nothing starts there. On those that are ``refusing`` the files something runs, which
+    goes on as it is, and sends requests to where the service ran. Pure.
     """
-    for move in sorted(_moved(running, placed), key=lambda move: move.service):
-        if move.then <= {*dead, *refusing} or refusing:
-            return move.service
-    return ""
+    moves = {move.service: move.then for move in _moved(running, placed)}
+    moves |= {s: frozenset(n for n in placed if s in placed[n]) for s in following}
+    return next((s for s, then in sorted(moves.items()) if refusing or then <= frozenset(dead)), "")
 
 
 class _Move(NamedTuple):

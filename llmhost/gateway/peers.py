@@ -241,7 +241,11 @@ def health_filters(plan: Plan) -> list[Data]:
             "envoy.filters.http.health_check",
             "extensions.filters.http.health_check.v3.HealthCheck",
             pass_through_mode=False,
-            headers=[{"name": ":path", "string_match": {"suffix": _asked_for(service)}}],
+            # A request of a client may end so, too; it says for which service it is.
+            headers=[
+                {"name": ":path", "string_match": {"suffix": _asked_for(service)}},
+                {"name": TO, "present_match": False},
+            ],
             cluster_min_healthy_percentages={service.name: {"value": 1}},
         )
         for service in plan.routed if service.replicas

@@ -73,6 +73,8 @@ def test_another_engine_takes_over_before_the_old_one_leaves() -> None:
 def test_who_takes_names_over_is_started_whatever_else_was_asked_for() -> None:
     there = before(CHAT)
     assert heirs_of(there, make_plan(HOME, service("new", "gpt", "more"))) == ("new-0",)
+    needing = replace(service("new", "gpt"), needs=("db",))
+    assert heirs_of(there, make_plan(HOME, needing, service("db"), service("other"))) == ("new-0", "db-0")
     assert heirs_of(there, make_plan(HOME, CHAT, service("new"))) == ()
     assert heirs_of(before(CHAT, dead=("chat-0",)), make_plan(HOME, service("new", "gpt"))) == ()
 

@@ -72,6 +72,13 @@ def test_a_node_says_what_it_refuses(nodes: Nodes) -> None:
     assert int(unknown.headers["retry-after"]) > 0
 
 
+def test_a_request_that_ends_like_a_question_for_health_is_a_request(nodes: Nodes) -> None:
+    nodes.start(places="a")
+    for name in "ac":
+        with nodes[name].client() as client:
+            assert client.post(f"{CHAT}?tag=1&service=chat", json={"model": "chat"}).json()["stub"] == "chat-0"
+
+
 def test_what_a_client_says_of_nodes_counts_for_nothing(nodes: Nodes) -> None:
     stubs = nodes.start(places="ab")
     for _ in range(20):

@@ -69,22 +69,27 @@ def test_what_follows_another_service_makes_all_go_together() -> None:
     """Everybody waits for it, also who comes before it by the turns."""
     now, then = on(a="chat pair", b="pair", c=""), on(a="pair", b="talk pair", c="")
     answered, wanted = {"chat": ["gpt"], "pair": ["pair"]}, {"talk": ["gpt"], "pair": ["pair"]}
-    assert followers(answered, now, wanted) == {"talk"}
+    assert followers(answered, now, then, wanted) == {"talk"}
     assert of_up(now, then, {"talk"}) == (("a", "b", "c"),)
     # Until now only servers that are no nodes had it.
-    assert followers(answered, on(a="pair", b="pair"), {"chat": ["gpt"], "pair": ["pair"]}) == {"chat"}
-    assert followers(answered, now, {"chat": ["gpt"], "new": ["new"]}) == frozenset()
-    assert followers({}, on(a="", b=""), wanted) == frozenset()
+    here = on(a="pair chat", b="pair")
+    assert followers(answered, on(a="pair", b="pair"), here, {"chat": ["gpt"], "pair": ["pair"]}) == {"chat"}
+    assert followers(answered, on(a="pair", b="pair"), on(a="pair", b="pair"), {"chat": ["gpt"]}) == frozenset()
+    assert followers(answered, now, on(a="chat pair new"), {"chat": ["gpt"], "new": ["new"]}) == frozenset()
+    assert followers({}, on(a="", b=""), then, wanted) == frozenset()
 
 
 def test_nothing_leaves_a_node_when_others_would_not_find_it() -> None:
     now, moved = on(a="chat", c=""), on(b="chat", a="", c="")
-    assert stranded(now, moved, dead=["b"], refusing=[]) == "chat"
-    assert stranded(now, moved, dead=[], refusing=["b"]) == "chat"
-    assert stranded(now, moved, dead=[], refusing=["d"]) == "chat"  # it goes on sending requests to a
-    assert stranded(now, moved, dead=["d"], refusing=[]) == ""
-    assert stranded(now, on(b="chat", c="chat"), dead=["b"], refusing=[]) == ""
-    assert stranded(now, on(a="chat", b="other"), dead=[], refusing=["b"]) == ""
+    assert stranded(now, moved, dead=["b"]) == "chat"
+    assert stranded(now, moved, refusing=["b"]) == "chat"
+    assert stranded(now, moved, refusing=["d"]) == "chat"  # it goes on sending requests to a
+    assert stranded(now, moved, dead=["d"]) == ""
+    assert stranded(now, on(b="chat", c="chat"), dead=["b"]) == ""
+    assert stranded(now, on(a="chat", b="other"), refusing=["b"]) == ""
+    renamed = on(a="", b="talk", c="")
+    assert stranded(now, renamed, {"talk"}, dead=["b"]) == stranded(now, renamed, {"talk"}, refusing=["d"]) == "talk"
+    assert stranded(now, renamed, {"talk"}, dead=["d"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -100,8 +105,8 @@ def test_a_node_that_does_not_take_the_files_holds_up_what_would_leave(
 ) -> None:
     now, moved = on(a="chat", c=""), on(b="chat", a="", c="", d="")
     with pytest.raises(NodeError, match=message) as e:
-        everywhere._require_found(now, moved, {node: error})
+        everywhere._require_found(now, moved, (), {node: error})
     assert error.message in e.value.message
     assert e.value.hint == error.hint
-    everywhere._require_found(now, moved, {"d": SshError("d: no route", "", "unreachable")})
-    everywhere._require_found(now, now, {node: error})
+    everywhere._require_found(now, moved, (), {"d": SshError("d: no route", "", "unreachable")})
+    everywhere._require_found(now, now, (), {node: error})
