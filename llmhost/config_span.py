@@ -12,6 +12,9 @@ from llmhost.config_mistakes import Refusal
 
 LARGEST = 64
 """Nodes of one replica."""
+OLDEST_RAY = (2, 52)
+"""The first with token authentication; release notes of Ray 2.52."""
+RAY = "ray>={}.{}".format(*OLDEST_RAY)
 
 
 class Span(Section):

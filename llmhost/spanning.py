@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmhost import node_identity
 from llmhost.config import Service
+from llmhost.config_span import OLDEST_RAY, RAY
 from llmhost.errors import EngineError, HomeError, NodeError
 from llmhost.facts import EngineFacts
 from llmhost.paths import SOCKET_PATH_LIMIT, Home
@@ -20,9 +21,6 @@ from llmhost.probe.interpreters import installed
 
 RAY_SOCKET = len("/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store")
 """Bytes that the paths of Ray's sockets add to its directory."""
-
-OLDEST_RAY = (2, 52)
-"""The first with token authentication; release notes of Ray 2.52."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,10 @@ def _require_ray(engine: EngineFacts, service: str) -> None:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     old = numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST_RAY
     if old or not there:
-        oldest = ".".join(map(str, OLDEST_RAY))
         raise EngineError(
             f"services.{service}.executor: the engine {engine.name} has "
-            + (f"Ray {version}, and tokens came with {oldest}" if old else "no Ray"),
-            f"install it into the engine: `uv pip install --python {engine.python} 'ray>={oldest}'`;"
-            " or leave executor out",
+            + (f"Ray {version}, which knows no tokens" if old else "no Ray"),
+            f"install it into the engine: `uv pip install --python {engine.python} '{RAY}'`; or leave executor out",
         )
 
 

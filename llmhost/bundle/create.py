@@ -154,7 +154,7 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     # What torch needs is there as torch is, in whatever versions.
     borrowed = torch_set(target.there) if target.on_system else ()
     exclude = sorted({*target.release.exclude, *slimming.packages, *borrowed})
-    requirements = [target.release.requirement]
+    requirements = [target.release.requirement, *config.engine.packages]
     pins = resolve(
         requirements, target.engine_python, target, uv, prefer=target.there, exclude=exclude, torch=target.release
     )

@@ -59,7 +59,8 @@ class Construction:
         channels = [mask(channel) for channel in self.engine.channels]
         lock = self.lock.digest if self.lock else ""
         spec = {k: v for k, v in asdict(Spec.of(self.engine)).items() if k not in ("vllm", "flash_attn")}
-        return {**spec, "requirement": release, "channels": channels, "lock": lock}
+        packages = list(spec["packages"])  # as JSON has it
+        return {**spec, "packages": packages, "requirement": release, "channels": channels, "lock": lock}
 
     @property
     def machine(self) -> MachineFacts:
@@ -80,6 +81,7 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
         with journal.step(PACKAGES) as detail:
             borrowed = _packages(construction, build, release)
             detail.append(f"borrowed {', '.join(borrowed)}" if borrowed else release.requirement)
+            detail.extend(construction.engine.packages)
     with journal.step(VERIFY) as detail:
         try:
             report = verify(python_of(build), build, release.device, uv)
@@ -183,9 +185,9 @@ def _packages(construction: Construction, build: Path, release: Release) -> tupl
     if construction.lock is not None:
         packages.install_locked(python, construction.lock, uv)
     elif construction.engine.system_site_packages:
-        return packages.install_on_top(read_python(python), build, release, uv)
+        return packages.install_on_top(read_python(python), build, release, construction.engine.packages, uv)
     else:
-        packages.install(python, build, release, uv)
+        packages.install(python, build, release, construction.engine.packages, uv)
     return ()
 
 

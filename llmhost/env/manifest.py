@@ -39,6 +39,8 @@ class Spec:
     system_site_packages: bool = False
     flash_attn: bool | str = False
     cuda_compiler: bool = False
+    packages: tuple[str, ...] = ()
+    """What there is to be beside vLLM, as it was written; sorted."""
 
     @classmethod
     def of(cls, engine: config.Engine) -> Spec:
@@ -51,6 +53,7 @@ class Spec:
             engine.system_site_packages,
             engine.flash_attn,
             engine.cuda_compiler,
+            tuple(sorted(engine.packages)),
         )
 
 
@@ -89,7 +92,7 @@ class Manifest:
         vllm = spec.vllm in (own.vllm, self.vllm_version)
         python = spec.python in (None, own.python) or self.python_version.startswith(f"{spec.python}.")
         flash = not spec.flash_attn or spec.flash_attn in (own.flash_attn, self.packages.get("flash_attn"))
-        return same_place and same_base and vllm and python and flash
+        return same_place and same_base and vllm and python and flash and {*spec.packages} <= {*own.packages}
 
     @property
     def vllm_version(self) -> str:
@@ -135,7 +138,7 @@ def _from_dict(data: Mapping[str, Any]) -> Manifest:
     fields = {key: value for key, value in data.items() if key != "format"}
     lists = {key: tuple(data.get(key, ())) for key in ("tool_call_parsers", "reasoning_parsers", "marks")}
     flags = {name: VllmFlag(name, **({"boolean": False} | flag)) for name, flag in data["flags"].items()}
-    spec = Spec(**data["spec"])
+    spec = Spec(**{**data["spec"], "packages": tuple(data["spec"].get("packages", ()))})
     steps = tuple(Step(**step) for step in data.get("steps", ()))
     return Manifest(**{**fields, **lists, "flags": flags, "spec": spec, "steps": steps})
 

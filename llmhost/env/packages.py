@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from llmhost.env.lock import Lock
@@ -16,13 +16,14 @@ TORCH_SET = ("torch", "triton")
 """What is borrowed together or not at all: a torch pins its triton, whatever version an index has."""
 
 
-def install(python: Path, scratch: Path, release: Release, uv: Uv) -> None:
-    """Install the pinned set. The CPU build of torch comes from the user's own index when that has it."""
+def install(python: Path, scratch: Path, release: Release, more: Sequence[str], uv: Uv) -> None:
+    """Install the pinned set, and ``more``. The CPU build of torch comes from the user's own index when that has it."""
     excludes = scratch / "excludes.txt"
     excludes.write_text("".join(f"{name}\n" for name in release.exclude))
-    command = ["pip", "install", "--python", str(python), "--excludes", str(excludes), release.requirement]
+    wanted = (release.requirement, *more)
+    command = ["pip", "install", "--python", str(python), "--excludes", str(excludes), *wanted]
     if failure := run_with_torch(command, release, uv, follow_stages=True):
-        raise failure.as_error(f"install {release.requirement}", uv.log)
+        raise failure.as_error(f"install {', '.join(wanted)}", uv.log)
 
 
 def install_locked(python: Path, lock: Lock, uv: Uv) -> None:
@@ -40,7 +41,7 @@ def install_locked(python: Path, lock: Lock, uv: Uv) -> None:
         raise failure.as_error(f"install what {lock.path} says", uv.log)
 
 
-def install_on_top(python: Python, scratch: Path, release: Release, uv: Uv) -> tuple[str, ...]:
+def install_on_top(python: Python, scratch: Path, release: Release, more: Sequence[str], uv: Uv) -> tuple[str, ...]:
     """Install what the interpreter below does not have at a fitting version; the names of what is borrowed of it.
 
     torch is always borrowed, never replaced, and what only torch wants is its own business. Raises EngineError when
@@ -48,7 +49,7 @@ def install_on_top(python: Python, scratch: Path, release: Release, uv: Uv) -> t
     """
     below = {name: package for name, package in python.packages.items() if not package.own}
     torch = _require_torch(below, release)
-    resolved = _resolve(python, below, scratch, release, uv)
+    resolved = _resolve(python, below, scratch, release, more, uv)
     borrowed = {name for name, version in resolved.items() if name in below and below[name].public == version}
     missing = {name: version for name, version in resolved.items() if name not in borrowed}
     wanted = scratch / "missing.txt"
@@ -86,11 +87,13 @@ def _for_that(torch: str, release: Release) -> str:
     return next((f"write engine.vllm: {r.vllm} in llmhost.yaml, which is built for that one, or " for r in known), "")
 
 
-def _resolve(python: Python, below: Mapping[str, Package], scratch: Path, release: Release, uv: Uv) -> dict[str, str]:
-    """Name -> version of all that vLLM needs but torch; versions that are there already are preferred."""
+def _resolve(
+    python: Python, below: Mapping[str, Package], scratch: Path, release: Release, more: Sequence[str], uv: Uv
+) -> dict[str, str]:
+    """Name -> version of all that vLLM and ``more`` need but torch; versions that are there already are preferred."""
     uv.progress.started(RESOLVE)
     asked, excludes, pins = scratch / "asked.txt", scratch / "excludes.txt", scratch / "resolved.txt"
-    asked.write_text(f"{release.requirement}\n")
+    asked.write_text("".join(f"{requirement}\n" for requirement in (release.requirement, *more)))
     excludes.write_text("".join(f"{name}\n" for name in (*torch_set(below), *release.exclude)))
     # What stands in the output file already is what uv prefers.
     pins.write_text("".join(f"{name}=={package.public}\n" for name, package in below.items()))
@@ -99,7 +102,7 @@ def _resolve(python: Python, below: Mapping[str, Package], scratch: Path, releas
         "--no-annotate", "--no-strip-markers", "--output-file", str(pins), "--quiet",
     ]  # fmt: skip
     if failure := uv.run(command):
-        raise failure.as_error(f"resolve {release.requirement}", uv.log)
+        raise failure.as_error(f"resolve {', '.join((release.requirement, *more))}", uv.log)
     lines = (line.split(";")[0].split("#")[0].strip() for line in pins.read_text().splitlines())
     pairs = (line.partition("==") for line in lines if "==" in line)
     resolved = {normalized(name.partition("[")[0].strip()): version.strip() for name, _, version in pairs}

@@ -30,8 +30,8 @@ def engine_with(place: Path, version: str | None) -> Path:
     ("version", "error"),
     [
         (None, "services.chat.executor: the engine default has no Ray"),
-        ("2.51.1", "services.chat.executor: the engine default has Ray 2.51.1, and tokens came with 2.52"),
-        ("1.99.0", "services.chat.executor: the engine default has Ray 1.99.0, and tokens came with 2.52"),
+        ("2.51.1", "services.chat.executor: the engine default has Ray 2.51.1, which knows no tokens"),
+        ("1.99.0", "services.chat.executor: the engine default has Ray 1.99.0, which knows no tokens"),
     ],
 )
 def test_an_engine_whose_ray_knows_no_tokens_is_refused(tmp_path: Path, version: str | None, error: str) -> None:

@@ -92,6 +92,17 @@ def test_create_and_install(home: Home, work: Path, progress: Recorder, wheels: 
     assert install_bundle(Home(work / "other"), bundle, progress).engine == done.engine
 
 
+def test_more_packages_beside_vllm_travel(home: Home, work: Path, progress: Recorder, wheels: Path) -> None:
+    make_wheel(wheels, "timm", "1.0", {"timm.py": ""})
+    config = Config(engine=Engine(device="cpu", packages=["timm"]))
+    bundle = create(home, work / "b", progress, config=config)
+    assert "timm-1.0-py3-none-any.whl" in names(bundle)
+    other = Home(work / "other")
+    done = install_bundle(other, bundle, progress)
+    assert done.engine is not None
+    assert find_engine(other, config.engine) == done.engine
+
+
 def test_without_pieces_files_are_as_they_came(home: Home, work: Path, progress: Recorder, wheels: Path) -> None:
     bundle = create(home, work / "b", progress)
     carried = {f.name: f.read_bytes() for f in (bundle / "wheels").iterdir()}

