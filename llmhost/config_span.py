@@ -14,7 +14,8 @@ LARGEST = 64
 """Nodes of one replica."""
 OLDEST_RAY = (2, 52)
 """The first with token authentication; release notes of Ray 2.52."""
-RAY = "ray>={}.{}".format(*OLDEST_RAY)
+RAY = "ray==2.60.0"
+"""What an engine gets where nothing else is written: nodes of one cluster must have the same."""
 
 
 class Span(Section):

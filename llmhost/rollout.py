@@ -19,7 +19,7 @@ from llmhost.paths import Home
 from llmhost.plan import Plan, ServicePlan
 from llmhost.plan.running import service_of
 from llmhost.plan.starting import start_seconds, start_seconds_elsewhere
-from llmhost.stages import Before, Stages, followers, heirs_of, members_elsewhere, others_of, stages
+from llmhost.stages import Before, Stages, followers, heirs_of, members_on_nodes, others_of, stages
 from llmhost.stopped import not_stopped
 from llmhost.stopping import Told, drain, noting, waiting
 from llmhost.supervise import daemon, lifecycle
@@ -139,7 +139,7 @@ class Rollout:
 
     def _replace(self, program: str) -> None:
         service = next(s for s in self.plan.services if any(p.name == program for p in s.replicas))
-        others = frozenset(members_elsewhere(self.plan, service)) & self.before.served
+        others = members_on_nodes(self.plan, service) & self.before.served
         if others:
             self._await_turn(service, others)
         replace_engine(self.home, self.plan, program, self.told, self._renew_one)
@@ -150,8 +150,8 @@ class Rollout:
         waited for without end."""
         ahead = takewhile(lambda node: node.name != self.plan.node, self.plan.nodes)
         rank = sum(e.node == node.name for node in ahead for e in service.elsewhere)
-        deadline = time.monotonic() + start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
-        waits = False
+        turn = start_seconds_elsewhere(self.plan, service) + readiness.START_MARGIN
+        deadline, waits = time.monotonic() + turn * len(service.elsewhere), False
         while time.monotonic() < deadline:
             if others <= balancing.served(self.home):
                 time.sleep(balancing.ALL_NODES_SECONDS * rank)
@@ -161,6 +161,7 @@ class Rollout:
                 self.told.note(f"another node replaces its engine of {service.name}; this one comes after it")
                 waits = True
             time.sleep(balancing.POLL_SECONDS)
+        time.sleep(balancing.ALL_NODES_SECONDS * rank)
 
     def _renew_one(self, home: Home, programs: Sequence[str]) -> None:
         lifecycle.renew(home, programs)

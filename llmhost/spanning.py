@@ -60,7 +60,7 @@ def _require_ray(engine: EngineFacts, service: str) -> None:
         raise EngineError(
             f"services.{service}.executor: the engine {engine.name} has "
             + (f"Ray {version}, which knows no tokens" if old else "no Ray"),
-            f"install it into the engine: `uv pip install --python {engine.python} '{RAY}'`; or leave executor out",
+            f"install it into the engine: `uv pip install --python {engine.python} {RAY}`; or leave executor out",
         )
 
 

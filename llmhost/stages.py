@@ -156,6 +156,12 @@ def members_elsewhere(plan: Plan, service: ServicePlan) -> set[str]:
     return {*(e.member for e in service.endpoints), *spread}
 
 
+def members_on_nodes(plan: Plan, service: ServicePlan) -> frozenset[str]:
+    """The same, without servers that are no nodes."""
+    nodes, of_service = {n.name: n.member for n in plan.nodes}, cluster_name(service.name)
+    return frozenset(balancing.node_member(of_service, nodes[e.node]) for e in service.elsewhere)
+
+
 def others_of(plan: Plan, service: ServicePlan) -> frozenset[str]:
     """Other hosts that serve it, nodes and endpoints, as the gateway calls them."""
     nodes = {n.name: n.member for n in plan.nodes}

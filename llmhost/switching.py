@@ -47,6 +47,7 @@ def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> Engin
     release = _target(home, config.engine, to)
     _require_free_choice(home, config.engine, release)
     present = read_manifest(home.engine_dir(former))
+    _require_way_back(home, former, config.engine)
     if present is not None and _same(present, release):
         raise EngineError(f"the engine {former} is vLLM {release.vllm} already", "see `llmhost engine list`")
     name = _name_for(home, release)
@@ -56,6 +57,17 @@ def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> Engin
         _try_one(home, planning.make_plan_with(home, new), progress)
     _switch(home, former, name, progress, wait)
     return new
+
+
+def _require_way_back(home: Home, former: str, engine: Engine) -> None:
+    """The engine in use must be what llmhost.yaml asks for: else going back to it would build it anew."""
+    present = read_manifest(home.engine_dir(former))
+    lacking = sorted({*engine.packages} - {*present.spec.packages}) if present else []
+    if lacking:
+        raise ConfigError(
+            f"engine.packages has {', '.join(lacking)}, and the engine {former} was built without",
+            "run `llmhost up` first, which builds it with them; then run this again",
+        )
 
 
 def _target(home: Home, engine: Engine, to: str | None) -> Release:
@@ -185,6 +197,13 @@ def use(home: Home, name: str, progress: Progress, wait: Wait) -> EngineFacts:
         raise ConfigError(
             f"engine.vllm in {home.config_file} is {config.engine.vllm}, the engine {name} has {manifest.vllm_version}",
             f"write engine.vllm: {manifest.vllm_version} there, or remove the key, and run this again",
+        )
+    _require_way_back(home, engine_name(home, config.engine), config.engine)
+    lacking = sorted({*config.engine.packages} - {*manifest.spec.packages})
+    if lacking:
+        raise ConfigError(
+            f"the engine {name} was built without {', '.join(lacking)}, which engine.packages asks for",
+            f"remove it in {home.config_file}; or `llmhost engine upgrade --to` another version, built with it",
         )
     # It was perhaps built for a pin that is gone: chosen by name, it is what is asked for.
     asked = replace(manifest, spec=replace(manifest.spec, vllm=config.engine.vllm))

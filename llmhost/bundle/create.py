@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,10 @@ from llmhost.bundle.slim import Slimming
 from llmhost.bundle.target import Target, make_target, minor, release_to_json, with_excluded
 from llmhost.bundle.wheels import requirements_of, rewrite, stripped_of, unpacked_size
 from llmhost.config import Config
+from llmhost.config_engine import package_name
 from llmhost.env.lock import HEAD
 from llmhost.env.log import SetupLog
-from llmhost.env.packages import torch_set
+from llmhost.env.packages import NEVER_BORROWED, torch_set
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
 from llmhost.env.uv import Uv, find_uv
@@ -151,6 +152,8 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     """The engine's wheels; what was chosen."""
     uv.progress.started(RESOLVE)
     slimming = target.slimming() if slim else Slimming({}, {})
+    asked = {package_name(text) for text in config.engine.packages}
+    slimming = replace(slimming, packages={n: why for n, why in slimming.packages.items() if n not in asked})
     # What torch needs is there as torch is, in whatever versions.
     borrowed = torch_set(target.there) if target.on_system else ()
     exclude = sorted({*target.release.exclude, *slimming.packages, *borrowed})
@@ -158,7 +161,7 @@ def _engine(target: Target, config: Config, slim: bool, uv: Uv, content: _Conten
     pins = resolve(
         requirements, target.engine_python, target, uv, prefer=target.there, exclude=exclude, torch=target.release
     )
-    wanted = missing(pins, target.there)
+    wanted = missing(pins, {name: v for name, v in target.there.items() if name not in NEVER_BORROWED})
     uv.progress.finished(RESOLVE, f"{len(pins)} packages, {len(pins) - len(wanted)} of them are there")
     wheels = download(wanted, target.engine_python, target, uv, uv.cwd / "downloads")
     content.items += [Item(f"wheels/{wheel.name}", wheel, "engine") for wheel in wheels]

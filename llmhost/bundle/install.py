@@ -19,6 +19,7 @@ from llmhost.bundle.links import copy_private, link_or_copy, may_link
 from llmhost.bundle.show import read_bundle, told
 from llmhost.bundle.target import release_from_json
 from llmhost.config import Config, Engine
+from llmhost.config_engine import unmet
 from llmhost.env import Progress, ensure_engine, find_engine
 from llmhost.env.flashinfer import place_kernels
 from llmhost.env.lock import publish_lock, read_lock
@@ -189,6 +190,12 @@ def _require_engine(home: Home, contents: Path, brought: Mapping[str, Any]) -> N
         raise BundleError(
             f"{file} asks for vLLM {engine.vllm}, and the bundle has {brought['vllm']}",
             "create a bundle with --config and this llmhost.yaml, or change engine.vllm",
+        )
+    lacking = unmet(engine.packages, brought["packages"])
+    if lacking:
+        raise BundleError(
+            f"{file} asks for {', '.join(lacking)} in the engine, and the bundle has not",
+            "create a bundle with --config and this llmhost.yaml, or change engine.packages (executor: ray wants Ray)",
         )
     choose_release(read_machine(home), engine, (_carried_release(brought),))
 

@@ -139,7 +139,7 @@ def _turns_of_up(
     """``lost`` are nodes that did not take the files, and matter; raises NodeError as `bring_up`."""
     from llmhost import config as configuration
     from llmhost import nodes as placing
-    from llmhost.fleet.turns import followers, of_up
+    from llmhost.fleet.turns import followers, of_up, require_found
 
     config = configuration.load(session.home.config_file)
     whole = placing.read_whole(session.home, config)
@@ -150,7 +150,7 @@ def _turns_of_up(
     # What other servers answer to, and go on to, nobody has to take over.
     new = {name: s for name, s in config.services.items() if not (s.endpoints and name in answered)}
     following = followers(answered, running, placed, {name: s.served_as or [name] for name, s in new.items()})
-    _require_found(running, placed, following, lost)
+    require_found(running, placed, following, lost)
     spanning = ", ".join(whole.part.spans.widths)
     if not spanning:
         return of_up(running, {n: placed[n] for n in running}, following)
@@ -159,34 +159,11 @@ def _turns_of_up(
     return (tuple(running),)
 
 
-def _require_found(
-    running: Services, placed: Services, following: Collection[str], lost: Mapping[str, LlmhostError]
-) -> None:
-    from llmhost.errors import NodeError
-    from llmhost.fleet.turns import stranded
-
-    dead = [name for name, error in lost.items() if _is_dead(error)]
-    refusing = [name for name in lost if name not in dead]
-    service = stranded(running, placed, following, dead, refusing)
-    if service:
-        name = (refusing or [n for n in dead if service in placed[n]])[0]
-        raise NodeError(
-            f"{service} goes to another node, and {name} did not take the files, so nothing is started or stopped:"
-            f" {lost[name].message}",
-            lost[name].hint,
-        )
-
-
-def _is_dead(error: LlmhostError) -> bool:
-    """It did not answer at all; else a command failed there, or it has another llmhost."""
-    from llmhost.errors import SshError
-
-    return isinstance(error, SshError) and error.reason != "failed"
-
-
 def _in_the_way(nodes: Sequence[Member], lost: Mapping[str, LlmhostError]) -> dict[str, LlmhostError]:
     """Nodes that did not take the files, but those that answer and run nothing: they send no requests anywhere."""
-    said = _statuses([n for n in nodes if n.name in lost and not _is_dead(lost[n.name])])
+    from llmhost.fleet.turns import is_dead
+
+    said = _statuses([n for n in nodes if n.name in lost and not is_dead(lost[n.name])])
     idle = [
         n for n, status in said.items() if status and not status["gateway"]["pid"] and not _services_running(status)
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmhost import config
+from llmhost.config_engine import package_name, unmet
 from llmhost.env import conda, packages
 from llmhost.env.flags import read_flags
 from llmhost.env.flash_attn import ensure_flash_attn, require_possible
@@ -79,7 +80,9 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
         with journal.step(ENVIRONMENT) as detail:
             detail.append(_environment(construction, build, release))
         with journal.step(PACKAGES) as detail:
+            _require_takeable(construction.engine, release)
             borrowed = _packages(construction, build, release)
+            _require_packages(construction, build)
             detail.append(f"borrowed {', '.join(borrowed)}" if borrowed else release.requirement)
             detail.extend(construction.engine.packages)
     with journal.step(VERIFY) as detail:
@@ -189,6 +192,28 @@ def _packages(construction: Construction, build: Path, release: Release) -> tupl
     else:
         packages.install(python, build, release, construction.engine.packages, uv)
     return ()
+
+
+def _require_takeable(engine: config.Engine, release: Release) -> None:
+    excluded = [text for text in engine.packages if package_name(text) in release.exclude]
+    if excluded:
+        raise EngineError(
+            f"engine.packages: {', '.join(excluded)} cannot be beside vLLM {release.vllm} for {release.device}: package"
+            " indexes have builds for another torch only",
+            "leave it out; what needs it does not work in this engine",
+        )
+
+
+def _require_packages(construction: Construction, build: Path) -> None:
+    """Whatever decided what was installed (a lock file, a bundle), what is asked for is there."""
+    there = {name: package.version for name, package in read_python(python_of(build)).packages.items()}
+    lacking = unmet(construction.engine.packages, there)
+    if lacking:
+        source = construction.lock.path.name if construction.lock else "the resolver"
+        raise EngineError(
+            f"engine.packages asks for {', '.join(lacking)}, and {source} did not bring that",
+            "make llmhost.yaml and what is installed from agree",
+        )
 
 
 def verify(python: Path, build: Path, device: Device, uv: Uv, more: Mapping[str, str] | None = None) -> GateReport:

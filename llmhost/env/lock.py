@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmhost.config import Engine
-from llmhost.config_engine import package_name
+from llmhost.config_engine import unmet
 from llmhost.env.manifest import read_manifest
 from llmhost.env.python import normalized, read_python
 from llmhost.env.releases import Release
@@ -112,14 +112,13 @@ def require_agreement(lock: Lock, engine: Engine, device: Device) -> None:
             f"engine.vllm is {engine.vllm}, but {lock.path} has vLLM {lock.vllm}",
             "make them agree, or leave --locked out, and the file is written anew",
         )
-    there = {package.partition("==")[0] for package in lock.packages}
     # Of an engine on top of an interpreter it has only what is not borrowed.
     asked = () if engine.system_site_packages else engine.packages
-    lacking = [text for text in asked if package_name(text) not in there]
+    lacking = unmet(asked, dict(package.split("==", 1) for package in lock.packages))
     if lacking:
         raise EngineError(
-            f"engine.packages has {', '.join(lacking)}, and {lock.path} has not",
-            "remove it there, or leave --locked out, and the file is written anew",
+            f"engine.packages asks for {', '.join(lacking)}, and {lock.path} has not",
+            "change it there, or leave --locked out, and the file is written anew",
         )
     if device != lock.device:
         meant = "" if engine.device == device else f", which is {device} on this machine"

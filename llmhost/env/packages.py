@@ -15,6 +15,9 @@ from llmhost.errors import EngineError
 TORCH_SET = ("torch", "triton")
 """What is borrowed together or not at all: a torch pins its triton, whatever version an index has."""
 
+NEVER_BORROWED = ("ray",)
+"""Its command is run beside the interpreter of the engine."""
+
 
 def install(python: Path, scratch: Path, release: Release, more: Sequence[str], uv: Uv) -> None:
     """Install the pinned set, and ``more``. The CPU build of torch comes from the user's own index when that has it."""
@@ -50,7 +53,8 @@ def install_on_top(python: Python, scratch: Path, release: Release, more: Sequen
     below = {name: package for name, package in python.packages.items() if not package.own}
     torch = _require_torch(below, release)
     resolved = _resolve(python, below, scratch, release, more, uv)
-    borrowed = {name for name, version in resolved.items() if name in below and below[name].public == version}
+    fitting = {name for name, version in resolved.items() if name in below and below[name].public == version}
+    borrowed = fitting - {*NEVER_BORROWED}
     missing = {name: version for name, version in resolved.items() if name not in borrowed}
     wanted = scratch / "missing.txt"
     wanted.write_text("".join(f"{name}=={version}\n" for name, version in missing.items()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from llmhost.errors import LlmhostError, NodeError, SshError
+
 Turns = tuple[tuple[str, ...], ...]
 """Names of nodes; those of a turn at the same time, each turn after the one before."""
 Services = Mapping[str, frozenset[str]]
@@ -71,6 +73,27 @@ def stranded(
     moves = {move.service: move.then for move in _moved(running, placed)}
     moves |= {s: frozenset(n for n in placed if s in placed[n]) for s in following}
     return next((s for s, then in sorted(moves.items()) if refusing or then <= frozenset(dead)), "")
+
+
+def require_found(
+    running: Services, placed: Services, following: Collection[str], lost: Mapping[str, LlmhostError]
+) -> None:
+    """Raise NodeError where something is `stranded`; ``lost`` are the nodes that did not take the files, and why."""
+    dead = [name for name, error in lost.items() if is_dead(error)]
+    refusing = [name for name in lost if name not in dead]
+    service = stranded(running, placed, following, dead, refusing)
+    if service:
+        name = (refusing or [n for n in dead if service in placed[n]])[0]
+        raise NodeError(
+            f"{service} goes to another node, and {name} did not take the files, so nothing is started or stopped:"
+            f" {lost[name].message}",
+            lost[name].hint,
+        )
+
+
+def is_dead(error: LlmhostError) -> bool:
+    """Whether a node did not answer at all; else a command failed there, or it has another llmhost."""
+    return isinstance(error, SshError) and error.reason != "failed"
 
 
 class _Move(NamedTuple):

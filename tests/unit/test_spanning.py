@@ -39,7 +39,7 @@ def test_an_engine_whose_ray_knows_no_tokens_is_refused(tmp_path: Path, version:
     with pytest.raises(EngineError) as e:
         spanning.prepare(Home(Path("/h")), SERVICES, replace(machine().engine, python=python), "secret")
     assert e.value.message == error
-    assert f"uv pip install --python {python} 'ray>=2.52'" in e.value.hint
+    assert f"uv pip install --python {python} ray==2.60.0" in e.value.hint
 
 
 @pytest.mark.parametrize("version", ["2.52.0", "2.100.3", "3.0.0"])

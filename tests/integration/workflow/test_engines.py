@@ -180,6 +180,20 @@ def test_what_llmhost_yaml_says_is_not_contradicted(installed: Installed, wheels
     assert not installed.home.current_engine_file.exists()
 
 
+def test_there_is_a_way_back_to_packages_too(installed: Installed, wheels: Path) -> None:
+    """An engine without them would be built anew on the way back."""
+    make_version(wheels, "0.33.0")
+    make_wheel(wheels, "timm", "1.0", {"timm.py": ""})
+    installed.write("{}", "")
+    text = installed.home.config_file.read_text(encoding="utf-8")
+    installed.home.config_file.write_text(f"engine: {{packages: [timm]}}\n{text}", encoding="utf-8")
+    for words in (("upgrade", "--to", "0.33.0"), ("use", "default")):
+        error, hint = installed.refused("engine", *words)
+        assert "engine.packages has timm, and the engine default was built without" in error
+        assert "llmhost up" in hint
+    assert list(engines(installed)) == ["default"]
+
+
 def test_warming_up_and_clearing(installed: Installed) -> None:
     installed.write(CHAT.format(model=installed.model(), args=""))
     done = json.loads(installed.run("setup", "--warm", "--json").stdout)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmhost.cli import everywhere
 from llmhost.errors import LlmhostError, NodeError, SshError
-from llmhost.fleet.turns import Services, followers, of_restart, of_up, stranded
+from llmhost.fleet.turns import Services, followers, of_restart, of_up, require_found, stranded
 
 
 def on(**services: str) -> Services:
@@ -105,8 +104,8 @@ def test_a_node_that_does_not_take_the_files_holds_up_what_would_leave(
 ) -> None:
     now, moved = on(a="chat", c=""), on(b="chat", a="", c="", d="")
     with pytest.raises(NodeError, match=message) as e:
-        everywhere._require_found(now, moved, (), {node: error})
+        require_found(now, moved, (), {node: error})
     assert error.message in e.value.message
     assert e.value.hint == error.hint
-    everywhere._require_found(now, moved, (), {"d": SshError("d: no route", "", "unreachable")})
-    everywhere._require_found(now, now, (), {node: error})
+    require_found(now, moved, (), {"d": SshError("d: no route", "", "unreachable")})
+    require_found(now, now, (), {node: error})
