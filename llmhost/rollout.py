@@ -169,8 +169,9 @@ class Rollout:
 
     def _others_follow(self) -> bool:
         """Whether other hosts alone take over what has no room here, and serve already; else it is told."""
-        names = {s for p in self.stages.cramped for s in followers(p, self.before.plan, self.plan)}
-        ready = all(not s.replicas and self._is_served_elsewhere(s, balancing.SECONDS) for s in names)
+        found = (s for p in self.stages.cramped for s in followers(p, self.before.plan, self.plan))
+        following = {s.name: s for s in found}.values()
+        ready = all(not s.replicas and self._is_served_elsewhere(s, balancing.SECONDS) for s in following)
         if not ready:
             cramped = ", ".join(self.stages.cramped)
             self.told.note(f"no memory for {cramped} beside what takes over: 503 until that is ready")
