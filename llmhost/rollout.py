@@ -138,7 +138,7 @@ class Rollout:
         return frozenset(p.socket for p in self.before.plan.programs) | gone
 
     def _replace(self, program: str) -> None:
-        service = next(s for s in self.plan.services if any(p.name == program for p in s.replicas))
+        service = _owner(self.plan, program)
         others = members_on_nodes(self.plan, service) & self.before.served
         if others:
             self._await_turn(service, others)
@@ -260,7 +260,7 @@ def replace_engine(
     ``again`` stops and starts it. Raises NotReadyError when no other engine of the service serves in time (then this
     one goes on), or when this one does not become ready again.
     """
-    service = next(s for s in plan.services if any(p.name == program for p in s.replicas))
+    service = _owner(plan, program)
     _await_other(home, plan, service, program)
     own = balancing.sockets(plan, {program})
     step = f"replace {program}"
@@ -273,6 +273,10 @@ def replace_engine(
         balancing.put_back(home, [service], own)
     balancing.await_served(home, plan, {program})
     told.finished(step, "ready")
+
+
+def _owner(plan: Plan, program: str) -> ServicePlan:
+    return next(s for s in plan.services if any(p.name == program for p in s.replicas))
 
 
 def start_limit(home: Home, plan: Plan, programs: Collection[str]) -> float:

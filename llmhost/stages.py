@@ -48,6 +48,11 @@ class Before:
     served: frozenset[str]
     """Members that get requests."""
 
+    @property
+    def in_force(self) -> frozenset[str]:
+        """Programs of the plan that run."""
+        return frozenset(p.name for p in self.plan.programs) & self.running
+
     def serves(self, program: str) -> bool:
         return bool(balancing.sockets(self.plan, {program}) & self.served)
 
@@ -113,14 +118,15 @@ def heirs_of(before: Before, plan: Plan) -> tuple[str, ...]:
 
 
 def _heirs(taken: Collection[str], before: Before, plan: Plan, starting: Collection[str]) -> tuple[str, ...]:
-    in_force = {p.name for p in before.plan.programs} & before.running
-    coming = {*starting, *before.running} - in_force  # what runs and is not in force is left of an interrupted change
+    coming = {
+        *starting,
+        *before.running,
+    } - before.in_force  # what runs and is not in force is left of an interrupted change
     return tuple(p.name for s in _new_owners(taken, before, plan) for p in s.replicas if p.name in coming)
 
 
 def _new_owners(taken: Collection[str], before: Before, plan: Plan) -> list[ServicePlan]:
-    in_force = {p.name for p in before.plan.programs} & before.running
-    return [s for s in plan.services if s.name in taken and not in_force & {p.name for p in s.replicas}]
+    return [s for s in plan.services if s.name in taken and not before.in_force & {p.name for p in s.replicas}]
 
 
 def _moved_away(taken: Collection[str], plan: Plan) -> tuple[str, ...]:
@@ -158,14 +164,18 @@ def members_elsewhere(plan: Plan, service: ServicePlan) -> set[str]:
 
 def members_on_nodes(plan: Plan, service: ServicePlan) -> frozenset[str]:
     """The same, without servers that are no nodes."""
-    nodes, of_service = {n.name: n.member for n in plan.nodes}, cluster_name(service.name)
-    return frozenset(balancing.node_member(of_service, nodes[e.node]) for e in service.elsewhere)
+    of_service = cluster_name(service.name)
+    return frozenset(balancing.node_member(of_service, member) for member in _nodes_of(plan, service))
 
 
 def others_of(plan: Plan, service: ServicePlan) -> frozenset[str]:
     """Other hosts that serve it, nodes and endpoints, as the gateway calls them."""
+    return _nodes_of(plan, service) | {e.member for e in service.endpoints}
+
+
+def _nodes_of(plan: Plan, service: ServicePlan) -> frozenset[str]:
     nodes = {n.name: n.member for n in plan.nodes}
-    return frozenset((*(nodes[e.node] for e in service.elsewhere), *(e.member for e in service.endpoints)))
+    return frozenset(nodes[e.node] for e in service.elsewhere)
 
 
 def _owner(plan: Plan, program: str) -> ServicePlan | None:

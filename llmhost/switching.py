@@ -47,7 +47,7 @@ def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> Engin
     release = _target(home, config.engine, to)
     _require_free_choice(home, config.engine, release)
     present = read_manifest(home.engine_dir(former))
-    _require_way_back(home, former, config.engine)
+    _require_way_back(former, present, config.engine)
     if present is not None and _same(present, release):
         raise EngineError(f"the engine {former} is vLLM {release.vllm} already", "see `llmhost engine list`")
     name = _name_for(home, release)
@@ -59,10 +59,9 @@ def upgrade(home: Home, to: str | None, progress: Progress, wait: Wait) -> Engin
     return new
 
 
-def _require_way_back(home: Home, former: str, engine: Engine) -> None:
+def _require_way_back(former: str, present: Manifest | None, engine: Engine) -> None:
     """The engine in use must be what llmhost.yaml asks for: else going back to it would build it anew."""
-    present = read_manifest(home.engine_dir(former))
-    lacking = sorted({*engine.packages} - {*present.spec.packages}) if present else []
+    lacking = present.lacking(engine.packages) if present else ()
     if lacking:
         raise ConfigError(
             f"engine.packages has {', '.join(lacking)}, and the engine {former} was built without",
@@ -198,8 +197,9 @@ def use(home: Home, name: str, progress: Progress, wait: Wait) -> EngineFacts:
             f"engine.vllm in {home.config_file} is {config.engine.vllm}, the engine {name} has {manifest.vllm_version}",
             f"write engine.vllm: {manifest.vllm_version} there, or remove the key, and run this again",
         )
-    _require_way_back(home, engine_name(home, config.engine), config.engine)
-    lacking = sorted({*config.engine.packages} - {*manifest.spec.packages})
+    former = engine_name(home, config.engine)
+    _require_way_back(former, read_manifest(home.engine_dir(former)), config.engine)
+    lacking = manifest.lacking(config.engine.packages)
     if lacking:
         raise ConfigError(
             f"the engine {name} was built without {', '.join(lacking)}, which engine.packages asks for",
@@ -216,7 +216,7 @@ def use(home: Home, name: str, progress: Progress, wait: Wait) -> EngineFacts:
     write_manifest(directory, asked)
     facts = asked.facts(directory)
     _check_flags(config, facts)
-    _switch(home, engine_name(home, config.engine), name, progress, wait)
+    _switch(home, former, name, progress, wait)
     return facts
 
 

@@ -163,11 +163,8 @@ def _in_the_way(nodes: Sequence[Member], lost: Mapping[str, LlmhostError]) -> di
     """Nodes that did not take the files, but those that answer and run nothing: they send no requests anywhere."""
     from llmhost.fleet.turns import is_dead
 
-    said = _statuses([n for n in nodes if n.name in lost and not is_dead(lost[n.name])])
-    idle = [
-        n for n, status in said.items() if status and not status["gateway"]["pid"] and not _services_running(status)
-    ]
-    return {name: error for name, error in lost.items() if name not in idle}
+    runs = live([n for n in nodes if n.name in lost and not is_dead(lost[n.name])])
+    return {name: error for name, error in lost.items() if runs.get(name, True)}
 
 
 def _answered(said: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]]:

@@ -76,11 +76,11 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
     if construction.engine.flash_attn:
         require_possible(construction.engine.flash_attn, release.device, construction.machine)
     if not journal.has(PACKAGES):
+        _require_takeable(construction.engine, release)
         _ensure_room(construction.directory, release)
         with journal.step(ENVIRONMENT) as detail:
             detail.append(_environment(construction, build, release))
         with journal.step(PACKAGES) as detail:
-            _require_takeable(construction.engine, release)
             borrowed = _packages(construction, build, release)
             _require_packages(construction, build)
             detail.append(f"borrowed {', '.join(borrowed)}" if borrowed else release.requirement)

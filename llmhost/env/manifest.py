@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,11 @@ class Manifest:
         vllm = spec.vllm in (own.vllm, self.vllm_version)
         python = spec.python in (None, own.python) or self.python_version.startswith(f"{spec.python}.")
         flash = not spec.flash_attn or spec.flash_attn in (own.flash_attn, self.packages.get("flash_attn"))
-        return same_place and same_base and vllm and python and flash and {*spec.packages} <= {*own.packages}
+        return same_place and same_base and vllm and python and flash and not self.lacking(spec.packages)
+
+    def lacking(self, packages: Iterable[str]) -> tuple[str, ...]:
+        """Those of these ``engine.packages`` that it was not built with."""
+        return tuple(sorted({*packages} - {*self.spec.packages}))
 
     @property
     def vllm_version(self) -> str:

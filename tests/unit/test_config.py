@@ -196,7 +196,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 )
 def test_packages_that_an_engine_cannot_have(packages: str, message: str) -> None:
     with pytest.raises(ConfigError) as e:
-        config.parse(f"engine: {{packages: {packages}}}".replace("['a\\n--pre']", '["a\\n--pre"]'))
+        config.parse(f"engine: {{packages: {packages}}}")
     assert message in e.value.message
     assert e.value.hint
 

@@ -326,16 +326,9 @@ def test_on_top_of_a_virtual_environment_with_torch(home: Home, progress: Record
         make_wheel(wheels, name, "1.0", {f"{name}.py": ""})
     uv("venv", str(below), "--python", sys.executable, "--no-project")
     uv(
-        "pip",
-        "install",
-        "--python",
-        str(below / "bin/python"),
-        "--no-index",
-        "--find-links",
-        str(wheels),
-        "torch",
+        "pip", "install", "--python", str(below / "bin/python"), "--no-index", "--find-links", str(wheels), "torch",
         "ray",
-    )
+    )  # fmt: skip
     engine = Engine(python=str(below / "bin/python"), system_site_packages=True, packages=["timm", "ray"])
     facts = ensure_engine(home, engine, progress, SMALL, facts=CPU_BOX)
     assert run_in(facts.python, "import torch; print(torch.__file__)").startswith(str(below))

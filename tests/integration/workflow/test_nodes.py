@@ -246,8 +246,8 @@ def test_what_serves_names_of_others_is_started_also_when_another_service_is_ask
     cluster.write(chat)
     cluster.join()
     cluster.up()
-    other = f"{{chat: {{model: {cluster.homes['a'].model()}, nodes: b}}, other: {{model: x, nodes: b}}}}"
-    cluster.write(other.replace("model: x", f"model: {cluster.homes['a'].model()}"))
+    model = cluster.homes["a"].model()
+    cluster.write(f"{{chat: {{model: {model}, nodes: b}}, other: {{model: {model}, nodes: b}}}}")
     asked = Steady(cluster.port, "chat", host=ADDRESSES["b"])
     with asked.asking():
         asked.wait_for_answer_of("chat-0")
