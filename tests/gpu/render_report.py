@@ -9,10 +9,17 @@ from typing import Any
 
 import shapes
 
-ORDER = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning")
+ORDER = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning", "parallel")
 BEGIN, END = "<!-- measured: tests/gpu/report.py write -->", "<!-- end of measured -->"
 MANY = 3
 """Lines of doctor's that are shown."""
+WAYS = {
+    "mp": "tensor parallel 2 | vLLM",
+    "ray": "tensor parallel 2 | Ray",
+    "two nodes mp": "pipeline parallel 2 on two nodes | vLLM",
+    "two nodes ray": "pipeline parallel 2 on two nodes | Ray",
+    "two nodes tensor": "tensor parallel 2 on two nodes | vLLM",
+}
 TITLES = {"chat": "chat", "embed": "embedding", "rerank": "rerank"}
 
 
@@ -177,13 +184,32 @@ def _spanning(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     if "ways" not in entry:
         yield _missing(entry)
         return
-    titles = {"mp": "vLLM by itself", "ray": "Ray", "two nodes": "two network namespaces as two nodes"}
-    yield from _table("tensor parallel 2 by", "", "seconds until ready", "after a kill of one part")
+    yield "The chat demo model answers a question. Nodes are network namespaces of one machine, each with a name,"
+    yield "shared memory and a GPU of its own, and TCP between them."
+    yield ""
+    yield from _table("split", "workers started by", "", "seconds until ready", "after a kill of one part")
     for way, found in entry["ways"].items():
         said = "ok" if found["ok"] else f"**failed**: {found.get('error', 'a wrong answer').replace('|', '/')[:200]}"
         again = f"{found['again']:.0f}" if "again" in found else "–"
         seconds = f"{found['seconds']:.0f}" if "seconds" in found else "–"
-        yield f"| {titles[way]} | {said} | {seconds} | {again} |"
+        yield f"| {WAYS[way]} | {said} | {seconds} | {again} |"
+    yield from _parallel(results.get("parallel", {}))
+
+
+def _parallel(entry: dict[str, Any]) -> Iterator[str]:
+    if "ways" not in entry:
+        return
+    yield ""
+    yield f"{shapes.NAMES['chat']}, answers of 256 tokens, tokens per second (median of three), NVLink multicast off."
+    yield ""
+    yield from _table("", "seconds until ready", "one request", "32 together")
+    titles = {"one": "one GPU", "mp": "two, vLLM by itself", "ray": "two, Ray"}
+    for way, found in entry["ways"].items():
+        rates = found.get("tokens_per_second", {})
+        cells = (f"{rates[key]:,.0f}" if key in rates else "–" for key in ("1", "32"))
+        failed = f"**failed**: {found.get('error', '').replace('|', '/')[:200]}"
+        ready = f"{found['seconds']:.0f}" if "seconds" in found else failed
+        yield f"| {titles[way]} | {ready} | {' | '.join(cells)} |"
 
 
 def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:

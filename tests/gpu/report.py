@@ -9,6 +9,7 @@
     report.py long                     other context lengths: memory again
     report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
     report.py spanning                 two GPUs: one model on both by vLLM and by Ray, and over two namespaces as nodes
+    report.py parallel                 two GPUs: tokens per second on one of them, and on both by vLLM and by Ray
     report.py status                   what is done, what runs, what failed
     report.py write [--docs DIR]       docs/gpu.md (with OUT/remarks.md) and the table of docs/planning.md
 
@@ -40,7 +41,7 @@ import render_report
 import shapes
 import spanning
 
-STEPS = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning")
+STEPS = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning", "parallel")
 SERVICES = ("chat", "embed", "rerank")
 CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "carried": (8192, 512), "long": (32768, 256)}
 """Tokens of the chat model, and of the encoders."""
@@ -245,16 +246,36 @@ def check(host: Host) -> dict[str, Any]:
 
 def span(host: Host) -> dict[str, Any]:
     """One model on two GPUs in every way that there is; a way that fails keeps no other from being tried."""
-    ways: dict[str, Any] = {"two nodes": lambda: spanning.on_two_nodes(host)}
+    ways: dict[str, Any] = {}
     if not host.cpu:
         for executor in ("mp", "ray"):
             ways[executor] = lambda by=executor: spanning.on_one_host(host, _write_config, by)
+            ways[f"two nodes {executor}"] = lambda by=executor: spanning.on_two_nodes(host, by)
+        ways["two nodes tensor"] = lambda: spanning.on_two_nodes(host, tensor_parallel_size=2)
+    return _tried(host, ways or {"two nodes mp": lambda: spanning.on_two_nodes(host)})
+
+
+def parallel(host: Host) -> dict[str, Any]:
+    """The chat model without weights, on one GPU and on two."""
+    model = shapes.write_models(host.out / "models", host.demo())["chat"]
+    ways = {"one": (1, "mp"), "mp": (2, "mp"), "ray": (2, "ray")}
+    return _tried(
+        host,
+        {
+            way: lambda gpus=gpus, by=by: spanning.speed(host, _write_config, model, gpus, by)
+            for way, (gpus, by) in ways.items()
+        },
+    )
+
+
+def _tried(host: Host, ways: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {"facts": _facts(host), "ways": {}}
     for way, run in ways.items():
         try:
             data["ways"][way] = run()
         except (RuntimeError, Failed, OSError, KeyError, StopIteration) as e:
             data["ways"][way] = {"ok": False, "error": f"{type(e).__name__}: {e}"}
+        print(f"{way}: {data['ways'][way]}", flush=True)
     wrong = [way for way, found in data["ways"].items() if not found["ok"]]
     return {**data, "error": f"failed: {', '.join(wrong)}"} if wrong else data
 
@@ -369,6 +390,8 @@ def perform(step: str, host: Host) -> int:
             entry |= check(host)
         elif step == "spanning":
             entry |= span(host)
+        elif step == "parallel":
+            entry |= parallel(host)
         else:
             entry |= serve(host, step)
     except Exception as e:  # whatever it is, it belongs into the report

@@ -117,6 +117,28 @@ def test_the_page_and_the_table_of_planning(tmp_path: Path) -> None:
     assert again == planning
 
 
+def test_one_model_on_two_gpus(tmp_path: Path) -> None:
+    failed = {"ok": False, "error": "RuntimeError: no | way"}
+    ways = {"mp": {"ok": True, "seconds": 84.4, "text": "Paris"}, "ray": failed}
+    nodes = {"two nodes mp": {"ok": True, "seconds": 201.0, "again": 59.2}, "two nodes tensor": {"ok": False}}
+    speeds = {"one": {"ok": True, "seconds": 54.0, "tokens_per_second": {"1": 211.7, "32": 5817.1}}, "ray": failed}
+    write(
+        tmp_path,
+        spanning={"state": "failed", "took": 9, "error": "failed: ray", "ways": ways | nodes},
+        parallel={"state": "failed", "took": 9, "error": "failed: ray", "ways": speeds},
+    )
+    page = render_report.render(render_report.read_results(tmp_path))
+    for row in (
+        "| tensor parallel 2 | vLLM | ok | 84 | – |",
+        "| tensor parallel 2 | Ray | **failed**: RuntimeError: no / way | – | – |",
+        "| pipeline parallel 2 on two nodes | vLLM | ok | 201 | 59 |",
+        "| tensor parallel 2 on two nodes | vLLM | **failed**: a wrong answer | – | – |",
+        "| one GPU | 54 | 212 | 5,817 |",
+        "| two, Ray | **failed**: RuntimeError: no / way | – | – |",
+    ):
+        assert row in page
+
+
 def test_a_rehearsal_is_called_one(tmp_path: Path) -> None:
     write(tmp_path, cold={**served(0, None, 60.0), "cpu": True})
     page = render_report.render(render_report.read_results(tmp_path))
