@@ -12,7 +12,7 @@ from llmhost.config_mistakes import Refusal
 
 LARGEST = 64
 """Nodes of one replica."""
-OLDEST_RAY = (2, 52)
+OLDEST_RAY = "2.52"
 """The first with token authentication; release notes of Ray 2.52."""
 RAY = "ray==2.60.0"
 """What an engine gets where nothing else is written: nodes of one cluster must have the same."""

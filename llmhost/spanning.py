@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmhost import node_identity
 from llmhost.config import Service
+from llmhost.config_engine import unmet
 from llmhost.config_span import OLDEST_RAY, RAY
 from llmhost.errors import EngineError, HomeError, NodeError
 from llmhost.facts import EngineFacts
@@ -54,8 +54,7 @@ def _require_ray(engine: EngineFacts, service: str) -> None:
     """Ray is there, and knows tokens: an older one would let anybody in who reaches it."""
     there = Path(ray.ray_program(engine.python)).exists()
     version = installed(Path(engine.python).parent.parent.glob("lib/python3*/site-packages")).get("ray", "")
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    old = numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST_RAY
+    old = unmet([f"ray>={OLDEST_RAY}"], {"ray": version}) if version else ()
     if old or not there:
         raise EngineError(
             f"services.{service}.executor: the engine {engine.name} has "

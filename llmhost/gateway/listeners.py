@@ -168,6 +168,12 @@ def _common(plan: Plan, name: str) -> Data:
 
 
 def _manager(plan: Plan, name: str) -> Data:
+    """For clients."""
+    early = [access.early_mutation()]
+    return _from_outside(plan, name, _filters(plan), _mappers(plan), early_header_mutation_extensions=early)
+
+
+def _from_outside(plan: Plan, name: str, filters: list[Data], mappers: list[Data], **more: list[Data]) -> Data:
     return {
         **_common(plan, name),
         **SLOWEST,
@@ -175,10 +181,10 @@ def _manager(plan: Plan, name: str) -> Data:
         "use_remote_address": True,
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "llmhost"},
         "http2_protocol_options": HTTP2,
-        "early_header_mutation_extensions": [access.early_mutation()],
-        "http_filters": _filters(plan),
+        **more,
+        "http_filters": filters,
         "access_log": access_log(),
-        "local_reply_config": {"mappers": _mappers(plan)},
+        "local_reply_config": {"mappers": mappers},
     }
 
 
@@ -191,11 +197,9 @@ def _router() -> Data:
 def _node_manager(plan: Plan, name: str) -> Data:
     """What comes from a gateway was read, counted and let through there: here it only finds its engine."""
     rds = {"route_config_name": peers.NODES, "config_source": resource_source(plan, routes_file(peers.NODES))}
-    shared = {k: v for k, v in _manager(plan, name).items() if k != "early_header_mutation_extensions"}
     # Whoever asked tries another node then; without one, the client reads what the last of them said.
-    replies = {"mappers": _mappers(plan, not_ready=_status("EQ", 503))}
-    filters = [*peers.health_filters(plan), _router()]
-    return shared | {"rds": rds, "http_filters": filters, "local_reply_config": replies}
+    mappers = _mappers(plan, not_ready=_status("EQ", 503))
+    return _from_outside(plan, name, [*peers.health_filters(plan), _router()], mappers) | {"rds": rds}
 
 
 def _filters(plan: Plan) -> list[Data]:
