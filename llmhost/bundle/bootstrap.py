@@ -23,8 +23,10 @@ else:
     sys.dont_write_bytecode = True  # the bundle stays as it came
     try:
         import carried
-    except ImportError:
-        sys.exit(f"error: carried.py is missing in {sys.path[0]}\nhint: copy it again")
+    except Exception as e:  # an altered file may raise anything
+        missing = isinstance(e, ModuleNotFoundError) and e.name == "carried"
+        what = "missing" if missing else f"damaged ({type(e).__name__}: {e})"
+        sys.exit(f"error: carried.py is {what} in {sys.path[0]}\nhint: copy it again: carried.py")
 
 COMPLETE = ".complete"
 """In an installed llmhost: everything is there, it starts."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from llmhost import __version__
 from llmhost.bundle import carried
+from llmhost.bundle.empty import tell_of_empty_parts
 from llmhost.bundle.flash_attn import flash_attn_items
 from llmhost.bundle.gather import Item, cache_items, config_items, model_items
 from llmhost.bundle.links import copy_private, link_or_copy
@@ -81,8 +82,8 @@ def create_bundle(
     """Write a bundle for a machine into ``wish.output``, which must be new, empty, or an older bundle; its manifest.
 
     ``home`` is that of this machine: its models and caches are taken. ``config`` and ``config_file`` are the
-    llmhost.yaml for the other one. Raises BundleError, and EngineError where something has no wheel for it. The
-    output appears whole or not at all.
+    llmhost.yaml for the other one. Raises BundleError, also where nothing of the chosen parts is there, and EngineError
+    where something has no wheel for it. The output appears whole or not at all.
     """
     target = make_target(facts, config.engine)
     _require_replaceable(wish.output)
@@ -142,6 +143,8 @@ def _gather(home: Home, target: Target, config: Config, config_file: Path | None
         content.items += model_items(home, config, target.facts, uv.progress)
     if "caches" in wish.parts:
         content.items += cache_items(home, target)
+    if set(PARTS) - set(wish.parts) - {"models"}:  # whoever wishes for everything takes what there is
+        tell_of_empty_parts(wish.parts, content.items, target, uv.progress)
     if config_file is not None:
         uv.progress.note(f"{config_file} goes along, with every token that stands in it")
     content.items += config_items(home, config_file)

@@ -424,7 +424,7 @@ def test_the_bootstrap_verifies_and_refuses_by_itself(home: Home, work: Path, pr
     assert not (bundle / "__pycache__").exists()
     (bundle / "carried.py").unlink()
     bare = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert (bare.returncode, bare.stderr.splitlines()[-1]) == (1, "hint: copy it again")
+    assert (bare.returncode, bare.stderr.splitlines()[-1]) == (1, "hint: copy it again: carried.py")
 
 
 def test_the_bootstrap_takes_no_directory_of_somebody_else(home: Home, work: Path, progress: Recorder) -> None:
@@ -518,7 +518,7 @@ def test_llmhost_yaml_stays_private_and_its_own_file(
 ) -> None:
     file = work / "llmhost.yaml"
     file.write_text("engine: {device: cpu}\n")
-    wish = Wish(work / "b", ("caches",), split=split, level=0)
+    wish = Wish(work / "b", ("engine",), split=split, level=0)
     create_bundle(home, BOX, load(file), file, wish, progress)
     assert any(str(file) in note for note in progress.notes)
     other = Home(work / "other")
