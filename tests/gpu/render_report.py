@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +214,18 @@ def _parallel(entry: dict[str, Any]) -> Iterator[str]:
 
 
 def _steps(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    yield from _table("step", "", "took", "")
+    yield from _table("step", "", "when", "on", "took", "")
     for step in ORDER:
         entry = results.get(step, {"state": "not done"})
         took = f"{entry['took']:.0f} s" if "took" in entry else "–"
-        yield f"| {step} | {entry['state']} | {took} | {entry.get('error', '').replace('|', '/')[:200]} |"
+        when = datetime.fromtimestamp(entry["began"], UTC).date().isoformat() if "began" in entry else "–"
+        error = entry.get("error", "").replace("|", "/")[:200]
+        yield f"| {step} | {entry['state']} | {when} | {_machine(entry)} | {took} | {error} |"
+
+
+def _machine(entry: dict[str, Any]) -> str:
+    facts = entry.get("facts")
+    return f"{len(facts['gpus'])} GPU, {len(facts['host']['cores'])} cores" if facts else "–"
 
 
 def _missing(entry: dict[str, Any]) -> str:

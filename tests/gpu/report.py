@@ -10,6 +10,7 @@
     report.py check                    the demo models: every question of `llmhost check`, and `doctor --deep`
     report.py spanning                 two GPUs: one model on both by vLLM and by Ray, and over two namespaces as nodes
     report.py parallel                 two GPUs: tokens per second on one of them, and on both by vLLM and by Ray
+    report.py all --bundle DIR         every step that is not done yet, one after another
     report.py status                   what is done, what runs, what failed
     report.py write [--docs DIR]       docs/gpu.md (with OUT/remarks.md) and the table of docs/planning.md
 
@@ -42,6 +43,7 @@ import shapes
 import spanning
 
 STEPS = ("install", "flash-attn", "cold", "warm", "carried", "long", "check", "spanning", "parallel")
+TWO_GPUS = ("spanning", "parallel")
 SERVICES = ("chat", "embed", "rerank")
 CONTEXTS = {"cold": (8192, 512), "warm": (8192, 512), "carried": (8192, 512), "long": (32768, 256)}
 """Tokens of the chat model, and of the encoders."""
@@ -52,6 +54,8 @@ ENGINE_LINES = re.compile(
 )
 """Lines of vLLM's log that say where time and memory went."""
 MIB = 2**20
+OVER, UNDER = 0.05, 0.20
+"""How much more, and less, a service may take of the GPU than was planned, as a share of what it takes."""
 
 
 class Failed(Exception):
@@ -156,7 +160,8 @@ def flash_attn(host: Host) -> dict[str, Any]:
     plan = host.run("setup", "--flash-attn", "--dry-run").stdout
     began = time.monotonic()
     report = host.json("setup", "--flash-attn")
-    return {"seconds": round(time.monotonic() - began, 1), "plan": plan.splitlines(), "setup": report}
+    seconds = round(time.monotonic() - began, 1)
+    return {"facts": _facts(host), "seconds": seconds, "plan": plan.splitlines(), "setup": report}
 
 
 def serve(host: Host, step: str) -> dict[str, Any]:
@@ -182,9 +187,19 @@ def serve(host: Host, step: str) -> dict[str, Any]:
     finally:
         host.run("down", check=False)
     wrong = [answer["name"] for answer in data["answers"] if not answer["ok"]]
-    if wrong:
-        data["error"] = f"wrong answers: {', '.join(wrong)}"
-    return data
+    errors = [f"wrong answers: {', '.join(wrong)}"] if wrong else []
+    errors += _not_as_planned(data["services"], warm=step in ("warm", "carried"))
+    return {**data, "error": "; ".join(errors)} if errors else data
+
+
+def _not_as_planned(services: dict[str, Any], *, warm: bool) -> list[str]:
+    """A warm start may take less by any amount: kernels that are there need no memory to be compiled in."""
+    found = []
+    for name, service in services.items():
+        planned, measured = service["planned_mib"], service["measured_mib"]
+        if planned and measured and not (-OVER <= (planned - measured) / measured <= (1 if warm else UNDER)):
+            found.append(f"{name} takes {measured} MiB of the GPU, and {planned} were planned")
+    return found
 
 
 def _bundle_of_caches(host: Host) -> Path:
@@ -370,6 +385,23 @@ def _judged(name: str, text: str) -> str:
     return "3 scores"
 
 
+def perform_all(options: argparse.Namespace) -> int:
+    """Every step that is not done yet, as far as this host has the GPUs for it; exit status 1 when one failed."""
+    failed = 0
+    for step in STEPS:
+        if render_report.read_results(options.out).get(step, {}).get("state") == "done":
+            continue
+        if step in TWO_GPUS and not options.cpu and len(Host(options).json("facts")["gpus"]) < 2:
+            print(f"{step}: needs two GPUs", flush=True)
+            continue
+        if options.cpu and step not in (*CPU_CONTEXTS, "check", "spanning"):
+            continue
+        failed = perform(step, Host(options)) or failed
+        if failed and step == "install":
+            break
+    return failed
+
+
 def perform(step: str, host: Host) -> int:
     """Do a step and write down how it went; exit status 0 when it went well."""
     file = host.out / f"{step}.json"
@@ -435,7 +467,7 @@ def show_status(out: Path) -> int:
 def main(argv: list[str]) -> int:
     """The command line; exit status 1 when a step failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=(*STEPS, "status", "write"))
+    parser.add_argument("step", choices=(*STEPS, "all", "status", "write"))
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="where results are written")
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("LLMHOST_HOME") or "~/.llmhost").expanduser())
     parser.add_argument("--llmhost", help="the command, when it is not on PATH: 'python -m llmhost'")
@@ -453,7 +485,7 @@ def main(argv: list[str]) -> int:
         return 0
     if options.background:
         return in_background(options.step, options.out.absolute())
-    return perform(options.step, Host(options))
+    return perform_all(options) if options.step == "all" else perform(options.step, Host(options))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import render_report  # noqa: E402
+import report  # noqa: E402
 import shapes  # noqa: E402
 
 DEMO = Path(llmhost.demo.__path__[0])
@@ -46,7 +47,7 @@ def place() -> Iterator[Path]:
 def served(planned: int, measured: int | None, seconds: float) -> dict[str, Any]:
     service = {"planned_mib": planned, "measured_mib": measured, "seconds": seconds}
     return {
-        "state": "done", "took": 400.0, "cpu": False, "facts": FACTS,
+        "state": "done", "began": 1796000000.0, "took": 400.0, "cpu": False, "facts": FACTS,
         "engine": {"vllm_version": "0.26.0", "device": "cuda"},
         "contexts": {"chat": 8192, "embed": 512, "rerank": 512},
         "services": dict.fromkeys(("chat", "embed", "rerank"), service),
@@ -108,7 +109,8 @@ def test_the_page_and_the_table_of_planning(tmp_path: Path) -> None:
     for words in (
         "NVIDIA H200 (143,771 MiB); driver 580.159.04; 16 cores, 128 GiB", "5 files (200 MB)", "in 88 s", "16.5 min",
         "relative error: forward 2.0e-03", "    jobs: 16", "| Qwen2.5-7B shape | 210 |", row, "**wrong**: HTTPError",
-        "| warm | failed | 3 s | Failed: llmhost up chat |", "| long | not done |", "Another program used the GPU.",
+        "| warm | failed | – | – | 3 s | Failed: llmhost up chat |", "| long | not done |",
+        "| cold | done | 2026-11-30 | 1 GPU, 16 cores | 400 s |  |", "Another program used the GPU.",
     ):  # fmt: skip
         assert words in page
     planning = written[1].read_text()
@@ -137,6 +139,33 @@ def test_one_model_on_two_gpus(tmp_path: Path) -> None:
         "| two, Ray | **failed**: RuntimeError: no / way | – | – |",
     ):
         assert row in page
+
+
+@pytest.mark.parametrize(
+    ("planned", "measured", "warm", "good"),
+    [
+        (1779, 1856, False, True), (1779, 1880, False, False), (1865, 1617, False, True), (1865, 1500, False, False),
+        (1865, 1500, True, True), (1779, 1880, True, False), (None, None, False, True),
+    ],
+)  # fmt: skip
+def test_memory_is_as_planned_or_the_step_fails(
+    planned: int | None, measured: int | None, warm: bool, good: bool
+) -> None:
+    service = {"planned_mib": planned, "measured_mib": measured}
+    assert (report._not_as_planned({"chat": service}, warm=warm) == []) is good
+
+
+def test_all_does_what_is_not_done_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, cold={"state": "done"}, warm={"state": "failed", "error": "x"})
+    done: list[str] = []
+
+    def perform(step: str, _: report.Host) -> int:
+        done.append(step)
+        return int(step == "long")
+
+    monkeypatch.setattr(report, "perform", perform)
+    assert report.main(["all", "--cpu", "--out", str(tmp_path), "--llmhost", "llmhost"]) == 1
+    assert done == ["warm", "carried", "long", "check", "spanning"]
 
 
 def test_a_rehearsal_is_called_one(tmp_path: Path) -> None:
