@@ -117,8 +117,9 @@ class Link:
         try:
             done = capture(self._ssh(shlex.join(words)), given=given, timeout=timeout, check=False)
         except CommandTimeout as e:
+            program = words[3] if tuple(words[:2]) == ("sh", "-c") else words[0]
             raise SshError(
-                f"{words[0]} on {self.target.host} did not end within {timeout:.0f} s",
+                f"{program} on {self.target.host} did not end within {timeout:.0f} s",
                 f"see what it does there: {self.target.by_hand}", "takes too long",
             ) from e  # fmt: skip
         self.require_connection(done.returncode, done.stderr)

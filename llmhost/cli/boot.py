@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmhost.cli import Session, console
+from llmhost.cli import everywhere as fleet
 
 
 @click.command("enable")
@@ -16,8 +17,11 @@ from llmhost.cli import Session, console
 @click.option(
     "--account", metavar="USER", help="Who runs the services. [default: the owner of the home; if root, `llmhost`]"
 )
+@fleet.all_nodes(" Each login must be root, or with --user an ordinary user.")
 @click.pass_obj
-def enable_command(session: Session, user: bool, now: bool, name: str, account: str | None) -> None:
+def enable_command(
+    session: Session, user: bool, now: bool, name: str, account: str | None, all_nodes: bool
+) -> int | None:
     """Start the services with the machine, through systemd.
 
     Writes a unit for this home and enables it. Without --user that is a unit of the system (as root), whose services
@@ -32,18 +36,22 @@ def enable_command(session: Session, user: bool, now: bool, name: str, account: 
         raise click.BadParameter("the name of the unit is llmhost or begins with llmhost-", param_hint="--name")
     if user and account:
         raise click.BadParameter("with --user the services are yours", param_hint="--account")
+    if all_nodes:
+        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     unit = enable(session.home, Wish("user" if user else "system", name, account, now), console.remark)
     scope = " --user" if user else ""
     when = "with the machine" if unit.at_boot else "when you log in"
     console.result(f"{unit.path}: starts {session.home.root} {when}, as {unit.account}")
     verb, more = ("status", " and `llmhost status`") if now else ("start", " starts it now")
     console.result(f"`systemctl{scope} {verb} {unit.name}`{more}")
+    return None
 
 
 @click.command("disable")
 @click.option("--now", is_flag=True, help="Stop the services, too.")
+@fleet.all_nodes()
 @click.pass_obj
-def disable_command(session: Session, now: bool) -> None:
+def disable_command(session: Session, now: bool, all_nodes: bool) -> int | None:
     """Do not start with the machine any more; the unit is removed.
 
     While it runs services they go on and the unit stays, without its place in the boot, until they are stopped: --now
@@ -51,12 +59,15 @@ def disable_command(session: Session, now: bool) -> None:
     """
     from llmhost.boot.install import disable
 
+    if all_nodes:
+        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     unit, gone = disable(session.home, now=now)
     if gone:
         console.result(f"removed {unit.path}")
     else:
         console.result(f"{unit.name} does not start with the machine any more; it goes on running services")
         console.remark("`llmhost disable --now` stops them and removes the unit")
+    return None
 
 
 @click.group("boot", hidden=True)

@@ -106,7 +106,7 @@ def bring_up(session: Session, words: tuple[str, ...]) -> int:
     status = _act(nodes, words, turns, _busy(running), show_results=False, lost=lost)
     if status not in (0, NOT_READY) or "--no-wait" in words:
         return status
-    return show_status(session, as_json=False) or (NOT_READY if lost else 0)
+    return show_status(session, as_json=False, lost=lost) or (NOT_READY if lost else 0)
 
 
 def act_in_turns(nodes: Sequence[Member], words: tuple[str, ...], turns: Turns, busy: Collection[str]) -> int:
@@ -212,13 +212,19 @@ def prepare(session: Session) -> Mapping[str, LlmhostError]:
     return done.failed
 
 
-def show_status(session: Session, *, as_json: bool) -> int:
-    """The states of all nodes as one; exit status 3 unless all of them answer and are ready."""
-    from llmhost.fleet.everywhere import Everywhere
+def show_status(session: Session, *, as_json: bool, lost: Mapping[str, LlmhostError] | None = None) -> int:
+    """The states of all nodes as one; exit status 3 unless all of them answer and are ready.
+
+    Those of ``lost`` that did not answer a moment ago are not waited for again.
+    """
+    from llmhost.fleet.everywhere import Everywhere, Outcome
     from llmhost.fleet.members import members
+    from llmhost.fleet.turns import is_dead
 
     nodes = members(session.home)
-    outcomes = Everywhere(timeout=STATUS_SECONDS).run(nodes, ("status", "--json"))
+    dead = {name: Outcome(name, failure=error) for name, error in (lost or {}).items() if is_dead(error)}
+    answering = [n for n in nodes if n.name not in dead]
+    outcomes = dead | Everywhere(timeout=STATUS_SECONDS).run(answering, ("status", "--json"))
     found = [_told(n.name, n.address, outcomes[n.name]) for n in nodes]
     if as_json:
         console.json_result({"nodes": found})

@@ -53,7 +53,7 @@ def add(
     port: int | None,
     bundle: Path | None,
     force: bool,
-) -> None:
+) -> int:
     """Make USER@HOST a node: install the llmhost of this machine there, read its facts, bring it the common files.
 
     ssh must work without a question (a key, an agent, a known host key). The first node added makes this machine one,
@@ -69,7 +69,10 @@ def add(
         added = membership.add(session.home, host, port, wish, progress)
     console.result(f"{added.name} is a node, as is this machine ({added.own})")
     _tell_failed(added.synced.failed)
-    console.remark("run `llmhost up --all-nodes` to share the services out")
+    if added.name in added.synced.failed:
+        return 1
+    console.remark("run `llmhost up --all-nodes` to share the services out, and `llmhost enable` on each for its boot")
+    return 0
 
 
 @node_command.command("list")

@@ -20,6 +20,7 @@ from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
 from llmhost.env.uv import Uv, find_uv
 from llmhost.errors import BundleError, NodeError
+from llmhost.fleet.acting import OwnersLink
 from llmhost.fleet.members import PROGRAM
 from llmhost.paths import Home
 from llmhost.ssh import Link
@@ -102,9 +103,10 @@ def install(home: Home, link: Link, found: Found, bundle: Path | None, progress:
     Raises NodeError, SshError, BundleError.
     """
     app = f"{found.root}/app"
-    link.run(["sh", "-c", 'mkdir -p "$2" && touch "$1/.llmhost"', "claim", found.root, app], timeout=LOOK_SECONDS)
+    owners = OwnersLink(link, found.root)
+    owners.run(["sh", "-c", 'mkdir -p "$2" && touch "$1/.llmhost"', "claim", found.root, app], timeout=LOOK_SECONDS)
     if bundle is not None:
-        _from_bundle(link, found, bundle, progress)
+        _from_bundle(owners, found, bundle, progress)
         return
     name = f"llmhost-{__version__}-{own_digest()}"
     if found.installed == name:
@@ -113,7 +115,7 @@ def install(home: Home, link: Link, found: Found, bundle: Path | None, progress:
     if found.version:
         progress.note(f"{link.target.host} has llmhost {found.version}: it is brought to that of this machine")
     with tempfile.TemporaryDirectory(prefix="llmhost-") as work:
-        _from_index(link, found, app, name, _own_wheel(home, Path(work), progress), progress)
+        _from_index(owners, found, app, name, _own_wheel(home, Path(work), progress), progress)
 
 
 def _own_wheel(home: Home, work: Path, progress: Progress) -> Path:
@@ -122,7 +124,7 @@ def _own_wheel(home: Home, work: Path, progress: Progress) -> Path:
         return make_own_wheel(work, uv)
 
 
-def _from_index(link: Link, found: Found, app: str, name: str, wheel: Path, progress: Progress) -> None:
+def _from_index(link: OwnersLink, found: Found, app: str, name: str, wheel: Path, progress: Progress) -> None:
     """An environment there; its packages come from where pip is configured there to take them from."""
     if not found.python:
         raise NodeError(
@@ -152,7 +154,7 @@ def _from_index(link: Link, found: Found, app: str, name: str, wheel: Path, prog
     progress.finished(step)
 
 
-def _step(link: Link, what: str, words: list[str]) -> None:
+def _step(link: OwnersLink, what: str, words: list[str]) -> None:
     done = link.work(words)
     if done.returncode == 0:
         return
@@ -173,7 +175,7 @@ def _remedy(said: str) -> str:
     )
 
 
-def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> None:
+def _from_bundle(link: OwnersLink, found: Found, bundle: Path, progress: Progress) -> None:
     """A bundle as it is, copied there and installed: llmhost, and what else is in it, but no llmhost.yaml."""
     manifest = read_bundle(bundle)
     if manifest["llmhost"] != __version__:
@@ -197,7 +199,7 @@ def _from_bundle(link: Link, found: Found, bundle: Path, progress: Progress) -> 
     progress.finished(step)
 
 
-def _copy(link: Link, file: Path, there: str) -> None:
+def _copy(link: OwnersLink, file: Path, there: str) -> None:
     """One file, unless it is there in this size; the installation compares what is in them."""
     size = link.run(["sh", "-c", 'wc -c < "$1" 2>/dev/null || true', "size", there], timeout=LOOK_SECONDS)
     if size.stdout.split()[-1:] == [str(file.stat().st_size)]:

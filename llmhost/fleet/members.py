@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from llmhost import config as configuration
 from llmhost.config import Config, Node
 from llmhost.errors import NodeError
+from llmhost.fleet import acting
 from llmhost.paths import Home
 from llmhost.probe.node_facts import own_name
 from llmhost.run import Talk, capture
@@ -35,7 +37,10 @@ class Member:
     def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
         """The whole command line there for ``llmhost WORDS``."""
         program = (sys.executable, "-P", "-m", "llmhost") if self.here else (str(self.root / PROGRAM),)
-        return (*program, "--home", str(self.root), *words)
+        command = (*program, "--home", str(self.root), *words)
+        if words[:1] in {(word,) for word in acting.BY_ROOT} or (self.here and os.geteuid() != 0):
+            return command
+        return acting.as_owner(self.root, command, starts=words[0] in acting.STARTING)
 
     def connect(self) -> None:
         """Log in; raises SshError."""

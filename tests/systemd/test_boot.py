@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llmhost.fleet.acting import as_owner
 from tests.systemd.box import APP, PYTHON, wait_for
 from tests.systemd.conftest import HOME, UNIT, Served
 
@@ -166,6 +167,15 @@ def test_up_and_down_by_hand_go_through_systemd(box: Served) -> None:
     box.run("kill", "-KILL", str(supervisord(box)))
     wait_for(lambda: box.show("ActiveState") == "active" and supervisord(box))
     box.await_states()
+
+
+def test_root_of_another_node_starts_the_unit_and_acts_as_its_account(box: Served) -> None:
+    box.llmhost("down")
+    words = (PYTHON, "-P", "-m", "llmhost", "--home", HOME, "up")
+    box.run(*as_owner(HOME, words, starts=True))
+    assert box.show("ActiveState") == "active"
+    box.await_states()
+    assert box.run("find", HOME, "-user", "root").stdout == ""
 
 
 def test_a_full_disk_stops_nothing_and_is_said(box: Served) -> None:
