@@ -18,7 +18,7 @@ from llmhost.boot.install import unit_plan
 from llmhost.boot.unitfile import render_unit
 from llmhost.config import Config
 from llmhost.diagnosis import Check, fail, ok, warn
-from llmhost.diagnosis.engine import check_deep, check_engine
+from llmhost.diagnosis.engine import check_deep, check_engine, check_newest, check_unbuilt
 from llmhost.diagnosis.gpus import check_compiler, check_driver, check_holders, check_toolkits, check_visibility
 from llmhost.diagnosis.home import check_home, check_leftovers, check_supervisord, holders
 from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory, check_watchers
@@ -26,6 +26,7 @@ from llmhost.diagnosis.subject import Limits, Subject, has_infiniband
 from llmhost.env import find_engine
 from llmhost.env.current import engine_name
 from llmhost.env.manifest import read_manifest
+from llmhost.env.setup import Prospect, foresee_engine, remark_on
 from llmhost.errors import LlmhostError
 from llmhost.foreign import needs_vllm
 from llmhost.hub.lock import read_lock
@@ -36,7 +37,7 @@ from llmhost.paths import Home
 from llmhost.planning import make_home_plan
 from llmhost.probe.cuda import find_toolkits
 from llmhost.probe.interpreters import Found, read_interpreter
-from llmhost.probe.machine import read_essentials
+from llmhost.probe.machine import read_essentials, read_machine
 from llmhost.probe.model import models_directory
 from llmhost.probe.programs import conda_environments, find_compilers
 from llmhost.supervise.leftovers import Leftovers
@@ -82,6 +83,10 @@ def _config(home: Home) -> tuple[list[Check], Config | None]:
 def _subject(home: Home, config: Config) -> tuple[Subject, Found | None]:
     """Everything that pure checks look at; programs are asked side by side."""
     engine = find_engine(home, config.engine)
+    if engine is None and needs_vllm(config):
+        # What decides which engine is built, and whether: all that `llmhost setup` looks at.
+        machine = read_machine(home, models_directory(home, config))
+        return Subject(machine, Limits.read(), config, infiniband=has_infiniband()), None
     manifest = read_manifest(home.engine_dir(engine.name)) if engine else None
     with ThreadPoolExecutor(max_workers=4) as pool:
         compilers = pool.submit(find_compilers)
@@ -106,11 +111,18 @@ def _engine(home: Home, subject: Subject, python: Found | None) -> Iterator[Chec
         return
     if subject.engine is not None:
         yield from check_engine(home.engine_dir(subject.engine.name), subject.engine, subject.packages, python)
+        yield from check_newest(remark_on(subject.engine, subject.config.engine, subject.facts))
         return
     name = engine_name(home, subject.config.engine)
     there = read_manifest(home.engine_dir(name)) is not None
-    what = "is not what llmhost.yaml asks for, or its interpreter is gone" if there else "is not built yet"
-    yield warn("engine", f"the engine {name} {what}", "`llmhost setup` (or `up`) builds it")
+    yield from check_unbuilt(name, _prospect(home, subject), replaced=there)
+
+
+def _prospect(home: Home, subject: Subject) -> Prospect | LlmhostError:
+    try:
+        return foresee_engine(home, subject.config.engine, subject.facts)
+    except LlmhostError as e:
+        return e
 
 
 def _coming(home: Home, config: Config) -> dict[str, int]:

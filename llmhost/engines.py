@@ -73,7 +73,7 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
 def _setup_vllm(
     home: Home, config: Config, progress: Progress, locked: bool, flash_attn: bool | str | None
 ) -> EngineFacts:
-    engine = _with_flash_attn(config.engine, flash_attn)
+    engine = with_flash_attn(config.engine, flash_attn)
     if not locked:
         return ensure_engine(home, engine, progress)
     if engine.kind == "existing":
@@ -87,7 +87,7 @@ def _setup_vllm(
     return ensure_engine(home, engine, progress, lock=lock)
 
 
-def _with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
+def with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
     if wanted is None:
         return engine
     if engine.kind == "existing":
@@ -103,7 +103,7 @@ def explain_flash_attention(home: Home, wanted: bool | str | None) -> tuple[str,
     ``wanted`` counts instead of what llmhost.yaml says.
     """
     engine = load_or_default(home).engine
-    asked = _with_flash_attn(engine, wanted).flash_attn
+    asked = with_flash_attn(engine, wanted).flash_attn
     if not asked:
         return ("flash-attn is not asked for (engine.flash_attn, --flash-attn)",)
     found = find_engine(home, engine.model_copy(update={"flash_attn": False}))

@@ -60,6 +60,10 @@ class EngineError(LlmhostError):
     """The engine environment cannot be built, is broken or is missing."""
 
 
+class BadWheelError(EngineError):
+    """The flash-attn that was checked is to blame, not the GPU or the engine: it does not load or computes wrongly."""
+
+
 class MachineError(LlmhostError):
     """This machine lacks what a start needs: memory to share, open files, a driver."""
 

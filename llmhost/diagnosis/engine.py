@@ -12,7 +12,8 @@ from llmhost.diagnosis.findings import Check, fail, ok, warn
 from llmhost.env.gate import import_gate
 from llmhost.env.log import SetupLog
 from llmhost.env.python import BELOW_PTH
-from llmhost.errors import CommandError, EngineError
+from llmhost.env.setup import Prospect
+from llmhost.errors import CommandError, EngineError, LlmhostError
 from llmhost.facts import EngineFacts
 from llmhost.paths import Home
 from llmhost.probe.interpreters import Found, installed
@@ -27,6 +28,22 @@ PYTHON_SYMBOL = re.compile(r"_?Py[A-Z_]")
 """What the interpreter itself brings."""
 LIBRARIES = ("vllm/**/*.so", "vllm_flash_attn/**/*.so", "flash_attn*.so", "flash_attn*/**/*.so", "xformers/**/*.so")
 LDD_SECONDS = 60.0
+
+
+def check_unbuilt(name: str, prospect: Prospect | LlmhostError, *, replaced: bool) -> Iterator[Check]:
+    """What `llmhost setup` would build, or why it would refuse; ``replaced``: there is an engine, and not this one."""
+    if isinstance(prospect, LlmhostError):
+        yield fail("engine", prospect.message, prospect.hint or "see engine: in llmhost.yaml")
+        return
+    what = "is not what llmhost.yaml asks for, or its interpreter is gone" if replaced else "is not built yet"
+    yield warn("engine", f"the engine {name} {what}: {prospect.what}", "`llmhost setup` (or `up`) builds it")
+    yield from check_newest(prospect.remark)
+
+
+def check_newest(remark: str) -> Iterator[Check]:
+    """That it is not the newest vLLM is no fault, but somebody may wait for what the newest can."""
+    if remark:
+        yield ok("release", remark)
 
 
 def site_packages_of(python: str, found: Found | None) -> list[Path]:

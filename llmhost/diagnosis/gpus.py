@@ -106,7 +106,9 @@ def check_holders(holders: list[Holder]) -> Iterator[Check]:
 
 def check_toolkits(subject: Subject) -> Iterator[Check]:
     """CUDA_HOME is right where it is set; flash-attn finds what it is built with where it is wanted."""
-    wanted = bool(subject.config.engine.flash_attn) and not _has_flash_attn(subject)
+    # Before there is an engine, what flash-attn needs is looked at with the rest of what `llmhost setup` needs.
+    asked = bool(subject.config.engine.flash_attn) and subject.engine is not None
+    wanted = asked and not _has_flash_attn(subject)
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         toolkit = next((t for t in subject.facts.toolkits if variable in t.found_by), None)
         if toolkit and toolkit.missing:
@@ -119,8 +121,9 @@ def check_toolkits(subject: Subject) -> Iterator[Check]:
     if wanted:
         yield _for_flash_attn(subject)
         yield from _for_building(subject)
-    elif not subject.config.engine.flash_attn:
-        yield ok("cuda", f"toolkits{_list(subject)}" if _whole(subject) else "no toolkit, and none is needed")
+    elif not asked:
+        none = "no toolkit" if subject.config.engine.flash_attn else "no toolkit, and none is needed"
+        yield ok("cuda", f"toolkits{_list(subject)}" if _whole(subject) else none)
     else:
         yield ok("cuda", f"flash-attn {(subject.python.packages if subject.python else {})['flash-attn']} is installed")
 

@@ -76,8 +76,8 @@ def make(construction: Construction, build: Path, journal: Journal) -> Manifest:
     if construction.engine.flash_attn:
         require_possible(construction.engine.flash_attn, release.device, construction.machine)
     if not journal.has(PACKAGES):
-        _require_takeable(construction.engine, release)
-        _ensure_room(construction.directory, release)
+        require_takeable(construction.engine, release)
+        ensure_room(construction.directory, release)
         with journal.step(ENVIRONMENT) as detail:
             detail.append(_environment(construction, build, release))
         with journal.step(PACKAGES) as detail:
@@ -116,7 +116,7 @@ def with_flash_attn(construction: Construction, python: Path, manifest: Manifest
     )
 
 
-def _ensure_room(directory: Path, release: Release) -> None:
+def ensure_room(directory: Path, release: Release) -> None:
     free = free_bytes(directory)
     if free < release.disk_bytes:
         raise EngineError(
@@ -131,7 +131,7 @@ def _environment(construction: Construction, build: Path, release: Release) -> s
     uv.progress.started(CREATE)
     (_conda if construction.engine.kind == "conda" else _venv)(construction, build, release)
     python = read_python(python_of(build))
-    _require_version(python.version, release, construction.engine.python)
+    require_version(python.version, release, construction.engine.python)
     if not python.headers and (release.device == "cuda" or construction.engine.flash_attn):
         raise EngineError(
             f"the interpreter of the engine (Python {dotted(python.version)}) has no headers (Python.h), and Triton"
@@ -146,11 +146,11 @@ def _environment(construction: Construction, build: Path, release: Release) -> s
 def _venv(construction: Construction, build: Path, release: Release) -> None:
     engine, uv = construction.engine, construction.uv
     ours = sys.executable if release.supports(sys.version_info[:2]) else release.python_range
-    asked = _interpreter(engine.python) if engine.python else ours
+    asked = interpreter_path(engine.python) if engine.python else ours
     below = ("--system-site-packages",) if engine.system_site_packages else ()
     if failure := uv.run(["venv", str(build), "--python", asked, "--no-project", *below]):
         raise failure.as_error(f"create a Python environment with {asked}", uv.log)
-    _require_version(_venv_version(build), release, asked)
+    require_version(_venv_version(build), release, asked)
     if engine.system_site_packages and "/" in asked:
         see_through(python_of(build), Path(asked))
 
@@ -159,7 +159,7 @@ def _conda(construction: Construction, build: Path, release: Release) -> None:
     conda.create(conda.find_tool(construction.machine), build, construction.engine, release, construction.uv.log)
 
 
-def _require_version(version: tuple[int, ...], release: Release, asked: str | None) -> None:
+def require_version(version: tuple[int, ...], release: Release, asked: str | None) -> None:
     if not release.supports(version):
         oldest, newest = (dotted(v) for v in release.python)
         raise EngineError(
@@ -169,7 +169,7 @@ def _require_version(version: tuple[int, ...], release: Release, asked: str | No
         )
 
 
-def _interpreter(python: str) -> str:
+def interpreter_path(python: str) -> str:
     """A version as it is; a path in full, because uv does not run where the user stands."""
     return str(in_user_home("engine.python", python).absolute()) if "/" in python else python
 
@@ -194,7 +194,7 @@ def _packages(construction: Construction, build: Path, release: Release) -> tupl
     return ()
 
 
-def _require_takeable(engine: config.Engine, release: Release) -> None:
+def require_takeable(engine: config.Engine, release: Release) -> None:
     excluded = [text for text in engine.packages if package_name(text) in release.exclude]
     if excluded:
         raise EngineError(

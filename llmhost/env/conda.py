@@ -55,7 +55,7 @@ def create(tool: str, build: Path, engine: Engine, release: Release, log: SetupL
 
     try:
         with _channels(tool, engine, build.parent) as (channels, env):
-            command = [tool, "create", "--yes", "--prefix", str(build), *channels, *_wanted(engine, release)]
+            command = [tool, "create", "--yes", "--prefix", str(build), *channels, *packages_of(engine, release)]
             log.write(f"$ {mask(' '.join(command))}")
             status = follow(command, take, env={**ENVIRONMENT, **env}, cwd=build.parent)
     except CommandError as e:
@@ -67,7 +67,7 @@ def create(tool: str, build: Path, engine: Engine, release: Release, log: SetupL
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
-def _wanted(engine: Engine, release: Release) -> list[str]:
+def packages_of(engine: Engine, release: Release) -> list[str]:
     asked = engine.python or dotted(min(release.python[1], (3, 12)))
     packages = [f"python={asked}.*" if asked.count(".") == 1 else f"python={asked}", "pip"]
     if engine.cuda_compiler:

@@ -26,7 +26,7 @@ def adopt(construction: Construction, build: Path) -> Manifest:
     path = in_user_home("engine.python", str(engine.python)).absolute()
     journal = Journal(build, construction.order)
     with journal.step(ENVIRONMENT) as detail:
-        found = _require_usable(path, engine.vllm)
+        found = require_usable(path, engine.vllm)
         detail.append(f"Python {dotted(found.version)} of {path}")
     device = choose_device(construction.machine, engine)
     # Bytecode of what is imported for the first time goes to our home.
@@ -39,7 +39,7 @@ def adopt(construction: Construction, build: Path) -> Manifest:
     return Manifest(**{**vars(manifest), "spec": spec})
 
 
-def _require_usable(path: Path, vllm: str | None) -> Python:
+def require_usable(path: Path, vllm: str | None) -> Python:
     if not path.exists():
         raise EngineError(f"engine.python: {path} does not exist", "name the interpreter of the environment with vLLM")
     found = read_python(path)

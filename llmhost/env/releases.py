@@ -110,7 +110,27 @@ def choose_release(facts: MachineFacts, engine: Engine, releases: tuple[Release,
         return known[0]
     if fitting and engine.vllm is None:
         return fitting[0]
-    raise _refusal(device, known, obstacles, fitting)
+    raise _refusal(device, known, obstacles, fitting, on_cpu=_runs_on_cpu(facts, engine, every))
+
+
+def _runs_on_cpu(facts: MachineFacts, engine: Engine, every: tuple[Release, ...]) -> bool:
+    known = [release for release in every if release.device == "cpu"]
+    if engine.vllm is not None and known:
+        known = [_pinned(engine.vllm, known)]
+    return any(not _obstacle(release, facts, engine) for release in known)
+
+
+def newer_obstacle(facts: MachineFacts, engine: Engine, vllm: str, releases: tuple[Release, ...] | None = None) -> str:
+    """Why the newest known vLLM does not run on this machine, when it is newer than ``vllm``, which is taken instead.
+
+    Empty when ``engine.vllm`` names one: that is how it is meant. Raises EngineError as `choose_device` does.
+    """
+    device = choose_device(facts, engine)
+    newest = next((release for release in releases or read_releases() if release.device == device), None)
+    if newest is None or engine.vllm is not None or version_tuple(newest.vllm) <= version_tuple(vllm):
+        return ""
+    obstacle = _obstacle(newest, facts, engine)
+    return f"vLLM {vllm} is not the newest: {obstacle}" if obstacle else ""
 
 
 def choose_device(facts: MachineFacts, engine: Engine) -> Device:
@@ -187,7 +207,9 @@ def _asked_python(engine: Engine, interpreters: tuple[Interpreter, ...]) -> tupl
     return next((i.version[:2] for i in interpreters if i.path == engine.python), None)
 
 
-def _refusal(device: Device, known: list[Release], obstacles: list[str], fitting: list[Release]) -> EngineError:
+def _refusal(
+    device: Device, known: list[Release], obstacles: list[str], fitting: list[Release], *, on_cpu: bool
+) -> EngineError:
     wanted, why = known[0], obstacles[0]
     ways = []
     if fitting:
@@ -199,7 +221,7 @@ def _refusal(device: Device, known: list[Release], obstacles: list[str], fitting
     if "machines" in why:
         built = ", ".join(sorted({m for release in known for m in release.machines}))
         ways.append(f"builds exist for {built}")
-    if device == "cuda" and not fitting:
+    if device == "cuda" and not fitting and on_cpu:
         ways.append("or compute on the CPU with engine.device: cpu")
     if "engine.python" in why:
         ways.append("name another interpreter as engine.python in llmhost.yaml, or leave the key out")

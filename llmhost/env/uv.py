@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llmhost.env.log import SetupLog
 from llmhost.env.pip_config import UvSettings, mask
@@ -131,8 +132,17 @@ class UvFailure:
 
     def as_error(self, doing: str, log: SetupLog) -> EngineError:
         """One sentence and a remedy."""
-        reason = re.sub(r"\{[^}]*\}", "", self._chain())
+        reason = self._lack_of_python() or re.sub(r"\{[^}]*\}", "", self._chain())
         return EngineError(f"cannot {doing}: {reason}", f"{self._remedy()}; the log is {log.path}")
+
+    def _lack_of_python(self) -> str:
+        """Why uv could not fetch a Python that the machine does not have; empty when that is not what failed."""
+        failed = next((error for error in self.errors if re.search(PYTHON_DOWNLOAD, error, re.I)), "")
+        if not failed:
+            return ""
+        place = f" from {urlsplit(url).netloc}" if (url := _first_url((failed,))) else ""
+        why = "" if self.errors[-1] == failed else f": {self.errors[-1][:400].rstrip('.')}"
+        return f"that Python is not on this machine and cannot be downloaded{place}{why}"
 
     def _chain(self) -> str:
         """The first cause says what, the last one why; the links between them are noise."""
@@ -142,23 +152,40 @@ class UvFailure:
         return ": ".join((*shortened, root[:400].rstrip(".")))
 
     def _remedy(self) -> str:
-        text = " ".join((*self.errors, self.output))
-        return next((remedy for pattern, remedy in REMEDIES if re.search(pattern, text, re.I)), "see what uv says")
+        text = "\n".join((*self.errors, self.output))
+        remedy = next((remedy for pattern, remedy in REMEDIES if re.search(pattern, text, re.I)), "see what uv says")
+        return remedy.format(source=_first_url(self.errors) or "the index or find-links")
 
 
+def _first_url(texts: Sequence[str]) -> str:
+    """The first web address in what uv says; empty when it names none."""
+    return next((found[0] for text in texts if (found := re.search(r"https?://[^\s`'\"()<>]+", text))), "")
+
+
+PYTHON_DOWNLOAD = (
+    r"(failed to (download|fetch|extract)|error sending request|http status).*(python-build-standalone|cpython-\d)"
+)
+"""What uv says of a Python that it would install itself, in one line."""
 REMEDIES = (
     (r"no space left|os error 28|disk quota", "free some disk space, or set UV_CACHE_DIR and LLMHOST_HOME elsewhere"),
     (
-        r"invalid package format|failed to (extract|unzip)|zip file|unexpected (eof|end)",
-        "a file of the index is damaged or cut short: run it again, or after `uv cache clean`",
+        r"certificate|invalid peer|UnknownIssuer",
+        "name your CA file in pip's configuration (cert) or SSL_CERT_FILE, or trust the host (trusted-host)",
+    ),
+    (
+        PYTHON_DOWNLOAD,
+        "name one that is there as engine.python in llmhost.yaml (`llmhost facts` lists them), or a mirror of"
+        " python-build-standalone in UV_PYTHON_INSTALL_MIRROR (a package index holds no Python)",
+    ),
+    (
+        r"invalid package format|field Name not found|failed to (extract|unzip)|zip file|unexpected (eof|end)",
+        "what {source} sent is no package: it is damaged or cut short, or a proxy or mirror sent a web page instead"
+        " (a login?): fetch it with `curl -L` to see, check HTTPS_PROXY and NO_PROXY, then run it again, after"
+        " `uv cache clean` if need be",
     ),
     (
         r"hash mismatch",
         "the index or a cache serves an altered or damaged file: ask its owner, or run `uv cache clean`",
-    ),
-    (
-        r"certificate|invalid peer|UnknownIssuer",
-        "name your CA file in pip's configuration (cert) or SSL_CERT_FILE, or trust the host (trusted-host)",
     ),
     (
         r"\b(401|403|407)\b|unauthorized|forbidden",
@@ -169,7 +196,11 @@ REMEDIES = (
         "the package index cannot be reached: check the network and proxy, or name a mirror in pip's configuration"
         " (index-url, find-links), which is handed on to uv",
     ),
-    (r"no interpreter found", "install such a Python, or name another one as engine.python in llmhost.yaml"),
+    (
+        r"no interpreter found",
+        "install such a Python, or name one that is there as engine.python in llmhost.yaml (`llmhost facts` lists"
+        " them)",
+    ),
     (
         r"\+cpu|no version of torch",
         "your index lacks the CPU build of torch: put its wheel into a directory and name it as find-links in pip's"

@@ -140,6 +140,18 @@ def transport_error(what: str, endpoint: str, variable: str, status: int | None,
         return HubError(f"{what}: {endpoint} says that it was asked too often", "wait a while; " + KEPT)
     if status is not None and status >= 500:
         return HubError(f"{what}: {endpoint} is in trouble (status {status})", f"try again later; {KEPT}")
+    if _is_web_page(error):
+        return HubError(
+            f"{what}: {endpoint} answered with a web page and not with JSON",
+            f"a proxy or a mirror may want a login: look at the page with `curl -L {endpoint}`, and check HTTPS_PROXY,"
+            f" NO_PROXY and {variable}; {KEPT}",
+        )
     cause = " ".join(str(error).split())[:200] or type(error).__name__
     hint = f"check the network, proxies (HTTPS_PROXY) and {variable}; {KEPT}"
     return HubError(f"{what}: cannot fetch from {endpoint}: {cause}", hint)
+
+
+def _is_web_page(error: Any) -> bool:
+    """Whether a client failed on HTML where it expected JSON; the clients' JSON libraries differ, and all keep it."""
+    text = getattr(error, "doc", None)
+    return isinstance(error, ValueError) and isinstance(text, str) and text.lstrip("\ufeff \t\r\n").startswith("<")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,9 @@ PLACES = ("usr/local/cuda", "usr/local/cuda-*", "opt/cuda", "opt/cuda-*", "opt/n
 PARTS = ("nvidia/cu[0-9]*", "nvidia/cuda_nvcc")
 """Where the packages ``nvidia-cuda-nvcc`` (13 and newer) and ``nvidia-cuda-nvcc-cu12`` lie in site-packages."""
 RELEASE = re.compile(r"release (\d+)\.(\d+)")
+NUMBERS = re.compile(r"(\d+)\.(\d+)")
+DEFINED = re.compile(r"^#\s*define\s+CUDA_VERSION\s+(\d+)", re.MULTILINE)
+"""In cuda.h: 1000 times the major version and 10 times the minor one."""
 TOP = re.compile(r"^#\$ TOP=(.+)$", re.MULTILINE)
 NVCC_SECONDS = 10.0
 
@@ -43,7 +47,12 @@ def find_toolkits(
             told.append(words)
     with ThreadPoolExecutor(max_workers=8) as pool:
         toolkits = tuple(pool.map(lambda item: read_toolkit(Path(item[0]), tuple(item[1])), found.items()))
-    return tuple(t for t in toolkits if t.nvcc or t.headers or any(v in t.found_by for v in VARIABLES))
+    return tuple(t for t in toolkits if _counts(t))
+
+
+def _counts(toolkit: CudaToolkit) -> bool:
+    nvcc = (Path(toolkit.root) / "bin/nvcc").exists()  # one that does not run may be what is looked for
+    return nvcc or toolkit.headers or any(variable in toolkit.found_by for variable in VARIABLES)
 
 
 def _places(
@@ -90,14 +99,16 @@ def _is_script(path: Path) -> bool:
 
 
 def read_toolkit(root: Path, found_by: tuple[str, ...]) -> CudaToolkit:
-    """What lies there."""
+    """What lies there; without an nvcc that runs its version is what its files say."""
     nvcc = root / "bin/nvcc"
     there = nvcc.is_file() and os.access(nvcc, os.X_OK)
+    said = _version(nvcc) if there else None
+    version = said or _written_version(root)
     return CudaToolkit(
         root=str(root),
         found_by=found_by,
-        version=_version(nvcc) if there else None,
-        nvcc=there,
+        version=version,
+        nvcc=there and said == version,  # a version from elsewhere must not make one count that does not run
         headers=_has(root, "cuda_runtime.h"),
         cudart=_has(root, "libcudart.so"),
     )
@@ -108,6 +119,24 @@ def _version(nvcc: Path) -> tuple[int, int] | None:
         return parse_version(capture([nvcc, "--version"], timeout=NVCC_SECONDS).stdout)
     except CommandError:
         return None
+
+
+def _written_version(root: Path) -> tuple[int, int] | None:
+    """What version.json says (NVIDIA's installers write it), else cuda.h."""
+    try:
+        told = json.loads((root / "version.json").read_bytes())["cuda"]["version"]
+        if found := NUMBERS.match(told):
+            return int(found[1]), int(found[2])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    for header in (root / "include/cuda.h", *sorted(root.glob("targets/*/include/cuda.h"))):
+        try:
+            defined = DEFINED.search(header.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+        if defined:
+            return int(defined[1]) // 1000, int(defined[1]) % 1000 // 10
+    return None
 
 
 def parse_version(text: str) -> tuple[int, int] | None:

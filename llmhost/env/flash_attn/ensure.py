@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,17 @@ from llmhost.env.flash_attn.plan import (
     bundled_note,
     plan_build,
     plan_wheel,
+    require_room_for_both,
     wanted_version,
+    with_own_toolkit,
 )
 from llmhost.env.flash_attn.source import fetch_source
-from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel
-from llmhost.env.flash_attn.target import read_target
+from llmhost.env.flash_attn.store import KeptWheel, find_wheel, keep_wheel, kept_wheels, record_check, remove_wheel
+from llmhost.env.flash_attn.target import Target, read_target
 from llmhost.env.flash_attn.verify import Verified, verify
+from llmhost.env.releases import Release
 from llmhost.env.uv import Uv
-from llmhost.errors import EngineError
+from llmhost.errors import BadWheelError, EngineError
 from llmhost.facts import Device, MachineFacts
 from llmhost.paths import Home
 from llmhost.probe.host import free_bytes
@@ -61,7 +64,8 @@ def ensure_flash_attn(
 ) -> FlashAttnReport:
     """Put flash-attn (a version, or True for the tested one) into the engine of this interpreter, checked on the GPU.
 
-    Nothing is changed in the engine before a wheel has passed its check, but for packages that a build needs.
+    Nothing is changed in the engine before a wheel has passed its check, but for packages that a build needs. A wheel
+    that fails leaves the store, wherever it came from; one whose check could not be made awaits the next call there.
     ``devices`` are what to check it on instead of the GPUs of ``machine``. Raises EngineError with cause and remedy,
     and BusyError when another llmhost compiles the same wheel.
     """
@@ -71,9 +75,9 @@ def ensure_flash_attn(
     for note in bundled_note(target):
         uv.progress.note(note)
     if target.packages.get("flash-attn") == spec.version:
-        done = verify(python, None, machine.gpus, uv, devices)
+        done = _verify_installed(python, machine, uv, devices)
         return FlashAttnReport(spec.version, "installed", "", "", done.errors, time.monotonic() - began)
-    kept, found = find_wheel(home.wheels, spec), True
+    kept, found = find_wheel(home.wheels, spec, unverified=True), True
     if kept is None:
         kept, found = _build(home, python, spec, machine, uv), False
     elif RUNTIME not in target.packages:
@@ -100,6 +104,46 @@ def require_possible(wanted: bool | str, device: Device, machine: MachineFacts) 
     archs_of(machine.gpus)
 
 
+def foresee_flash_attn(
+    home: Home,
+    wanted: bool | str,
+    release: Release,
+    target: Target,
+    machine: MachineFacts,
+    *,
+    engine_bytes: int,
+    own_compiler: bool = False,
+) -> tuple[str, ...]:
+    """How flash-attn would get into an engine that is not there yet, one fact a line; changes nothing.
+
+    ``target`` is what is expected of the engine, ``engine_bytes`` what it still takes of the disk; ``own_compiler``:
+    it brings nvcc. Raises EngineError where `ensure_flash_attn` would, as far as it shows before there is an engine.
+    """
+    require_possible(wanted, release.device, machine)
+    spec = plan_wheel(wanted, target, machine.gpus)
+    if kept := _kept_for(home.wheels, spec, release):
+        return (f"flash-attn {spec.version} is installed from the wheel in {kept.folder}",)
+    there = machine_of(home, machine)
+    if own_compiler and release.cuda:
+        there = with_own_toolkit(there, release.cuda, "that of the engine")
+    lines = plan_build(spec, there).lines()
+    require_room_for_both(there, engine_bytes)
+    # What CUDA_HOME will be is not known while the engine that brings the toolkit has no place.
+    return tuple(line for line in lines if not (own_compiler and line.startswith("environment: ")))
+
+
+def _kept_for(store: Path, spec: WheelSpec, release: Release) -> KeptWheel | None:
+    """A kept wheel that fits in everything that is known: the interpreter may not be, and torch of an untested vLLM."""
+    for wheel in kept_wheels(store):
+        target = replace(spec.target, python_tag=spec.target.python_tag or wheel.python_tag)
+        if not release.tested:
+            target = replace(target, torch=wheel.torch, cuda=wheel.cuda, cxx11_abi=wheel.cxx11_abi)
+        wanted = replace(spec, target=target)
+        if wheel.fits(wanted):
+            return find_wheel(store, wanted, unverified=True)
+    return None
+
+
 def explain_flash_attn(home: Home, python: Path, wanted: bool | str, machine: MachineFacts) -> tuple[str, ...]:
     """What `ensure_flash_attn` would do, one fact a line; changes nothing. Raises EngineError where it would."""
     target = read_target(python)
@@ -107,8 +151,9 @@ def explain_flash_attn(home: Home, python: Path, wanted: bool | str, machine: Ma
     notes = bundled_note(target)
     if target.packages.get("flash-attn") == spec.version:
         return (f"flash-attn {spec.version} is installed", *notes)
-    if kept := find_wheel(home.wheels, spec):
-        return (f"flash-attn {spec.version} is installed from the wheel in {kept.folder}", *notes)
+    if kept := find_wheel(home.wheels, spec, unverified=True):
+        awaits = ", which awaits its check on the GPU" if kept.verified is None else ""
+        return (f"flash-attn {spec.version} is installed from the wheel in {kept.folder}{awaits}", *notes)
     return (
         *plan_build(spec, machine_of(home, machine)).lines(),
         f"the wheel is kept in {home.wheels / spec.key}",
@@ -142,13 +187,14 @@ def _build(home: Home, python: Path, spec: WheelSpec, machine: MachineFacts, uv:
     folder = home.cache / "flash-attn" / spec.key
     try:
         with setup_lock(folder):
-            if kept := find_wheel(home.wheels, spec):  # somebody was faster
+            if kept := find_wheel(home.wheels, spec, unverified=True):  # somebody was faster
                 return kept
             began = time.monotonic()
             _ensure_packages(plan.missing_tools, python, home, uv)
             archive = fetch_source(home.wheels, spec.version, python, uv)
             wheel = compile_wheel(plan, python, archive, folder, uv)
-            kept = keep_wheel(home.wheels, wheel, spec, time.monotonic() - began)
+            # Before its check: whoever interrupts that must not lose what took an hour.
+            kept = keep_wheel(home.wheels, wheel, spec, time.monotonic() - began, awaits_check=True)
     except OSError as e:
         place = f"{e.filename}: " if e.filename else ""
         raise EngineError(
@@ -180,12 +226,41 @@ def _install(
     try:
         _pip_install(["--target", str(trial)], python, wheel, uv)
         checked = verify(python, trial, machine.gpus, uv, devices)
+    except BadWheelError as e:
+        raise _discard(wheel, e, uv) from e
+    except EngineError as e:
+        if wheel.verified is None:
+            raise EngineError(e.message, f"{e.hint}; the wheel is kept, and the next setup checks it") from e
+        raise
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+    try:
+        record_check(wheel, checked.errors)
+    except OSError as e:
+        uv.log.write(f"{wheel.record}: what the check measured cannot be written: {e.strerror}")
     uv.progress.started(INSTALL)
     _pip_install([], python, wheel, uv)
     uv.progress.finished(INSTALL, wheel.file)
     return checked
+
+
+def _verify_installed(python: Path, machine: MachineFacts, uv: Uv, devices: Sequence[str]) -> Verified:
+    try:
+        return verify(python, None, machine.gpus, uv, devices)
+    except BadWheelError as e:
+        remove = f"`uv pip uninstall --python {python} flash-attn`"
+        raise EngineError(e.message, f"it was in the engine already: {remove}, then run setup again; {e.hint}") from e
+
+
+def _discard(wheel: KeptWheel, found: BadWheelError, uv: Uv) -> EngineError:
+    """Take a wheel that failed its check out of the store; what was found, with what to do then."""
+    try:
+        remove_wheel(wheel)
+        done = f"it is not installed, and its wheel was removed from {wheel.folder}"
+    except OSError as e:
+        done = f"it is not installed; remove {wheel.folder}, which llmhost cannot ({e.strerror})"
+    again = "the next setup compiles it anew; if that fails, too, another version may do (engine.flash_attn: VERSION)"
+    return EngineError(found.message, f"{done}: {again}; the log is {uv.log.path}")
 
 
 def _pip_install(options: list[str], python: Path, wheel: KeptWheel, uv: Uv) -> None:

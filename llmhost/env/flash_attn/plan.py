@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmhost.env.flash_attn.target import Target
 from llmhost.env.flash_attn.toolkit import choose_toolkit, require_known
+from llmhost.env.releases import Release
 from llmhost.errors import EngineError
 from llmhost.facts import CudaToolkit, Gpu
 
@@ -110,6 +111,41 @@ class BuildPlan:
             f"environment: {variables}",
             *((f"installs {', '.join(self.missing_tools)} in the engine first",) if self.missing_tools else ()),
             *self.notes,
+        )
+
+
+def expected_target(release: Release, python: tuple[int, ...] | None, machine: str, *, headers: bool = True) -> Target:
+    """What an engine of this release will be, as far as it shows before there is one; to judge by, not to build for.
+
+    ``python`` is its version where that is known, ``headers`` whether its Python.h is there. The packages that a build
+    needs are taken to be there: a build installs them by itself.
+    """
+    return Target(
+        python_version=".".join(map(str, python or ())),
+        python_tag=f"cp{python[0]}{python[1]}" if python else "",
+        machine=machine,
+        headers=headers,
+        torch=release.torch.partition("+")[0],
+        cuda=release.cuda,
+        cxx11_abi=True,  # as all wheels of torch for Linux from 2.7 on
+        packages=dict.fromkeys(TOOLS, ""),
+    )
+
+
+def with_own_toolkit(machine: Machine, cuda: tuple[int, int], root: str) -> Machine:
+    """The same machine when an engine that brings the compiler of this CUDA version is there."""
+    own = CudaToolkit(root, ("the engine",), cuda, nvcc=True, headers=True, cudart=True)
+    return replace(machine, toolkits=(own, *machine.toolkits))
+
+
+def require_room_for_both(machine: Machine, engine_bytes: int) -> None:
+    """Raise EngineError when there is no room to build flash-attn once an engine of that size is there."""
+    needed = engine_bytes + DISK_BYTES
+    if machine.disk < needed:
+        raise EngineError(
+            f"not enough disk space for the engine and to build flash-attn: they take {needed / 1e9:.0f} GB,"
+            f" the home has {machine.disk / 1e9:.1f} GB free",
+            "free some, or put the home on another disk with --home or LLMHOST_HOME",
         )
 
 

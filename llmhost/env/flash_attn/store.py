@@ -1,7 +1,8 @@
 """Wheels that were compiled once, kept for the next engine and the next machine.
 
-``$LLMHOST_HOME/wheels/<key>/`` holds a wheel and ``wheel.json``, which says what it fits and its SHA-256; it is written
-last. Such a directory can be copied to another home as it is. ``wheels/sources/`` holds sources.
+``$LLMHOST_HOME/wheels/<key>/`` holds a wheel and ``wheel.json``, which says what it fits, its SHA-256, and what the
+check on a GPU measured; it is written last. Such a directory can be copied to another home as it is.
+``wheels/sources/`` holds sources.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmhost.env.flash_attn.plan import WheelSpec
 from llmhost.errors import EngineError
@@ -39,6 +43,9 @@ class KeptWheel:
     seconds: float
     """That compiling it took."""
     folder: Path
+    verified: Mapping[str, float] | None
+    """Relative errors that its check on a GPU measured, by case. None: it was compiled, and awaits its check. Empty: an
+    older llmhost kept it, which did not write down what it measured."""
 
     @property
     def path(self) -> Path:
@@ -63,11 +70,17 @@ def kept_wheels(store: Path) -> tuple[KeptWheel, ...]:
     return tuple(filter(None, (_read(record) for record in sorted(store.glob(f"*/{RECORD}")))))
 
 
-def find_wheel(store: Path, wanted: WheelSpec) -> KeptWheel | None:
-    """A kept wheel that fits, checked against its SHA-256. Raises EngineError for one that was altered."""
-    found = next((wheel for wheel in kept_wheels(store) if wheel.fits(wanted)), None)
-    if found is None:
+def find_wheel(store: Path, wanted: WheelSpec, *, unverified: bool = False) -> KeptWheel | None:
+    """A kept wheel that fits, checked against its SHA-256. Raises EngineError for one that was altered.
+
+    One that awaits its check on a GPU counts with ``unverified`` only, which is for who makes that check, and where no
+    other fits.
+    """
+    fitting = [wheel for wheel in kept_wheels(store) if wheel.fits(wanted)]
+    allowed = [wheel for wheel in fitting if unverified or wheel.verified is not None]
+    if not allowed:
         return None
+    found = min(allowed, key=lambda wheel: wheel.verified is None)
     actual = file_sha256(found.path) if found.path.is_file() else "none: the file is missing"
     if actual != found.sha256:
         raise EngineError(
@@ -78,8 +91,11 @@ def find_wheel(store: Path, wanted: WheelSpec) -> KeptWheel | None:
     return found
 
 
-def keep_wheel(store: Path, wheel: Path, spec: WheelSpec, seconds: float) -> KeptWheel:
-    """Put a wheel into the store; half of it never counts. Raises OSError."""
+def keep_wheel(store: Path, wheel: Path, spec: WheelSpec, seconds: float, *, awaits_check: bool = False) -> KeptWheel:
+    """Put a wheel into the store; half of it never counts. Raises OSError.
+
+    With ``awaits_check`` it is there for the next setup only, until `record_check`.
+    """
     folder = store / spec.key
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = spec.target
@@ -95,11 +111,27 @@ def keep_wheel(store: Path, wheel: Path, spec: WheelSpec, seconds: float) -> Kep
         sha256=file_sha256(wheel),
         seconds=round(seconds, 1),
         folder=folder,
+        verified=None if awaits_check else {},
     )
     _copy(wheel, kept.path)
-    data = {"format": FORMAT, **{key: value for key, value in asdict(kept).items() if key != "folder"}}
-    _write(folder / RECORD, json.dumps(data, indent=1))
+    _write_record(kept)
     return kept
+
+
+def record_check(kept: KeptWheel, errors: Mapping[str, float]) -> KeptWheel:
+    """Write down what the check on a GPU measured: from now on the wheel counts for everybody. Raises OSError."""
+    checked = replace(kept, verified=dict(errors))
+    if checked != kept:
+        _write_record(checked)
+    return checked
+
+
+def remove_wheel(kept: KeptWheel) -> None:
+    """Take a wheel out of the store; whatever else lies in its directory stays. Raises OSError."""
+    kept.record.unlink(missing_ok=True)  # first: without it nothing there counts
+    kept.path.unlink(missing_ok=True)
+    with suppress(OSError):
+        kept.folder.rmdir()
 
 
 def file_sha256(path: Path) -> str:
@@ -113,9 +145,23 @@ def _read(record: Path) -> KeptWheel | None:
         data = json.loads(record.read_bytes())
         if data.pop("format") != FORMAT or "/" in data["file"]:
             return None
-        return KeptWheel(**{**data, "cuda": tuple(data["cuda"]), "archs": tuple(data["archs"])}, folder=record.parent)
+        data |= {
+            "cuda": tuple(data["cuda"]),
+            "archs": tuple(data["archs"]),
+            "verified": _errors(data.get("verified", {})),
+        }
+        return KeptWheel(**data, folder=record.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _errors(verified: Any) -> dict[str, float] | None:
+    return None if verified is None else {str(case): float(error) for case, error in verified.items()}
+
+
+def _write_record(kept: KeptWheel) -> None:
+    data = {"format": FORMAT, **{key: value for key, value in asdict(kept).items() if key != "folder"}}
+    _write(kept.record, json.dumps(data, indent=1))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from llmhost.env.flash_attn.causes import find_cause
 from llmhost.env.python import script_command
 from llmhost.env.uv import Uv
-from llmhost.errors import CommandError, EngineError
+from llmhost.errors import BadWheelError, CommandError, EngineError
 from llmhost.facts import Gpu
 from llmhost.run import capture
 
@@ -19,6 +21,10 @@ SCRIPT = Path(__file__).with_name("verify_on_gpu.py")
 LARGEST_ERROR = 1e-2
 """Relative, against 32 bits; seen on an H200: 2e-3, which is what bfloat16 has."""
 SECONDS = 600
+GPU_UNUSABLE = 3
+"""How SCRIPT ends where torch alone cannot compute on the GPU."""
+OUT_OF_MEMORY = r"OutOfMemoryError|out of memory|_ALLOC_FAILED"
+ENDED_FROM_OUTSIDE = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Verified:
 def verify(python: Path, folder: Path | None, gpus: Sequence[Gpu], uv: Uv, devices: Sequence[str] = ()) -> Verified:
     """Compare flash-attn with attention in 32 bits; ``folder`` is where it is unpacked, None: installed.
 
-    ``devices`` are torch's names, by default the emptiest GPU of each sort. Raises EngineError when it cannot be
-    imported, does not run, or errs by more than LARGEST_ERROR.
+    ``devices`` are torch's names, by default the emptiest GPU of each sort. Raises BadWheelError when it cannot be
+    imported, does not run, or errs by LARGEST_ERROR or more, and EngineError when that could not be found out.
     """
     uv.progress.started(VERIFY)
     env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **({"PYTHONPATH": str(folder)} if folder else {})}
@@ -52,7 +58,7 @@ def verify(python: Path, folder: Path | None, gpus: Sequence[Gpu], uv: Uv, devic
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
         uv.log.write(line)
     if done.returncode != 0:
-        raise _failure(done.stderr.splitlines() or ["no output"], done.returncode, uv)
+        raise _failure(done.stderr.splitlines(), done.returncode, uv)
     verified = _read(done.stdout, uv)
     uv.progress.finished(VERIFY, f"largest relative error {verified.error:.1e}")
     return verified
@@ -62,14 +68,16 @@ def _read(output: str, uv: Uv) -> Verified:
     try:
         data = json.loads(output.strip().splitlines()[-1])
         verified = Verified(str(data["version"]), {str(k): float(v) for k, v in data["errors"].items()})
+        if not verified.errors:
+            raise ValueError("no errors")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise EngineError("the check of flash-attn printed nothing usable", f"the log is {uv.log.path}") from e
     wrong = [f"{name} {error:.1e}" for name, error in verified.errors.items() if not error < LARGEST_ERROR]
-    if wrong or not verified.errors:
-        raise EngineError(
+    if wrong:
+        raise BadWheelError(
             f"flash-attn computes wrongly on this GPU: relative error of {', '.join(wrong)}; at most"
             f" {LARGEST_ERROR:.0e} is right",
-            f"it is not installed; another version may do (engine.flash_attn: VERSION); the log is {uv.log.path}",
+            f"another version may do (engine.flash_attn: VERSION); the log is {uv.log.path}",
         )
     return verified
 
@@ -83,14 +91,27 @@ def _one_of_each(gpus: Sequence[Gpu]) -> list[Gpu]:
 
 
 def _failure(lines: Sequence[str], status: int, uv: Uv) -> EngineError:
-    text = "\n".join(lines)
-    if "torch.OutOfMemoryError" in text or "CUDA out of memory" in text:
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    if re.search(OUT_OF_MEMORY, "\n".join(lines)):
         return EngineError(
             "flash-attn cannot be checked: the memory of the GPU is full",
             "stop services (`llmhost stop`) and try again",
         )
+    if status == GPU_UNUSABLE:
+        return EngineError(
+            f"flash-attn cannot be checked: the engine's torch cannot compute on the GPU: {last}",
+            f"see `nvidia-smi` and `llmhost facts` for the driver and who uses the GPU; the log is {uv.log.path}",
+        )
+    if status in ENDED_FROM_OUTSIDE:
+        return EngineError(
+            f"flash-attn cannot be checked: its check was ended by {signal.Signals(-status).name}",
+            f"try again; when it was SIGKILL, the machine may be out of memory; the log is {uv.log.path}",
+        )
     cause = find_cause([line for line in lines if "undefined symbol" in line or "No module named" in line], 1)
-    last = cause.line if cause else next(line.strip() for line in reversed(lines) if line.strip())
+    told = cause.line if cause else last
     remedy = f"{cause.remedy}; " if cause else ""
     ended = f" (signal {-status})" if status < 0 else ""
-    return EngineError(f"flash-attn does not run in the engine{ended}: {last}", f"{remedy}the log is {uv.log.path}")
+    message = f"flash-attn does not run in the engine{ended}: {told}"
+    if re.search(r"No module named '(?!flash_attn)", told):
+        return EngineError(message, f"{remedy}the log is {uv.log.path}")
+    return BadWheelError(message, f"{remedy}the log is {uv.log.path}")

@@ -1,6 +1,7 @@
 """Run by an engine's interpreter: does flash-attn compute what attention in 32 bits on the same GPU does?
 
-Standard library, torch and flash_attn only, nothing of llmhost. Prints one line of JSON. The error of a result is
+Standard library, torch and flash_attn only, nothing of llmhost. Prints one line of JSON. Ends with GPU_UNUSABLE where
+torch alone cannot compute on a device: that says nothing about flash-attn. The error of a result is
 |result - reference| / |reference| in the Euclidean norm, over all its numbers.
 """
 
@@ -14,20 +15,32 @@ from typing import Any
 
 torch: Any = importlib.import_module("torch")
 Tensor = Any
+GPU_UNUSABLE = 3
 CASES = ("forward", "causal", "gqa", "varlen", "backward")
 
 
 def main(argv: list[str]) -> None:
     """``argv``: devices (``cuda:0``), by default all GPUs that are visible."""
-    flash = importlib.import_module("flash_attn")
     devices = argv or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if not devices:
-        raise SystemExit("torch sees no GPU")
+    require_usable(devices)
+    flash = importlib.import_module("flash_attn")
     errors = dict.fromkeys(CASES, 0.0)
     for device in devices:
         for name, error in measured(flash, device).items():
             errors[name] = max(errors[name], error)
     print(f"\n{json.dumps({'version': flash.__version__, 'devices': devices, 'errors': errors})}")
+
+
+def require_usable(devices: list[str]) -> None:
+    """End here where torch sees no GPU or cannot compute on one: no driver, no free memory, another program has it."""
+    try:
+        if not devices:
+            raise RuntimeError("torch sees no GPU")
+        for device in devices:
+            float(torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum())
+    except (RuntimeError, AssertionError) as e:
+        print(str(e).partition("\n")[0], file=sys.stderr)  # more lines are advice to who writes kernels
+        raise SystemExit(GPU_UNUSABLE) from None
 
 
 def measured(flash: Any, device: str) -> dict[str, float]:

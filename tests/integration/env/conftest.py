@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmhost.paths import Home
+from tests.integration.env.flash_attn_case import Case, check_says
+from tests.integration.env.flash_attn_like import make_source
 from tests.integration.env.recorder import Recorder
 from tests.integration.env.wheels import make_set
 
@@ -48,3 +50,13 @@ def own_configuration(work: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("UV_CACHE_DIR", str(work / "cache"))
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+
+
+@pytest.fixture
+def case(home: Home, work: Path, wheels: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setenv("COMPILED", str(work / "compiled.txt"))
+    for name in ("BREAK", "MAX_JOBS", "NVCC_THREADS", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    check_says(work, monkeypatch, 1e-3)
+    make_source(wheels)
+    return Case(home, work, progress)

@@ -37,7 +37,7 @@ def setup(home: Home, progress: Recorder, **engine: str) -> str:
 
 
 def builds(home: Home) -> list[str]:
-    return sorted(path.name for path in home.engine_dir("default").iterdir() if path.is_dir())
+    return sorted(path.name for path in home.engine_dir("default").glob("*") if path.is_dir())
 
 
 def run_in(python: str, code: str) -> str:
@@ -243,10 +243,26 @@ def test_home_that_cannot_be_written(home: Home, progress: Recorder) -> None:
 
 
 def test_no_such_interpreter(home: Home, progress: Recorder) -> None:
-    with pytest.raises(EngineError, match="No interpreter found") as caught:
+    with pytest.raises(EngineError, match="/no/such/python cannot be used") as caught:
         setup(home, progress, python="/no/such/python")
     assert "engine.python" in caught.value.hint
     assert builds(home) == []
+
+
+def test_a_python_that_cannot_be_downloaded(home: Home, progress: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a managed one counts here, so that it must be downloaded whatever this machine has."""
+    for name, value in {
+        "UV_PYTHON_DOWNLOADS": "automatic", "UV_PYTHON_PREFERENCE": "only-managed", "UV_HTTP_RETRIES": "0",
+        "UV_PYTHON_INSTALL_DIR": str(home.root / "pythons"), "UV_PYTHON_INSTALL_MIRROR": "http://127.0.0.1:9",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EngineError) as caught:
+        setup(home, progress, python="3.13")
+    assert caught.value.message == (
+        "cannot create a Python environment with 3.13: that Python is not on this machine and cannot be downloaded from"
+        " 127.0.0.1:9: Connection refused (os error 111)"
+    )
+    assert "UV_PYTHON_INSTALL_MIRROR" in caught.value.hint
 
 
 def test_interpreter_by_a_relative_path(

@@ -13,7 +13,7 @@ from uv import find_uv_bin
 
 from llmhost.diagnosis.engine import undefined_symbols
 from llmhost.facts import CudaToolkit
-from llmhost.probe.cuda import find_toolkits, root_of
+from llmhost.probe.cuda import find_toolkits, read_toolkit, root_of
 from llmhost.probe.interpreters import find_interpreters, read_interpreter
 from llmhost.probe.programs import conda_channels, find_compilers, find_conda
 
@@ -77,6 +77,34 @@ def test_a_cuda_home_that_is_wrong_is_told(tmp_path: Path, wrong: str) -> None:
     assert found.root == str(tmp_path / wrong)
     missing = ("an nvcc that runs",) if wrong == "broken" else ("nvcc", "headers (cuda_runtime.h)", "libcudart.so")
     assert found.missing == missing
+
+
+@pytest.mark.parametrize("header", ["include/cuda.h", "targets/x86_64-linux/include/cuda.h"])
+def test_the_version_of_a_toolkit_whose_nvcc_does_not_say_it(tmp_path: Path, header: str) -> None:
+    root = toolkit(tmp_path / "cuda")
+    (root / header).parent.mkdir(parents=True, exist_ok=True)
+    (root / header).write_text("/* 2024 */\n#define CUDA_VERSION 12080\n#define OTHER 1\n")
+    assert read_toolkit(root, ()).version == (13, 0)  # nvcc itself knows best
+    (root / "bin/nvcc").write_text("#!/bin/sh\nexit 127\n")
+    broken = read_toolkit(root, ())
+    assert (broken.version, broken.complete, broken.missing) == ((12, 8), False, ("nvcc",))
+    (root / "bin/nvcc").unlink()
+    assert read_toolkit(root, ()).version == (12, 8)
+    (root / "version.json").write_text('{"cuda": {"name": "CUDA SDK", "version": "12.6.20240321"}}')
+    without = read_toolkit(root, ())
+    assert (without.version, without.missing) == ((12, 6), ("nvcc",))
+    for wrong in ("{}", "[]", "no JSON", '{"cuda": {"version": 12}}', '{"cuda": {"version": "?"}}'):
+        (root / "version.json").write_text(wrong)
+        assert read_toolkit(root, ()).version == (12, 8)
+    (root / header).write_text("nothing")
+    assert read_toolkit(root, ()).version is None
+
+
+def test_an_nvcc_that_does_not_run_is_told_of_a_toolkit_without_headers(tmp_path: Path) -> None:
+    nvcc(tmp_path / "usr/local/cuda/bin/nvcc").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "usr/local/cuda/version.json").write_text('{"cuda": {"version": "12.6.0"}}')
+    (found,) = find_toolkits({}, tmp_path)
+    assert (found.version, found.complete) == ((12, 6), False)
 
 
 def test_an_nvcc_on_path_that_only_calls_another(tmp_path: Path) -> None:

@@ -7,16 +7,19 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmhost.env.manifest import Manifest, Spec, write_manifest
+from llmhost.homedir import claim
 from llmhost.paths import Home
 from llmhost.probe.facts_file import facts_from_json
 from llmhost.supervise import units
-from tests.integration.workflow.conftest import Installed, wait_for
+from tests.integration.workflow.conftest import TESTS, Installed, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +65,77 @@ def test_a_healthy_home_and_one_with_nothing(installed: Installed, place: Path) 
     empty = Installed(Home(place / "empty"), 1)
     assert checks(empty)["engine"]["status"] == "warn"
     assert not empty.home.root.exists()
+
+
+def test_an_engine_that_setup_would_refuse(place: Path) -> None:
+    """The same words as those of `setup`, which ends before it has made anything."""
+    home = Installed(Home(place / "fresh"), 1)
+    home.home.root.mkdir()
+    for engine, words in (
+        ("{vllm: 0.33.0, device: cuda}", "no NVIDIA driver"),
+        ("{python: '3.8'}", "engine.python is 3.8"),
+        ("{python: /usr/bin/nopython}", "/usr/bin/nopython cannot be used"),
+        (f"{{kind: existing, python: {sys.executable}}}", "has no vLLM"),
+    ):
+        home.home.config_file.write_text(f"engine: {engine}")
+        found = checks(home, ok=1)["engine"]
+        assert words in found["message"]
+        error, hint = home.refused("setup")
+        assert (error, hint) == (f"error: {found['message']}", f"hint: {found['remedy']}")
+    home.home.config_file.write_text("engine: {device: cpu}")
+    found = checks(home)["engine"]
+    assert (found["status"], found["message"]) == (
+        "warn", "the engine default is not built yet: vLLM 0.32.0 for cpu"
+    )  # fmt: skip
+
+
+@pytest.fixture
+def old_driver(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs under driver 535 (a stand-in for its library), and a CUDA toolkit 12.8 that compiles nothing."""
+    library = place / "driver/libnvidia-ml.so.1"
+    library.parent.mkdir()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, TESTS / "fakes/nvml.c"], check=True, timeout=60)
+    cuda = place / "cuda-12.8"
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so"):
+        (cuda / name).parent.mkdir(parents=True)
+        (cuda / name).write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")
+    (cuda / "bin/nvcc").chmod(0o755)
+    more = {"LD_LIBRARY_PATH": library.parent, "LH_NVML": "old", "CUDA_HOME": cuda, "CXX": "g++", "MAX_JOBS": "1"}
+    for name, value in more.items():
+        monkeypatch.setenv(name, str(value))
+
+
+NEWEST = (
+    "vLLM 0.19.1 is not the newest: vLLM 0.33.0 (CUDA 13.0) needs driver 580.65.06 or newer, this machine has"
+    " 535.104.05"
+)
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_what_an_old_driver_costs_is_told_before_and_after(place: Path) -> None:
+    fresh = Installed(Home(place / "fresh"), 1)
+    found = checks(fresh)
+    assert found["engine"]["message"] == "the engine default is not built yet: vLLM 0.19.1 for cuda"
+    assert (found["release"]["status"], found["release"]["message"]) == ("ok", NEWEST)
+    plan = json.loads(fresh.run("setup", "--flash-attn", "--dry-run", "--json").stdout)
+    assert plan["remarks"] == [NEWEST]
+    assert plan["flash_attn"][0] == "the engine is not built yet: vLLM 0.19.1 for cuda comes first"
+    assert f"toolkit: {place}/cuda-12.8 (CUDA 12.8)" in plan["flash_attn"]
+    assert "jobs: 1, as MAX_JOBS says" in fresh.run("setup", "--flash-attn", "--dry-run").stdout
+    assert fresh.run("setup", "--dry-run").stdout.splitlines()[-1] == NEWEST
+    assert not fresh.home.engines.exists()
+
+    claim(fresh.home)
+    directory = fresh.home.engine_dir("default")
+    python = directory / "b/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    spec, packages = Spec("venv", "cuda", None, None), {"torch": "2.10.0+cu128", "vllm": "0.19.1"}
+    write_manifest(directory, Manifest(spec, "b", "3.12.3", packages, {}, (), (), "", 1, device="cuda"))
+    fresh.home.engine_lock.touch()
+    assert json.loads(fresh.run("setup", "--json").stdout)["remarks"] == [NEWEST]
+    report = json.loads(fresh.run("doctor", "--json", ok=1).stdout)  # there is no torch in that engine
+    assert [check["message"] for check in report["checks"] if check["name"] == "release"] == [NEWEST]
 
 
 def test_the_engine_is_not_what_was_verified(installed: Installed) -> None:

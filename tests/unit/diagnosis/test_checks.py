@@ -11,9 +11,12 @@ import pytest
 
 from llmhost import config
 from llmhost.diagnosis import Check
+from llmhost.diagnosis.engine import check_unbuilt
 from llmhost.diagnosis.gpus import Holder, check_compiler, check_driver, check_holders, check_toolkits, check_visibility
 from llmhost.diagnosis.resources import check_disk, check_limits, check_shared_memory, check_watchers
 from llmhost.diagnosis.subject import UNLIMITED, Limits, Subject, cuda_of
+from llmhost.env.setup import Prospect
+from llmhost.errors import EngineError
 from llmhost.facts import CudaToolkit, Driver, EngineFacts, Gpu, HostFacts, Interpreter, MachineFacts, Program
 
 GIB = 2**30
@@ -156,6 +159,16 @@ def test_kernels_want_a_compiler_and_headers() -> None:
     assert check.status == "warn"
     assert "Python.h" in check.message
     assert "python3.12-dev" in check.remedy
+
+
+def test_an_engine_that_is_not_built_yet() -> None:
+    check = only(check_unbuilt("default", Prospect("vLLM 0.33.0 for cuda"), replaced=False))
+    assert (check.status, check.message) == ("warn", "the engine default is not built yet: vLLM 0.33.0 for cuda")
+    old, newest = check_unbuilt("default", Prospect("vLLM 0.19.1 for cuda", "not the newest"), replaced=True)
+    assert "the engine default is not what llmhost.yaml asks for" in old.message
+    assert (newest.status, newest.message) == ("ok", "not the newest")
+    refused = only(check_unbuilt("default", EngineError("it needs a driver", "install one"), replaced=False))
+    assert (refused.status, refused.message, refused.remedy) == ("fail", "it needs a driver", "install one")
 
 
 SPLIT = "services: {chat: {model: /m, gpus: 2, replicas: 2}, e: {model: /m}}"

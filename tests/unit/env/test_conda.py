@@ -61,12 +61,12 @@ def test_refusals(said: str, message: str, hint: str, tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for() -> None:
-    asked = conda._wanted(Engine(kind="conda", python="3.11", cuda_compiler=True), CUDA)
+    asked = conda.packages_of(Engine(kind="conda", python="3.11", cuda_compiler=True), CUDA)
     assert asked[:2] == ["python=3.11.*", "pip"]
     assert "cuda-version=13.0" in asked
     assert "cuda-nvcc" in asked
-    assert conda._wanted(Engine(kind="conda"), CUDA) == ["python=3.12.*", "pip"]
-    assert conda._wanted(Engine(kind="conda", python="3.12.3"), CUDA)[0] == "python=3.12.3"
+    assert conda.packages_of(Engine(kind="conda"), CUDA) == ["python=3.12.*", "pip"]
+    assert conda.packages_of(Engine(kind="conda", python="3.12.3"), CUDA)[0] == "python=3.12.3"
 
 
 def test_which_tool() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmhost.env.flash_attn.plan import WheelSpec
-from llmhost.env.flash_attn.store import RECORD, find_wheel, keep_wheel, kept_wheels
+from llmhost.env.flash_attn.store import RECORD, find_wheel, keep_wheel, kept_wheels, record_check, remove_wheel
 from llmhost.errors import EngineError
 from tests.unit.env.test_flash_attn_plan import TARGET
 
@@ -54,7 +54,9 @@ def test_one_for_anything_else_does_not(store: Path, wanted: WheelSpec) -> None:
     assert wanted.key != SPEC.key
 
 
-@pytest.mark.parametrize("change", [{"format": 9}, {"file": "../../x.whl"}, {"archs": None}, {"more": 1}])
+@pytest.mark.parametrize(
+    "change", [{"format": 9}, {"file": "../../x.whl"}, {"archs": None}, {"more": 1}, {"verified": 1}]
+)
 def test_a_record_that_is_not_understood_is_none(store: Path, change: dict[str, object]) -> None:
     record = store / SPEC.key / RECORD
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
@@ -73,3 +75,35 @@ def test_an_altered_wheel_is_refused_with_both_digests(store: Path) -> None:
     with pytest.raises(EngineError, match=f"not {kept.sha256[:24]}") as error:
         find_wheel(store, SPEC)
     assert str(kept.folder) in error.value.hint
+
+
+def test_one_that_awaits_its_check_is_for_who_checks_it(store: Path) -> None:
+    (old,) = kept_wheels(store)
+    kept = keep_wheel(store, old.path, replace(SPEC, archs=(80, 90, 120)), 1.0, awaits_check=True)
+    assert find_wheel(store, SPEC, unverified=True) == old, "one that was checked comes first"
+    remove_wheel(old)
+    assert find_wheel(store, SPEC) is None
+    assert find_wheel(store, SPEC, unverified=True) == kept
+    checked = record_check(kept, {"forward": 2e-3})
+    assert find_wheel(store, SPEC) == checked
+    assert json.loads(checked.record.read_text())["verified"] == {"forward": 2e-3}
+
+
+def test_a_record_that_says_nothing_of_a_check(store: Path) -> None:
+    """An older llmhost wrote it, after or before its check: nobody knows."""
+    record = store / SPEC.key / RECORD
+    data = json.loads(record.read_text())
+    del data["verified"]
+    record.write_text(json.dumps(data))
+    assert find_wheel(store, SPEC) == kept_wheels(store)[0]
+
+
+def test_removing_one_leaves_what_else_lies_there(store: Path) -> None:
+    (kept,) = kept_wheels(store)
+    notes = kept.folder / "notes.txt"
+    notes.write_text("ours")
+    remove_wheel(kept)
+    assert list(kept.folder.iterdir()) == [notes]
+    notes.unlink()
+    remove_wheel(kept)
+    assert not kept.folder.exists()

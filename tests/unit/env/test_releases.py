@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmhost.config import Engine
-from llmhost.env.releases import choose_device, choose_release, read_releases, version_tuple
+from llmhost.env.releases import choose_device, choose_release, newer_obstacle, read_releases, version_tuple
 from llmhost.errors import EngineError
 from llmhost.facts import Driver, Interpreter, MachineFacts
 from tests.machines import CPU_BOX, gpu_box
@@ -136,6 +136,34 @@ def test_python() -> None:
     assert "engine.python" in error.hint
     there = replace(CPU_BOX, interpreters=(Interpreter("/opt/py/bin/python3", (3, 9, 1), headers=True),))
     assert "engine.python is 3.9" in refusal(there, python="/opt/py/bin/python3").message
+
+
+def test_the_cpu_is_offered_only_where_it_would_do() -> None:
+    """What stands in the way of every release for GPUs may stand in the way of those for the CPU, too."""
+    offer = "engine.device: cpu"
+    assert offer not in refusal(gpu_box(), python="3.9").hint
+    assert offer not in refusal(replace(gpu_box(), machine="riscv64")).hint
+    assert offer not in refusal(replace(gpu_box("470.256.02"), machine="aarch64")).hint
+    assert offer in refusal(gpu_box("470.256.02"), python="3.10").hint
+    assert offer in refusal(gpu_box("470.256.02"), vllm="0.26.0").hint
+    only_for_gpus = tuple(r for r in TABLE if r.device == "cuda")
+    with pytest.raises(EngineError) as caught:
+        choose_release(gpu_box("470.256.02"), Engine(vllm="0.26.0"), only_for_gpus)
+    assert offer not in caught.value.hint
+
+
+def test_what_the_newest_release_lacks_here_is_told() -> None:
+    old = gpu_box("535.104.05")
+    assert newer_obstacle(old, Engine(), "0.19.1", TABLE) == (
+        "vLLM 0.19.1 is not the newest: vLLM 0.33.0 (CUDA 13.0) needs driver 580.65.06 or newer, this machine has"
+        " 535.104.05"
+    )
+    assert "engine.python is 3.10" in newer_obstacle(gpu_box(), Engine(python="3.10"), "0.26.0", TABLE)
+    # It is the newest, or newer than that; or it could be had (`llmhost engine upgrade`); or it was written down.
+    assert newer_obstacle(gpu_box(), Engine(), "0.33.0", TABLE) == ""
+    assert newer_obstacle(old, Engine(), "0.34.0", TABLE) == ""
+    assert newer_obstacle(gpu_box(), Engine(), "0.26.0", TABLE) == ""
+    assert newer_obstacle(old, Engine(vllm="0.19.1"), "0.19.1", TABLE) == ""
 
 
 def test_a_torch_that_is_not_to_be_replaced_decides() -> None:

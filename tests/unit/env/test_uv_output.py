@@ -122,6 +122,69 @@ error: Request failed after 3 retries in 4.2s
   cause: client error (Connect)
   cause: invalid peer certificate: UnknownIssuer
 """
+PYTHON_URL = (
+    "https://github.com/astral-sh/python-build-standalone/releases/download/20261110/"
+    "cpython-3.14.10%2B20261110-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz"
+)
+NO_PYTHON = f"""\
+error: Request failed after 3 retries in 9.9s
+  cause: Failed to download `{PYTHON_URL}`
+  cause: error sending request for url ({PYTHON_URL})
+  cause: client error (Connect)
+  cause: tunnel error: failed to create underlying connection
+  cause: dns error
+  cause: error resolving DNS
+  cause: failed to lookup address information: Name or service not known
+"""
+OLD_NO_PYTHON = f"""\
+error: Failed to download {PYTHON_URL}
+  Caused by: HTTP status client error (403 Forbidden) for url ({PYTHON_URL})
+"""
+NO_PYTHON_BUT_A_PAGE = """\
+error: Request failed after 3 retries in 10.2s
+  cause: Failed to extract archive: cpython-3.14.10-20261110-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz
+  cause: Invalid tar file
+  cause: at byte 0: failed to read tar data
+  cause: failed to read tar data
+  cause: Invalid gzip header
+"""
+NO_CERTIFICATE_FOR_PYTHON = f"""\
+error: Failed to download `{PYTHON_URL}`
+  cause: error sending request for url ({PYTHON_URL})
+  cause: client error (Connect)
+  cause: invalid peer certificate: UnknownIssuer
+"""
+OFFLINE_PYTHON = """\
+error: No interpreter found for Python 3.14 in managed installations or search path
+
+hint: A managed Python download is available for Python 3.14, but uv is set to offline mode
+"""
+BROKEN_PYTHON = """\
+error: Failed to inspect Python interpreter from managed installations at `/r/uv/python/cpython-3.12.1-linux/bin/python`
+  cause: Permission denied (os error 13)
+"""
+PAGE_FOR_WHEEL = """\
+error: No solution found when resolving dependencies
+  cause: Because foo==1.0 has an invalid package format and only foo==1.0 is available, we can conclude that all
+         versions of foo cannot be used.
+
+hint: The structure of `foo` (v1.0) was invalid:
+  Failed to read from zip file
+"""
+PAGE_FOR_METADATA = """\
+error: No solution found when resolving dependencies
+  cause: Because foo==1.0 has invalid metadata and only foo==1.0 is available, we can conclude that all versions of
+         foo cannot be used.
+
+hint: Metadata for `foo` (v1.0) could not be parsed:
+  Metadata field Name not found
+"""
+PAGE_FOR_URL = """\
+error: Failed to download `foo @ https://mirror.example/foo-1.0-py3-none-any.whl`
+  cause: Failed to extract archive: foo-1.0-py3-none-any.whl
+  cause: Invalid zip file structure
+  cause: Encountered an unexpected header (actual: 0x4f44213c, expected: 0x4034b50).
+"""
 DENIED = "error: Failed to initialize cache at `/root/.cache/uv`\n  cause: Permission denied (os error 13)\n"
 
 
@@ -135,6 +198,19 @@ DENIED = "error: Failed to initialize cache at `/root/.cache/uv`\n  cause: Permi
         (FULL, "No space left on device", "disk space"),
         (CERTIFICATE, "UnknownIssuer", "CA file"),
         (DENIED, "Permission denied", "able to write"),
+        (
+            NO_PYTHON,
+            "is not on this machine and cannot be downloaded from github.com: failed to",
+            "PYTHON_INSTALL_MIRR",
+        ),
+        (OLD_NO_PYTHON, "is not on this machine and cannot be downloaded from github.com: HTTP", "`llmhost facts`"),
+        (NO_PYTHON_BUT_A_PAGE, "machine and cannot be downloaded: Invalid gzip header", "PYTHON_INSTALL_MIRROR"),
+        (NO_CERTIFICATE_FOR_PYTHON, "cannot be downloaded from github.com: invalid peer", "CA file"),
+        (OFFLINE_PYTHON, "No interpreter found for Python 3.14", "`llmhost facts`"),
+        (BROKEN_PYTHON, "Failed to inspect Python", "able to write"),
+        (PAGE_FOR_WHEEL, "invalid package format", "what the index or find-links sent is no package"),
+        (PAGE_FOR_METADATA, "has invalid metadata", "sent a web page instead (a login?)"),
+        (PAGE_FOR_URL, "unexpected header", "what https://mirror.example/foo-1.0-py3-none-any.whl sent is no package"),
         ("error: something new", "something new", "see what uv says"),
     ],
 )
