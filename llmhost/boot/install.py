@@ -234,7 +234,7 @@ def unit_plan(home: Home, unit: Unit, config: Config) -> UnitPlan:
         mounts=(str(home.root), sys.prefix),
         writable=(str(home.root),),
         private_tmp=not any(_below(path, TEMPORARY) for path in (str(home.root), sys.prefix, __file__)),
-        needs_network=_needs_network(config.gateway.host),
+        needs_network=_needs_network(config),
         growing_pauses=_systemd_version() >= GROWING_PAUSES_SINCE,
         linger=unit.linger,
     )
@@ -249,12 +249,14 @@ def _below(path: str, folders: tuple[str, ...]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-def _needs_network(host: str) -> bool:
-    """An address that is neither this machine's own nor all of them."""
+def _needs_network(config: Config) -> bool:
+    """Other nodes, or an address of the gateway that is neither this machine's own nor all of them."""
+    if len(config.nodes) > 1:
+        return True
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(config.gateway.host)
     except ValueError:
-        return host != "localhost"
+        return config.gateway.host != "localhost"
     return not (address.is_loopback or address.is_unspecified)
 
 

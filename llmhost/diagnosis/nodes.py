@@ -61,7 +61,8 @@ def check_versions(seen: Mapping[str, Seen]) -> Iterator[Check]:
     without = [name for name in seen if name not in engines]
     if without:
         yield warn("vLLM", f"no engine is built on {', '.join(without)}", "`llmhost up --all-nodes` builds it")
-    yield from _same("vLLM", engines, "pin engine.vllm in llmhost.yaml, then `llmhost up --all-nodes`")
+    steps = "`llmhost node sync`; `llmhost setup` there; `llmhost node sync --facts`"
+    yield from _same("vLLM", engines, f"pin engine.vllm in llmhost.yaml, then {steps}")
 
 
 def _same(what: str, versions: Mapping[str, str], remedy: str) -> Iterator[Check]:

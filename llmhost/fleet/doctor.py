@@ -27,10 +27,11 @@ from llmhost.diagnosis.nodes import (
 from llmhost.env import find_engine
 from llmhost.errors import LlmhostError, NodeError
 from llmhost.fleet import files, measure
+from llmhost.fleet.addresses import find_addresses
 from llmhost.fleet.everywhere import attempt, in_parallel
 from llmhost.fleet.members import Member
 from llmhost.paths import Home
-from llmhost.probe.interface import find_address, interface_of
+from llmhost.probe.interface import interface_of
 from llmhost.run import Talk
 
 LISTEN_SECONDS = 30.0
@@ -51,13 +52,18 @@ def examine(home: Home, nodes: Sequence[Member]) -> list[Check]:
     others = {name: Seen(s.llmhost, "") for name, s in states.items() if s.llmhost != __version__}
     same = [node for node in there if node.name not in others]
     with _listening(same) as listening:
-        seen = {name: _seen(told) for name, told in listening.items()} | others
+        seen = {name: _seen(told) for name, told in listening.items()}
         ways = _ways([n for n in same if n.name in listening], listening)
     stale = {n.name: files.stale(states[n.name], files.digests(home, n.name)) for n in same if n.link}
-    checks += [*check_versions(seen), *check_clocks(clocks), *check_files(stale)]
+    checks += [*_check_versions(seen, others), *check_clocks(clocks), *check_files(stale)]
     addresses = {node.name: node.address for node in nodes}
-    checks += [*check_addresses({n: s for n, s in seen.items() if n not in others}, addresses), *check_ways(ways)]
-    return checks
+    return [*checks, *check_addresses(seen, addresses), *check_ways(ways)]
+
+
+def _check_versions(seen: Mapping[str, Seen], others: Mapping[str, Seen]) -> list[Check]:
+    """Whether an engine is built where llmhost is another one (``others``) is not known."""
+    about = {"llmhost": {**seen, **others}, "vLLM": seen}
+    return [check for name, nodes in about.items() for check in check_versions(nodes) if check.name == name]
 
 
 def _clock(node: Member) -> Clock:
@@ -79,21 +85,22 @@ def own_view(home: Home) -> dict[str, Any]:
     if own not in config.nodes:
         raise NodeError(f"llmhost.yaml has no node {own!r}", "run `llmhost node sync` where it was edited")
     node = config.nodes[own]
-    address = find_address(node.address)
+    addresses = find_addresses(home, config)
+    address = addresses[own]
     ports = (gateway_port(node, config.gateway.port), *GROUP_PORTS)
     engine = find_engine(home, config.engine)
-    names = {n: other.address for n, other in config.nodes.items()}
     return {
-        "llmhost": __version__, "engine": engine.vllm_version if engine else "", "interface": interface_of(address),
-        "loopback": _misleading(names), **measure.listen(address or node.address, ports),
+        "llmhost": __version__, "engine": engine.vllm_version if engine else "",
+        "interface": interface_of(address) if address else "", "loopback": _misleading(addresses),
+        "addresses": addresses, **measure.listen(address or node.address, ports),
     }  # fmt: skip
 
 
-def _misleading(names: Mapping[str, str]) -> dict[str, str]:
-    """Names of nodes that mean loopback or nothing here; homes of one machine, on loopback all, are meant so."""
-    if all(is_loopback(address) for address in names.values()):
+def _misleading(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Nodes that the plan finds on loopback or nowhere; homes of one machine, on loopback all, are meant so."""
+    if all(is_loopback(address) for address in addresses.values()):
         return {}
-    return {n: found for n, name in names.items() if (found := find_address(name)) == "" or is_loopback(found)}
+    return {n: address for n, address in addresses.items() if address == "" or is_loopback(address)}
 
 
 @contextmanager
@@ -147,20 +154,23 @@ def _ways(nodes: Sequence[Member], listening: Mapping[str, Mapping[str, Any]]) -
     found: list[Way] = []
     for step in range(1, len(nodes)):
         pairs = {node.name: nodes[(index + step) % len(nodes)] for index, node in enumerate(nodes)}
-        rounds = in_parallel(nodes, lambda n, pairs=pairs: _way(n, pairs[n.name], listening[pairs[n.name].name]))  # type: ignore[misc]
+        rounds = in_parallel(nodes, lambda n, pairs=pairs: _way(n, pairs[n.name], listening))  # type: ignore[misc]
         found += rounds.values()
     order = [node.name for node in nodes]
     return sorted(found, key=lambda way: (order.index(way.source), order.index(way.to)))
 
 
-def _way(source: Member, to: Member, told: Mapping[str, Any]) -> Way:
-    question = json.dumps({"address": to.address, **told})
+def _way(source: Member, to: Member, listening: Mapping[str, Mapping[str, Any]]) -> Way:
+    told = listening[to.name]
+    seen = listening[source.name].get("addresses", {})  # a name may mean something else there
+    address = seen.get(to.name) or to.address
+    question = json.dumps({**told, "address": address})
     try:
         answer = json.loads(source.ask("node", "reach", given=question, timeout=TRY_SECONDS))
     except (LlmhostError, ValueError) as e:
-        return Way(source.name, to.name, to.address, {int(told["port"]): str(e)})
+        return Way(source.name, to.name, address, {int(told["port"]): str(e)})
     ports = {int(port): why for port, why in answer["ports"].items()}
-    return Way(source.name, to.name, to.address, ports, answer["seconds"], answer["bytes_per_second"])
+    return Way(source.name, to.name, address, ports, answer["seconds"], answer["bytes_per_second"])
 
 
 def reach(text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import json
+import secrets
 import socket
 import sys
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from llmhost import config as configuration
 from llmhost import node_identity, writer
 from llmhost.config import Config
 from llmhost.env.progress import Progress
-from llmhost.errors import LlmhostError, NodeError
+from llmhost.errors import HomeError, LlmhostError, NodeError
 from llmhost.fleet import edit, files
+from llmhost.fleet.addresses import find_addresses, require_addresses
 from llmhost.fleet.everywhere import Everywhere, in_parallel
 from llmhost.fleet.install import Found, install, look, plain_name
 from llmhost.fleet.members import PROGRAM, Member, members, target_of
@@ -29,7 +31,7 @@ from llmhost.fleet.sync import Synced, require_newest, states, sync
 from llmhost.homedir import claim
 from llmhost.machine import node_facts
 from llmhost.paths import Home
-from llmhost.probe.interface import address_of, find_address
+from llmhost.probe.interface import address_of
 from llmhost.probe.node_facts import node_to_json, own_name
 from llmhost.ssh import Link, Target, resolve
 from llmhost.supervise.lock import home_lock
@@ -71,11 +73,13 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     link = Link(target, home.run_ssh)
     link.connect()
     found = look(link, wish.home or _home_there(home, config, text))
+    _require_other_directory(home, link, found.root)
     name, node = _entry(config, text, target, found, wish)
     own, here = _self(home, config, target, wish)
     _require_two(target, name, own)
     nodes = {own: here, name: node}
     edited = _edited(home, nodes)
+    addresses = require_addresses(home, config, configuration.parse(edited, str(home.config_file)), nodes)
     if node_identity.missing(home, name):
         node_identity.require_authority(home)
     new = name not in config.nodes
@@ -88,9 +92,26 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
             require_newest(files.read_state(home), {name: _state(member)})
         except NodeError as e:
             raise (NodeError(e.message, _force(text)) if new else e) from e
-    _write(home, own, nodes, {name: _survey(member, edited)})
+    _write(home, own, addresses[own], nodes, {name: _survey(member, edited, addresses[name])})
     progress.note(f"{name} is in {home.config_file}")
     return Added(name, own, sync(home, members(home), force=wish.force))
+
+
+def _require_other_directory(home: Home, link: Link, root: str) -> None:
+    """Raise NodeError where the home there is this one: this machine would become the other node."""
+    mark = home.root / f".llmhost-mark-{secrets.token_hex(8)}"
+    try:
+        mark.touch(mode=0o600)
+        seen = link.run(["test", "-e", f"{root}/{mark.name}"], check=False).returncode == 0
+    except OSError as e:
+        raise HomeError(f"cannot write to {home.root}: {e.strerror}", "see `df -h` and the permissions of it") from e
+    finally:
+        mark.unlink(missing_ok=True)
+    if seen:
+        raise NodeError(
+            f"{root} at {link.target.host} is the same directory as {home.root} here (a shared file system?)",
+            "give the node a home of its own: --home DIR",
+        )
 
 
 def _require_same_config(home: Home, link: Link, found: Found, text: str) -> None:
@@ -198,19 +219,20 @@ def survey(home: Home, text: str, name: str, address: str) -> str:
     return json.dumps(node_to_json(facts, machine), ensure_ascii=False, indent=1) + "\n"
 
 
-def _survey(member: Member, text: str) -> str:
+def _survey(member: Member, text: str, address: str) -> str:
     """The same, asked there."""
-    return member.ask("node", "survey", member.name, find_address(member.address), given=text, timeout=SURVEY_SECONDS)
+    return member.ask("node", "survey", member.name, address, given=text, timeout=SURVEY_SECONDS)
 
 
 def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
     """Read the facts of all nodes anew, for the next plan; which of them do not answer."""
     text = configuration.read_text(home.config_file)
+    addresses = find_addresses(home, configuration.parse(text, str(home.config_file)))
 
     def one(member: Member) -> str | LlmhostError:
         try:
             member.connect()
-            return _survey(member, text)
+            return _survey(member, text, addresses[member.name])
         except LlmhostError as e:
             return e
 
@@ -221,14 +243,15 @@ def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
     return {name: answer for name, answer in found.items() if isinstance(answer, LlmhostError)}
 
 
-def _write(home: Home, own: str, nodes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+def _write(
+    home: Home, own: str, address: str, nodes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]
+) -> None:
     """What this machine keeps of it, llmhost.yaml last: as it is now, others may have added nodes meanwhile."""
-    with home_lock(home, "node add"):
+    with home_lock(home, "node add", by_root=True):
         edited = _edited(home, nodes)
-        home.nodes.mkdir(mode=0o700, exist_ok=True)
         found = dict(facts)
         if not home.node_facts_file(own).exists():
-            found[own] = survey(home, edited, own, find_address(str(nodes[own]["address"])))
+            found[own] = survey(home, edited, own, address)
         for name, text in found.items():
             node_identity.ensure(home, name)
             writer.replace_file(home.node_facts_file(name), text, 0o644)
@@ -268,7 +291,7 @@ def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostEr
     require_newest(files.read_state(home), {n: state for n, state in found.items() if n != name})
     _keep_authority(home, leaving, found)
     trouble = _drain(leaving, progress)
-    with home_lock(home, "node remove"):
+    with home_lock(home, "node remove", by_root=True):
         _replace_config(home, edit.without_node(configuration.read_text(home.config_file), name))
         home.node_facts_file(name).unlink(missing_ok=True)
         node_identity.forget(home, name)

@@ -14,7 +14,7 @@ from llmhost.facts import Device, EngineFacts, ModelFacts
 from llmhost.paths import Home
 from llmhost.plan.placement import Part
 from llmhost.plan.running import number_of, service_of
-from llmhost.plan.spans import GUARD, MASTER, cpu_sizes, first_ports
+from llmhost.plan.spans import CLUSTER, GUARD, MASTER, cpu_sizes, first_ports
 from llmhost.plan.types import GroupPlan
 
 COMMON = ("model", "args", "env", "gpus", "span", "executor", "concurrency", "kind")
@@ -113,8 +113,10 @@ def find_groups(
             addresses=addresses,
             port=ports[name] + GUARD,
             master_port=0 if service.executor == "ray" else ports[name] + MASTER,
+            cluster_port=ports[name] + CLUSTER if service.executor == "ray" else 0,
             digest=_digest(service, addresses, ports[name], engine),
             secret=derived(secret, f"group {name}"),
+            vllm=engine.vllm_version,
         )
     return Groups(groups, ports, interface)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from llmhost.errors import PlanError
 from llmhost.facts import NodeFacts
 from llmhost.plan.room import Room
@@ -60,11 +62,8 @@ def _too_few(each: Spread, nodes: Mapping[str, NodeFacts], room: Room) -> PlanEr
     service = each.parts[0]
     what = f"services.{service}: {each.name} takes {len(each.parts)} nodes"
     fit = [node for node in nodes if node in each.allowed and room.choose({service: 1}, {node})]
-    if len(fit) >= len(each.parts):
-        versions = ", ".join(f"{node} has {nodes[node].engine or 'none'}" for node in fit)
-        return PlanError(
-            f"{what} with the same version of vLLM: {versions}", "run `llmhost setup` on the nodes that lag"
-        )
+    if len(fit) >= len(each.parts) and len({nodes[node].engine for node in fit} - {""}) > 1:
+        return _other_engines(what, {node: nodes[node].engine for node in fit})
     rest = each.allowed - {*fit}
     if not rest:
         return PlanError(
@@ -72,3 +71,15 @@ def _too_few(each: Spread, nodes: Mapping[str, NodeFacts], room: Room) -> PlanEr
         )
     node, why = room.nearest({service: 1}, rest)
     return PlanError(f"{what}, and a part of it fits on {', '.join(fit) or 'none'}; on {node}: {why.message}", why.hint)
+
+
+def _other_engines(what: str, engines: Mapping[str, str]) -> PlanError:
+    """The hint has all steps: nodes have the file after a sync only, and plan with facts that were read before."""
+    versions = ", ".join(f"{node} has {engine or 'none'}" for node, engine in engines.items())
+    newest = max(filter(None, engines.values()), key=Version)
+    lagging = [node for node, engine in engines.items() if engine not in ("", newest)]
+    return PlanError(
+        f"{what} with the same version of vLLM: {versions}",
+        f"write engine: {{vllm: {newest}}} in llmhost.yaml and run `llmhost node sync`;"
+        f" `llmhost setup` on {' and '.join(lagging)}; then `llmhost node sync --facts`",
+    )

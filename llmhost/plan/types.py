@@ -65,6 +65,10 @@ class GroupPlan:
     """Of what all parts must have in common; those of another plan do not start together."""
     secret: str = field(default="", repr=False)
     """What the guards know each other by; it never leaves the memory but for their files, see `llmhost.plan.stored`."""
+    vllm: str = ""
+    """Version of the engine of this part, for a message when those of the parts differ."""
+    cluster_port: int = 0
+    """Where Ray of rank 0 listens for the others; 0 without Ray."""
 
 
 @dataclass(frozen=True)

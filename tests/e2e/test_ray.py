@@ -21,10 +21,12 @@ from typing import Any
 import pytest
 
 from llmhost import node_identity, writer
+from llmhost.config_span import RAY
 from llmhost.env.uv import find_uv
 from llmhost.paths import Home
 from llmhost.plan import ray
 from llmhost.plan.groups import Groups
+from llmhost.plan.spans import CLUSTER
 from llmhost.plan.types import EnginePlan, GatewayPlan, GroupPlan, Plan, ProgramPlan, ServicePlan
 from llmhost.probe.tools import find_tools
 from llmhost.render import render
@@ -45,7 +47,10 @@ class Cluster:
         self.a, self.b = network.add("a"), network.add("b")
         addresses = (self.a.address, self.b.address)
         secret = "0123456789abcdef0123456789abcdef"
-        self.groups = [GroupPlan("chat-0", rank, ("a", "b"), addresses, FIRST, 0, "plan", secret) for rank in (0, 1)]
+        self.groups = [
+            GroupPlan("chat-0", rank, ("a", "b"), addresses, FIRST, 0, "plan", secret, cluster_port=FIRST + CLUSTER)
+            for rank in (0, 1)
+        ]
         for host, services in ((self.a, self._head()), (self.b, self._worker())):
             self._write(host, services)
 
@@ -117,7 +122,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         netns.require()
         python = str(root / "env/bin/python")
-        for command in (["venv", "-q", str(root / "env")], ["pip", "install", "-q", "--python", python, "ray"]):
+        for command in (["venv", "-q", str(root / "env")], ["pip", "install", "-q", "--python", python, RAY]):
             subprocess.run([find_uv(), *command], check=True, timeout=600)
         with netns.network(root) as network:
             yield Cluster(network, python)

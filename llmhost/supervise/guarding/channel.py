@@ -64,6 +64,11 @@ class Channel:
         """What a member that greeted us says of its plan."""
         return str(self._hello.get("digest") or "")
 
+    @property
+    def vllm(self) -> str:
+        """The version that it says of its engine; '' when it says none, as older guards do."""
+        return str(self._hello.get("vllm") or "")
+
     def fileno(self) -> int:
         return self.connection.fileno()
 

@@ -4,9 +4,10 @@ The guard of rank 0, the head, listens; the others, its members, connect to it a
 long as one life of the group (an epoch). This module is what both have in common, and `Alone`, the group of an engine
 that spans nothing; `llmhost.supervise.guarding.head` and `llmhost.supervise.guarding.member` are the two sides.
 
-Messages: a member says ``rank`` (hello, with ``group`` and ``digest``), ``proof``, ``reaches`` ('' when it gets through
-to the port of the engine, else why not), ``locked`` and ``end``; the head says ``proof``, ``is`` (its state), ``lock``,
-``go`` (with the epoch), ``end`` and ``over`` (what becomes of the group: again, stopped or failed).
+Messages: a member says ``rank`` (hello, with ``group``, ``digest`` and ``vllm``), ``proof``, ``reaches`` ('' when it
+gets through to the port of the engine, else why not), ``locked`` and ``end``; the head says ``proof``, ``is`` (its
+state, with ``refused`` when it closes the connection because of what its ``error`` says), ``lock``, ``go`` (with the
+epoch), ``end`` and ``over`` (what becomes of the group: again, stopped or failed).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Place:
     """What a guard knows of its group: ``group`` of its spec.
 
     ``name``, of the group; ``rank``; ``nodes`` and ``addresses``, of all parts by rank; ``port``, where the guard of
-    rank 0 listens; ``master_port``, where its engine will, 0 for one that does not; ``digest``, of what all parts must
-    have in common; ``secret``, of the group only.
+    rank 0 listens; ``master_port``, where its engine will, 0 for one that does not; ``cluster_port``, where its Ray
+    does already, 0 without Ray; ``digest``, of what all parts must have in common; ``secret``, of the group only;
+    ``vllm``, the version of the engine here, '' when it is not known.
     """
 
     def __init__(self, data: Message) -> None:
@@ -43,12 +45,19 @@ class Place:
         self.addresses = [str(address) for address in data["addresses"]]
         self.port = int(data["port"])
         self.master_port = int(data.get("master_port") or 0)
+        self.cluster_port = int(data.get("cluster_port") or 0)
         self.digest = str(data.get("digest") or "")
+        self.vllm = str(data.get("vllm") or "")
         self.secret = str(data["secret"]).encode()
         if not 0 <= self.rank < len(self.nodes) == len(self.addresses):
             raise ValueError("its group has no such rank")
         if len(self.secret) < 16:
             raise ValueError("the secret of its group is too short")
+
+    @property
+    def way(self) -> int:
+        """The port at the head that all parts must reach before they start."""
+        return self.master_port or self.cluster_port
 
     @property
     def address(self) -> str:

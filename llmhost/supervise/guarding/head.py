@@ -88,7 +88,7 @@ class Part:
         if self.trouble or not whole:
             return self.trouble
         if self.there:
-            return f"{self.address} tries to reach {self.place.at(self.place.master_port)}"
+            return f"{self.address} tries to reach {self.place.at(self.place.way)}"
         here = f"{self.address} does not connect to {self.place.at(self.place.port)}"
         self._look_again()
         if self._looked == "connection refused":  # so its host is there
@@ -186,8 +186,8 @@ class Head(Alone):
             part.trouble = f"{part.address} has another secret than this node"
             guest.close(part.trouble)
         elif guest.digest != self.place.digest:
-            part.trouble = "its plan is another one; run `llmhost up` on both nodes"
-            guest.send({"is": "queued", "error": part.trouble.replace("its", "this node's")})
+            part.trouble = _difference(guest.vllm, self.place.vllm)
+            guest.send({"is": "queued", "error": _difference(self.place.vllm, guest.vllm), "refused": 1})
             guest.close(part.trouble)
         else:
             self._welcome(part, guest)
@@ -325,6 +325,13 @@ class Head(Alone):
                 self.server.close()
             self.server = None
         self._let_go_of_engine_port()
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """Of parts that may not start together, for a node that waits for the other one; '' is no known version."""
+    if theirs and ours and theirs != ours:
+        return f"it has vLLM {theirs}, this node {ours}"
+    return "its plan is another one; run `llmhost up` on both nodes"
 
 
 def _waiting_for(missing: list[Part], whole: bool) -> str:

@@ -105,27 +105,33 @@ class Member(Alone):
             waiting.pause(INTERVAL)
         self.channel = Channel(attempt.connection, place.secret)
         self._heads, self._may_lock, self._go, self._end = {}, False, 0, None
-        self.channel.greet({"group": place.name, "rank": place.rank, "digest": place.digest})
+        self.channel.greet({"group": place.name, "rank": place.rank, "digest": place.digest, "vllm": place.vllm})
         return ""
 
     def _await(self, waiting: Waiting, done: Callable[[], bool]) -> str:
         """Says what the head waits for itself, meanwhile."""
         while not done():
             if self.channel is None or not self.channel.open:
-                return self.channel.closed if self.channel is not None else "there is no connection"
-            self._say(waiting, ": ".join(filter(None, (self._heads.get("is"), self._heads.get("error")))))
+                return self._why_closed()
+            if self._heads:  # until then what was said last counts
+                self._say(waiting, ": ".join(filter(None, (self._heads.get("is"), self._heads.get("error")))))
             waiting.pause(INTERVAL)
         return ""
+
+    def _why_closed(self) -> str:
+        if self._heads.get("refused"):
+            return str(self._heads.get("error"))
+        return self.channel.closed if self.channel is not None else "there is no connection"
 
     def _reach(self, waiting: Waiting) -> str:
         """Whether the port of the engine can be reached: what stands in its way would make the engine hang."""
         place, begin = self.place, time.monotonic()
-        while place.master_port and (error := self._try_to_reach(waiting)):
+        while place.way and (error := self._try_to_reach(waiting)):
             refused = error == "connection refused"  # until the head has backed off, nobody listens there
             if self._heads.get("is") == "backoff":
                 begin = time.monotonic()
             if not refused or time.monotonic() - begin > SHOW_SECONDS:
-                why = f"{place.address} does not reach {place.at(place.master_port)} ({error}); a firewall?"
+                why = f"{place.address} does not reach {place.at(place.way)} ({error}); a firewall?"
                 self._send({"reaches": why})
             again = time.monotonic() + (INTERVAL if refused else REACH_SECONDS)
             if lost := self._await(waiting, lambda until=again: time.monotonic() > until):  # type: ignore[misc]
@@ -136,7 +142,7 @@ class Member(Alone):
     def _try_to_reach(self, waiting: Waiting) -> str:
         """'' when somebody is there, else what went wrong."""
         place = self.place
-        attempt = Attempt(place.addresses[0], place.master_port, place.address)
+        attempt = Attempt(place.addresses[0], place.way, place.address)
         self._await(waiting, lambda: attempt.stands or bool(attempt.error))
         if attempt.error in ("", "connection reset by peer"):
             attempt.connection.close()

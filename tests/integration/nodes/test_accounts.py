@@ -1,4 +1,4 @@
-"""Homes that `llmhost enable` has given to an account of their own: root still administers the nodes from any of them."""
+"""Homes that `llmhost enable` has given to an account of their own: root administers the nodes from any of them."""
 
 from __future__ import annotations
 

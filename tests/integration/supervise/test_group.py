@@ -180,6 +180,25 @@ def test_another_secret_is_named(parts: Callable[[str], Parts]) -> None:
     assert not any(marked(guard.mark) for guard in group.guards)
 
 
+def test_another_version_of_vllm_is_named(parts: Callable[[str], Parts]) -> None:
+    group = parts("ab")
+    group.start(0, group={**group.guards[0].spec["group"], "digest": "x", "vllm": "0.32.0"})
+    group.start(1, group={**group.guards[1].spec["group"], "digest": "y", "vllm": "0.31.0"})
+    group.says(0, "waiting for node b: it has vLLM 0.31.0, this node 0.32.0")
+    group.says(1, "waiting for node a: it has vLLM 0.32.0, this node 0.31.0")
+    assert not any(marked(guard.mark) for guard in group.guards)
+
+
+def test_parts_that_ray_starts_try_to_reach_its_head(parts: Callable[[str], Parts]) -> None:
+    group, port = parts("ab"), free_port()
+    with_ray = [{**guard.spec["group"], "master_port": 0, "cluster_port": port} for guard in group.guards]
+    for rank in (0, 1):
+        group.start(rank, group=with_ray[rank])
+    group.says(0, f"waiting for node b: 127.0.0.2 does not reach 127.0.0.1:{port} (connection refused); a firewall?")
+    with socket.create_server((NODES["a"], port)):
+        group.all_ready(1)
+
+
 def test_a_guard_that_is_not_there_and_a_port_that_is_taken_are_named(parts: Callable[[str], Parts]) -> None:
     group = parts("ab")
     with socket.create_server((NODES["a"], group.master_port)):

@@ -167,8 +167,23 @@ def test_all_parts_have_the_same_engine() -> None:
         replace(gpu_node("c", *[80] * 8), engine="0.32.0"),
     )
     assert whole_of("{chat: {model: m, gpus: 16}}", nodes, large())[2].nodes["chat"] == {0: "b"}
-    with pytest.raises(PlanError, match=r"same version of vLLM: a has 0\.31\.0, b has 0\.32\.0"):
+    nodes["a"] = replace(nodes["a"], engine="0.9.2")  # older, whatever the letters say
+    with pytest.raises(PlanError, match=r"same version of vLLM: a has 0\.9\.2, b has 0\.32\.0") as e:
         whole_of("{chat: {model: m, gpus: 16, nodes: [a, b]}}", nodes, large())
+    assert e.value.hint == (
+        "write engine: {vllm: 0.32.0} in llmhost.yaml and run `llmhost node sync`; `llmhost setup` on a;"
+        " then `llmhost node sync --facts`"
+    )
+    nodes["c"] = replace(nodes["c"], engine="")  # gets what llmhost.yaml says
+    with pytest.raises(PlanError, match=r"c has none") as e:
+        whole_of("{chat: {model: m, gpus: 24}}", nodes, large())
+    assert "`llmhost setup` on a;" in e.value.hint
+
+
+def test_a_guard_knows_the_version_of_its_engine() -> None:
+    found = plans("{chat: {model: m, gpus: 16}}", HOSTS, large())
+    files = {f.path: f.text for f in render(found["a"])}
+    assert json.loads(files["conf/guard/chat-0.json"])["group"]["vllm"] == machine().engine.vllm_version
 
 
 def test_on_cpus() -> None:
@@ -221,7 +236,7 @@ def test_ray() -> None:
     assert worker.argv[1:6] == ("start", "--address", head.socket, "--block", "--node-ip-address")
     assert worker.env["RAY_AUTH_TOKEN_PATH"].endswith("/nodes/ray-token")
     assert worker.group is not None
-    assert worker.group.master_port == 0
+    assert (worker.group.master_port, worker.group.cluster_port) == (0, worker.group.port + 2)
 
 
 def test_no_ray_over_ipv6() -> None:

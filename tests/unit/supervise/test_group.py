@@ -184,12 +184,12 @@ def test_no_stranger_ends_the_head(ends: tuple[socket.socket, socket.socket], gr
     assert not head.guests
 
 
-def come(head: Head) -> tuple[Channel, Channel]:
+def come(head: Head, **hello: object) -> tuple[Channel, Channel]:
     """A member that has just proved itself to the head, and the head's end of its connection."""
     ends = socket.socketpair()
     guest, member = Channel(ends[0], SECRET), Channel(ends[1], SECRET)
     head.guests[guest] = None
-    member.greet(HELLO)
+    member.greet({**HELLO, **hello})
     head.turn()
     (challenge,) = member.turn()
     assert member.answer(challenge)
@@ -216,6 +216,48 @@ def test_what_a_member_says_that_came_anew_counts_in_the_next_life(together: boo
     assert part.reaches
     for each in (former, member, end):
         each.close("the test is over")
+
+
+PLANS = "its plan is another one; run `llmhost up` on both nodes"
+
+
+@pytest.mark.parametrize(
+    ("ours", "hello", "said_here", "said_there"),
+    [
+        ("0.32.0", {"vllm": "0.31.0"}, "it has vLLM 0.31.0, this node 0.32.0", "it has vLLM 0.32.0, this node 0.31.0"),
+        ("0.32.0", {"vllm": "0.32.0"}, PLANS, PLANS),
+        ("0.32.0", {}, PLANS, PLANS),  # a guard of an older llmhost
+        ("", {"vllm": "0.31.0"}, PLANS, PLANS),
+    ],
+)
+def test_parts_that_may_not_start_together_say_why(
+    ours: str, hello: dict[str, object], said_here: str, said_there: str
+) -> None:
+    head = Head(Place({**PLACE, "vllm": ours}))
+    member, end = come(head, digest="y", **hello)
+    head.turn()
+    assert not end.open
+    assert head.parts[0].why_missing(whole=False) == said_here
+    theirs = Member(Place({**PLACE, "rank": 1, "digest": "y", **hello}))
+    theirs.channel = member
+    told: list[str] = []
+    assert theirs._await(Waiting(lambda _: theirs.turn(), told.append), lambda: False) == said_there
+    assert set(told) <= {f"waiting for node a: queued: {said_there}"}  # and nothing else in between
+
+
+def test_a_member_tells_its_version() -> None:
+    head = Head(Place(PLACE))
+    with listen("127.0.0.1", 0) as door:
+        place = {**PLACE, "rank": 1, "addresses": ["127.0.0.1"] * 2, "port": door.getsockname()[1], "vllm": "0.31.0"}
+        member = Member(Place(place))
+        assert member._connect(Waiting(lambda _: None, lambda _: None)) == ""
+        guest = Channel(door.accept()[0], SECRET)
+    head.guests[guest] = None
+    while guest not in head.guests or head.guests[guest] is None:
+        head.turn()
+    assert guest.vllm == "0.31.0"
+    member.dismiss(STOPPED, None)
+    guest.close("the test is over")
 
 
 def test_a_member_that_was_stopped_is_said_to_be() -> None:
