@@ -17,6 +17,7 @@ from llmhost.env.journal import Step
 from llmhost.env.lock import read_lock, require_agreement
 from llmhost.env.manifest import MANIFEST, Manifest, read_manifest
 from llmhost.env.releases import choose_device
+from llmhost.env.setup import foresee_engine, remark_on
 from llmhost.errors import EngineError
 from llmhost.facts import EngineFacts
 from llmhost.foreign import ensure_environments, without_vllm
@@ -73,7 +74,7 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
 def _setup_vllm(
     home: Home, config: Config, progress: Progress, locked: bool, flash_attn: bool | str | None
 ) -> EngineFacts:
-    engine = with_flash_attn(config.engine, flash_attn)
+    engine = _with_flash_attn(config.engine, flash_attn)
     if not locked:
         return ensure_engine(home, engine, progress)
     if engine.kind == "existing":
@@ -87,7 +88,7 @@ def _setup_vllm(
     return ensure_engine(home, engine, progress, lock=lock)
 
 
-def with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
+def _with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
     if wanted is None:
         return engine
     if engine.kind == "existing":
@@ -97,19 +98,32 @@ def with_flash_attn(engine: Engine, wanted: bool | str | None) -> Engine:
     return engine.model_copy(update={"flash_attn": wanted})
 
 
-def explain_flash_attention(home: Home, wanted: bool | str | None) -> tuple[str, ...]:
-    """What `setup` would do about flash-attn, one fact a line; nothing is changed. Raises EngineError.
+def explain_setup(home: Home, flash_attn: bool | str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `setup` would do about flash-attn, one fact a line, and remarks on the engine; nothing is changed.
 
-    ``wanted`` counts instead of what llmhost.yaml says.
+    ``flash_attn`` counts instead of what llmhost.yaml says. Raises LlmhostError where setup would refuse.
     """
-    engine = load_or_default(home).engine
-    asked = with_flash_attn(engine, wanted).flash_attn
-    if not asked:
-        return ("flash-attn is not asked for (engine.flash_attn, --flash-attn)",)
-    found = find_engine(home, engine.model_copy(update={"flash_attn": False}))
-    if found is None:
-        raise EngineError("flash-attn is built for an engine, and there is none yet", "build it: `llmhost setup`")
-    return explain_flash_attn(home, Path(found.python), asked, read_machine(home))
+    config = load_or_default(home)
+    engine = _with_flash_attn(config.engine, flash_attn)
+    not_asked = ("flash-attn is not asked for (engine.flash_attn, --flash-attn)",)
+    there = find_engine(home, engine.model_copy(update={"flash_attn": False}))
+    if there is not None:
+        python, asked = Path(there.python), engine.flash_attn
+        lines = explain_flash_attn(home, python, asked, read_machine(home)) if asked else not_asked
+        return lines, remarks_on(home, there)
+    if without_vllm(config) is not None:
+        return ("no service here needs vLLM, so no engine is built",), ()
+    prospect = foresee_engine(home, engine, read_machine(home))
+    remarks = (prospect.remark,) if prospect.remark else ()
+    if not engine.flash_attn:
+        return not_asked, remarks
+    return (f"the engine is not built yet: {prospect.what} comes first", *prospect.flash_attn), remarks
+
+
+def remarks_on(home: Home, built: EngineFacts) -> tuple[str, ...]:
+    """What there is to say about an engine that works."""
+    remark = remark_on(built, load_or_default(home).engine, read_machine(home))
+    return (remark,) if remark else ()
 
 
 def steps_of(home: Home, engine: EngineFacts) -> tuple[Step, ...]:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from llmhost.cli import Session, console
-
-if TYPE_CHECKING:
-    from llmhost.facts import EngineFacts
-    from llmhost.paths import Home
 
 
 @click.command("setup")
@@ -49,7 +43,7 @@ def setup_command(
 
     wanted = True if flash_attn == "true" else flash_attn
     if dry_run:
-        lines, remarks = _explained(session.home, wanted)
+        lines, remarks = engines.explain_setup(session.home, wanted)
         if as_json:
             console.json_result({"flash_attn": lines, "remarks": remarks})
         else:
@@ -66,7 +60,7 @@ def setup_command(
                 "device": engine.device,
                 "vllm": engine.vllm_version,
                 "warmed": dict(warmed),
-                "remarks": _remarks(session.home, engine) if engine.python else [],
+                "remarks": engines.remarks_on(session.home, engine) if engine.python else (),
                 "steps": [vars(step) for step in engines.steps_of(session.home, engine)] if engine.python else [],
             }
         )
@@ -77,33 +71,3 @@ def setup_command(
         console.result("no service here needs vLLM; the environments of the others are built")
     for name, seconds in warmed:
         console.result(f"warm: {name}, ready after {seconds:.0f} s")
-
-
-def _explained(home: Home, wanted: bool | str | None) -> tuple[list[str], list[str]]:
-    """How flash-attn would be built, and remarks on the engine; the engine may not be there yet."""
-    from llmhost import engines
-    from llmhost.env.setup import find_engine, foresee_engine
-    from llmhost.foreign import without_vllm
-    from llmhost.probe.machine import read_machine
-
-    config = engines.load_or_default(home)
-    engine = engines.with_flash_attn(config.engine, wanted)
-    there = find_engine(home, engine.model_copy(update={"flash_attn": False}))
-    if there is not None:
-        return list(engines.explain_flash_attention(home, wanted)), _remarks(home, there)
-    if without_vllm(config) is not None:
-        return ["no service here needs vLLM, so no engine is built"], []
-    prospect = foresee_engine(home, engine, read_machine(home))
-    remarks = [prospect.remark] if prospect.remark else []
-    if not engine.flash_attn:
-        return list(engines.explain_flash_attention(home, wanted)), remarks
-    return [f"the engine is not built yet: {prospect.what} comes first", *prospect.flash_attn], remarks
-
-
-def _remarks(home: Home, built: EngineFacts) -> list[str]:
-    from llmhost import engines
-    from llmhost.env.setup import remark_on
-    from llmhost.probe.machine import read_machine
-
-    remark = remark_on(built, engines.load_or_default(home).engine, read_machine(home))
-    return [remark] if remark else []
