@@ -16,6 +16,10 @@ LOWEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"""
 
 
+OF_TRITON = ("gcc", "clang")
+"""C compilers that Triton looks for where CC is not set: ``triton/runtime/build.py``."""
+
+
 class Holder(NamedTuple):
     """A process that holds memory of a GPU."""
 
@@ -176,12 +180,18 @@ def check_compiler(subject: Subject) -> Iterator[Check]:
             f"the engine's Python {minor} has no headers (Python.h), and engines compile kernels when they start",
             f'install python{minor}-dev, or let uv bring a Python: `python: "{minor}"` below engine:',
         )
+    elif subject.on_gpus and not any(p.name in OF_TRITON for p in subject.facts.compilers):
+        yield warn(
+            "compiler",
+            "there is neither gcc nor clang, with which Triton compiles when an engine starts on a GPU",
+            "install one (`apt install gcc`), or name another C compiler: CC below env: of each service",
+        )
     else:
         yield ok("compiler", found[0])
 
 
 def _compilers(subject: Subject) -> list[str]:
-    return [f"{p.name} {p.version}" for p in subject.facts.compilers if p.name != "ninja"]
+    return [f"{p.name} {p.version}" for p in subject.facts.compilers if p.name not in (*OF_TRITON, "ninja")]
 
 
 def _has_flash_attn(subject: Subject) -> bool:

@@ -21,7 +21,7 @@ CONDA = ("conda", "mamba", "micromamba")
 VARIABLES = {"conda": "CONDA_EXE", "mamba": "MAMBA_EXE", "micromamba": "MAMBA_EXE"}
 """Set by `conda init` and its like; there the program is no file on PATH but a function of the shell."""
 ROOTS = ("miniconda3", "anaconda3", "miniforge3", "mambaforge", "miniconda", "anaconda", "micromamba", "conda")
-COMPILERS = ("g++", "c++", "clang++", "ninja")
+COMPILERS = ("gcc", "clang", "g++", "c++", "clang++", "ninja")
 VERSION = re.compile(r"\d+(\.\d+)+")
 SECONDS = 20.0
 
@@ -87,7 +87,7 @@ def _channel(entry: object) -> str:
 
 
 def find_compilers(environ: Mapping[str, str] = os.environ) -> tuple[Program, ...]:
-    """C++ compilers and ninja on PATH."""
+    """C and C++ compilers, and ninja, on PATH."""
     paths = {name: shutil.which(name, path=environ.get("PATH", "")) for name in COMPILERS}
     return _with_versions({name: path for name, path in paths.items() if path})
 

@@ -155,6 +155,11 @@ def test_a_wrong_cuda_home_is_told_whatever_it_is_for() -> None:
 def test_kernels_want_a_compiler_and_headers() -> None:
     assert only(check_compiler(subject())).message == "g++ 12.2.0"
     assert only(check_compiler(subject(facts=replace(FACTS, compilers=())))).status == "warn"
+    on_gpu = subject(facts=ON_GPU, engine=ENGINE)
+    check = only(check_compiler(on_gpu))
+    assert (check.status, "neither gcc nor clang" in check.message) == ("warn", True)
+    gcc = replace(ON_GPU, compilers=(Program("gcc", "/usr/bin/gcc", "12.2.0"), GXX))
+    assert only(check_compiler(subject(facts=gcc, engine=ENGINE))).message == "g++ 12.2.0"
     check = only(check_compiler(subject(python=Interpreter("/p", (3, 12, 3), headers=False))))
     assert check.status == "warn"
     assert "Python.h" in check.message
