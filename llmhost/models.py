@@ -19,6 +19,7 @@ from llmhost.hub.remote import Hub, Reference
 from llmhost.hub.store import StoredModel, Verified, list_models, remove, verify
 from llmhost.paths import Home
 from llmhost.probe.model import models_directory, read_model, resolve_model
+from llmhost.supervise.lock import require_account
 from llmhost.supervise.planfile import read_plan
 
 
@@ -37,8 +38,10 @@ def pull_models(
     """Fetch models by reference or by service, those of all services when none is named; None: a directory, left alone.
 
     The revision of llmhost.lock is taken where there is one, unless ``upgrade``; what was fetched is pinned there.
-    Raises ConfigError for a name that is neither, HubError, ModelError and BusyError.
+    Raises ConfigError for a name that is neither, HubError, ModelError, BusyError, and HomeError for one who must not
+    write here.
     """
+    require_account(home)
     claim(home)
     config = configuration.load(home.config_file) if home.config_file.exists() else Config()
     pulled: list[tuple[str, Pulled | None]] = []

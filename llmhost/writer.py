@@ -66,16 +66,12 @@ def apply(home: Home, file_changes: Sequence[FileChange]) -> None:
 
 
 def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file under a temporary name beside it and rename it into place, synced to disk.
-
-    What root writes belongs to the owner of the directory, who could not read it otherwise.
-    """
-    _make_directory(path.parent)
+    """Write a file under a temporary name beside it and rename it into place, synced to disk."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             os.fchmod(handle, mode)
-            _give(handle, path.parent)
             file.write(text)
             file.flush()
             os.fsync(handle)
@@ -85,19 +81,6 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
         if isinstance(e, OSError) and e.filename is None:
             e.filename = os.fspath(path)
         raise
-
-
-def _make_directory(path: Path) -> None:
-    if path.is_dir():
-        return
-    _make_directory(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)
-    _give(path, path.parent)
-
-
-def _give(file: int | Path, directory: Path) -> None:
-    if os.geteuid() == 0 and (found := directory.stat()).st_uid != 0:
-        os.chown(file, found.st_uid, found.st_gid)
 
 
 def read(home: Home, path: str) -> str | None:

@@ -71,6 +71,8 @@ def _wheel(kept: KeptWheel) -> Iterator[Item]:
 
 def _source(home: Home, version: str, spec: WheelSpec | None, uv: Uv) -> Item:
     lacking = f"no wheel {spec.key}" if spec else f"the torch of that engine is not known, so no wheel of {version}"
+    if spec and find_wheel(home.wheels, spec, unverified=True):
+        lacking = f"run `llmhost setup` first to take the kept wheel along, which awaits its check; no other {spec.key}"
     uv.progress.note(f"flash-attn: {lacking} is kept here: its source goes along, and is compiled there")
     source = fetch_source(home.wheels if home.root.is_dir() else uv.cwd / "flash-attn", version, sys.executable, uv)
     return Item(f"flash-attn/{SOURCES}/{source.name}", source, "flash-attn")

@@ -49,9 +49,8 @@ def enable_command(
 
 @click.command("disable")
 @click.option("--now", is_flag=True, help="Stop the services, too.")
-@fleet.all_nodes()
 @click.pass_obj
-def disable_command(session: Session, now: bool, all_nodes: bool) -> int | None:
+def disable_command(session: Session, now: bool) -> None:
     """Do not start with the machine any more; the unit is removed.
 
     While it runs services they go on and the unit stays, without its place in the boot, until they are stopped: --now
@@ -59,15 +58,12 @@ def disable_command(session: Session, now: bool, all_nodes: bool) -> int | None:
     """
     from llmhost.boot.install import disable
 
-    if all_nodes:
-        return fleet.act(session, fleet.words_of(click.get_current_context()), show_results=True)
     unit, gone = disable(session.home, now=now)
     if gone:
         console.result(f"removed {unit.path}")
     else:
         console.result(f"{unit.name} does not start with the machine any more; it goes on running services")
         console.remark("`llmhost disable --now` stops them and removes the unit")
-    return None
 
 
 @click.group("boot", hidden=True)

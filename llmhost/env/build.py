@@ -133,14 +133,19 @@ def _environment(construction: Construction, build: Path, release: Release) -> s
     python = read_python(python_of(build))
     require_version(python.version, release, construction.engine.python)
     if not python.headers and (release.device == "cuda" or construction.engine.flash_attn):
-        raise EngineError(
-            f"the interpreter of the engine (Python {dotted(python.version)}) has no headers (Python.h), and Triton"
-            " compiles for it when vLLM starts on a GPU",
-            f"install them (python{dotted(python.version[:2])}-dev, python3-devel), or name an interpreter that has"
-            " them as engine.python in llmhost.yaml",
-        )
+        raise no_headers(python.version)
     uv.progress.finished(CREATE, f"Python {dotted(python.version)}")
     return f"Python {dotted(python.version)}"
+
+
+def no_headers(version: tuple[int, ...]) -> EngineError:
+    """For a Python of this version without what is compiled for it."""
+    return EngineError(
+        f"the interpreter of the engine (Python {dotted(version)}) has no headers (Python.h), and Triton compiles for"
+        " it when vLLM starts on a GPU",
+        f"install them (python{dotted(version[:2])}-dev, python3-devel), or name an interpreter that has them as"
+        " engine.python in llmhost.yaml",
+    )
 
 
 def _venv(construction: Construction, build: Path, release: Release) -> None:

@@ -169,7 +169,7 @@ def _obstacle(release: Release, facts: MachineFacts, engine: Engine) -> str:
     if facts.glibc < release.glibc:
         have = f"glibc {dotted(facts.glibc)}" if facts.glibc else "another C library"
         return f"vLLM {release.vllm} needs glibc {dotted(release.glibc)} or newer, and {facts.system} has {have}"
-    python = _asked_python(engine, facts.interpreters)
+    python = asked_python(engine, facts.interpreters)
     if python and not release.supports(python):
         oldest, newest = (dotted(v) for v in release.python)
         return f"vLLM {release.vllm} runs on Python {oldest} to {newest}, and engine.python is {dotted(python)}"
@@ -198,7 +198,7 @@ def _driver_obstacle(release: Release, facts: MachineFacts) -> str:
     return ""
 
 
-def _asked_python(engine: Engine, interpreters: tuple[Interpreter, ...]) -> tuple[int, ...] | None:
+def asked_python(engine: Engine, interpreters: tuple[Interpreter, ...]) -> tuple[int, ...] | None:
     """(major, minor) of ``engine.python``; None when nothing is asked, or when it shows later only."""
     if engine.python is None:
         return None

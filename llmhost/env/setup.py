@@ -17,6 +17,7 @@ from llmhost.env.build import (
     ensure_room,
     interpreter_path,
     make,
+    no_headers,
     require_takeable,
     require_version,
     with_flash_attn,
@@ -35,6 +36,7 @@ from llmhost.env.progress import Progress
 from llmhost.env.python import read_python
 from llmhost.env.releases import (
     Release,
+    asked_python,
     choose_device,
     choose_release,
     newer_obstacle,
@@ -114,7 +116,7 @@ def ensure_engine(
             if lock is not None:
                 release = replace(release, python=(lock.python_minor, lock.python_minor))
         if lock is not None or not _lacks_flash_attn_only(directory, engine):
-            _require_buildable(home, directory, engine, release, machine)
+            _require_buildable(home, directory, engine, release, machine, locked=lock is not None)
     if lock is None and home.engine_lock.exists() and own == engine_name(home, engine) and not read_manifest(directory):
         progress.note(
             f"{home.engine_lock} will be written anew: what it has now is installed by `llmhost setup --locked`"
@@ -189,13 +191,18 @@ def _foresee_in(
         return ()
     target = expected_target(release, version_tuple(former.python_version), facts.machine)
     own = former.spec.cuda_compiler
-    return foresee_flash_attn(home, engine.flash_attn, release, target, facts, engine_bytes=0, own_compiler=own)
+    return foresee_flash_attn(home, engine.flash_attn, release, target, facts, own_compiler=own)
 
 
 def _require_buildable(
-    home: Home, directory: Path, engine: config.Engine, release: Release, facts: MachineFacts
+    home: Home, directory: Path, engine: config.Engine, release: Release, facts: MachineFacts, *, locked: bool = False
 ) -> tuple[str, ...]:
-    """Refuse what cannot be built here before there is anything of it; how flash-attn would be. Raises LlmhostError."""
+    """Refuse what cannot be built here before there is anything of it; how flash-attn would be. Raises LlmhostError.
+
+    Nothing is said of flash-attn where the torch that it is built for is not that of the table: one that is borrowed,
+    that a lock file names (``locked``), or of a vLLM that is not in it.
+    """
+    torch_known = release.tested and not locked and not engine.system_site_packages
     half_built = _is_half_built(directory, engine, release)
     python = _expected_python(engine, release, facts)
     if not half_built:
@@ -204,17 +211,12 @@ def _require_buildable(
             conda.packages_of(engine, release)
         require_takeable(engine, release)
         ensure_room(directory, release)
-    if not engine.flash_attn:
+        if release.device == "cuda" and python.version and not python.headers:
+            raise no_headers(python.version)
+    if not engine.flash_attn or not torch_known:
         return ()
-    return foresee_flash_attn(
-        home,
-        engine.flash_attn,
-        release,
-        expected_target(release, python.version, facts.machine, headers=python.headers),
-        facts,
-        engine_bytes=0 if half_built else release.disk_bytes,
-        own_compiler=engine.cuda_compiler,
-    )
+    target = expected_target(release, python.version, facts.machine, headers=python.headers)
+    return foresee_flash_attn(home, engine.flash_attn, release, target, facts, own_compiler=engine.cuda_compiler)
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,10 @@ class _ExpectedPython:
 
 def _expected_python(engine: config.Engine, release: Release, facts: MachineFacts) -> _ExpectedPython:
     """As far as it is known now. Raises LlmhostError for one that ``engine.python`` names and that cannot be used."""
+    if engine.kind == "conda" and engine.python is None:
+        return _ExpectedPython(min(release.python[1], (3, 12)))
     if engine.kind == "conda" or (engine.python and "/" not in engine.python):
-        asked = version_tuple(engine.python) if engine.python else min(release.python[1], (3, 12))
-        return _ExpectedPython(asked if len(asked) > 1 else None)
+        return _ExpectedPython(asked_python(engine, facts.interpreters))
     if engine.python is None:
         ours = next((python for python in facts.interpreters if python.path == sys.executable), None)
         fits = ours is not None and release.supports(ours.version)

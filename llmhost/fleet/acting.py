@@ -1,7 +1,7 @@
 """Commands of a node run as the owner of its home: what root writes there, the services of a unit could not read.
 
-`llmhost enable` gives a home of root's to an account that nobody can log in as; whoever administers the nodes still
-logs in as root. Nothing that lies in such a home is run as root for it.
+`llmhost enable` gives a home of root's to an account that nobody can log in as; who administers the nodes may still log
+in as root. What that account could have changed is not run as root.
 """
 
 from __future__ import annotations
@@ -15,28 +15,45 @@ from llmhost.ssh import Link, Target
 
 STARTING = ("up", "start", "restart")
 """They may have to start the unit of a home, which its owner may not ask of systemd."""
-BY_ROOT = ("enable", "disable")
-"""They write units of the system, and may give the home to another account."""
+BY_ROOT = ("enable",)
+"""It writes a unit of the system, and may give the home to another account."""
 
 AS_OWNER = r"""
-home=$1 starts=$2
+home=$1 how=$2
 shift 2
-owner=$(stat -c %U "$home" 2>/dev/null) || owner=root
-[ "$(id -u)" = 0 ] && [ "$owner" != root ] && entry=$(getent passwd "$owner") || exec "$@"
-if [ -n "$starts" ] && [ -d /run/systemd/system ]; then
-  unit=$(grep -lxsF "# home: \"$home\"" /etc/systemd/system/llmhost*.service | head -n 1)
-  [ -z "$unit" ] || systemctl start "${unit##*/}" >/dev/null 2>&1 || true
+[ "$(id -u)" = 0 ] || exec "$@"
+owner=$(stat -L -c %u "$home" 2>/dev/null) || owner=0
+[ "$owner" != 0 ] || exec "$@"
+if ! entry=$(getent passwd "$owner"); then
+  echo "error: $home belongs to user id $owner, and there is no such user" >&2
+  echo "hint: give it to somebody with chown -R" >&2
+  exit 1
 fi
-cd "$home"
+name=${entry%%:*}
+if [ "$how" = root ]; then
+  echo "error: $home belongs to $name already, so nothing that lies in it is run as root" >&2
+  echo "hint: on that machine, with an llmhost that only root can change: sudo llmhost --home $home …" >&2
+  exit 1
+fi
+if [ "$how" = starts ] && [ -d /run/systemd/system ]; then
+  unit=$(grep -lxsF "# home: \"$home\"" /etc/systemd/system/llmhost*.service | head -n 1)
+  unit=${unit##*/}
+  [ -z "$unit" ] || systemctl start "$unit" >&2 || echo "see: journalctl -u $unit" >&2
+fi
+cd "$home" || exit 1
 exec setpriv --reuid "$owner" --regid "$(id -g "$owner")" --init-groups env -u XDG_RUNTIME_DIR \
-  HOME="$(echo "$entry" | cut -d: -f6)" USER="$owner" LOGNAME="$owner" "$@"
+  HOME="$(echo "$entry" | cut -d: -f6)" USER="$name" LOGNAME="$name" "$@"
 """
-"""For `sh -c`: the home, anything when its unit may have to be started, and the command."""
+"""For `sh -c`: the home, how (``starts``: start its unit if it has one; ``root``: only root can), and the command."""
 
 
-def as_owner(root: Path | str, words: Sequence[str], *, starts: bool = False) -> tuple[str, ...]:
-    """What runs ``words`` as the owner of the home ``root`` if root asks, and as whoever asks otherwise."""
-    return ("sh", "-c", AS_OWNER, words[0], str(root), "starts" if starts else "", *words)
+def as_owner(root: Path | str, words: Sequence[str], command: str = "") -> tuple[str, ...]:
+    """What runs ``words`` as the owner of the home ``root`` if root asks, and as whoever asks otherwise.
+
+    ``command`` is that of llmhost.
+    """
+    how = "starts" if command in STARTING else "root" if command in BY_ROOT else ""
+    return ("sh", "-c", AS_OWNER, words[0], str(root), how, *words)
 
 
 class OwnersLink:

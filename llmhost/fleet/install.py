@@ -37,10 +37,7 @@ echo "hostname $(hostname 2>/dev/null || uname -n)"
 if [ -e "$home/.llmhost" ] || [ -e "$home/llmhost.yaml" ]; then echo "is ours"
 elif [ -n "$(ls -A "$home" 2>/dev/null)" ]; then echo "is $(ls -A "$home" | head -n 1)"; fi
 [ -e "$home/llmhost.yaml" ] && echo "config there"
-if [ -x "$home/$2" ]; then
-  echo "installed $(basename "$(dirname "$(dirname "$(readlink -f "$home/$2")")")")"
-  echo "version $("$home/$2" --version 2>/dev/null | sed 's/.* //')"
-fi
+[ -x "$home/$2" ] && echo "installed $(basename "$(dirname "$(dirname "$(readlink -f "$home/$2")")")")"
 for python in python3.14 python3.13 python3.12 python3.11 python3; do
   if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "python $(command -v "$python")"; break
@@ -91,10 +88,10 @@ def look(link: Link, home: str) -> Found:
             f"{link.target.host}: {root} is not a home of llmhost and not empty (it holds {told['is']})",
             "choose an empty or new directory with --home",
         )
-    version = told.get("version", "") if "installed" in told else ""
-    return Found(
-        root, told.get("hostname", ""), told.get("python", ""), told.get("installed", ""), version, "config" in told
-    )
+    installed = told.get("installed", "")
+    name = re.fullmatch(r"llmhost-(.+)-[0-9a-f]+", installed)
+    version = name[1] if name else ""
+    return Found(root, told.get("hostname", ""), told.get("python", ""), installed, version, "config" in told)
 
 
 def install(home: Home, link: Link, found: Found, bundle: Path | None, progress: Progress) -> None:

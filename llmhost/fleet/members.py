@@ -15,7 +15,9 @@ from llmhost.paths import Home
 from llmhost.probe.node_facts import own_name
 from llmhost.run import Talk, capture
 from llmhost.ssh import Link, Target
+from llmhost.supervise.units import owner
 
+ROOTS_SOCKETS = Path("/run/llmhost-ssh")
 PROGRAM = "app/bin/llmhost"
 """The llmhost of a node, below its home: what other nodes call, whoever installed it."""
 
@@ -38,9 +40,7 @@ class Member:
         """The whole command line there for ``llmhost WORDS``."""
         program = (sys.executable, "-P", "-m", "llmhost") if self.here else (str(self.root / PROGRAM),)
         command = (*program, "--home", str(self.root), *words)
-        if words[:1] in {(word,) for word in acting.BY_ROOT} or (self.here and os.geteuid() != 0):
-            return command
-        return acting.as_owner(self.root, command, starts=words[0] in acting.STARTING)
+        return acting.as_owner(self.root, command, words[0])
 
     def connect(self) -> None:
         """Log in; raises SshError."""
@@ -81,7 +81,12 @@ def members(home: Home, config: Config | None = None) -> tuple[Member, ...]:
 def _member(home: Home, name: str, node: Node, own: str) -> Member:
     if name == own:
         return Member(name, node.address, home.root, None)
-    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), home.run_ssh))
+    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), _sockets(home)))
+
+
+def _sockets(home: Home) -> Path:
+    """Root follows no links of an account that the home was given to."""
+    return ROOTS_SOCKETS if os.geteuid() == 0 and owner(home) != "root" else home.run_ssh
 
 
 def target_of(node: Node) -> Target:

@@ -34,7 +34,7 @@ from llmhost.paths import Home
 from llmhost.probe.interface import address_of
 from llmhost.probe.node_facts import node_to_json, own_name
 from llmhost.ssh import Link, Target, resolve
-from llmhost.supervise.lock import home_lock
+from llmhost.supervise.lock import home_lock, require_account
 
 SURVEY_SECONDS = 120.0
 SAME = '[ "$(cat "$1")" = "$(cat)" ]'
@@ -65,8 +65,10 @@ class Added:
 def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress) -> Added:
     """Make a host a node, or bring one up to date: the llmhost of this machine, its facts, the common files.
 
-    Raises NodeError, SshError, and ConfigError where llmhost.yaml would not be valid with it.
+    Raises NodeError, SshError, ConfigError where llmhost.yaml would not be valid with it, and HomeError for one who may
+    not write here.
     """
+    require_account(home)
     claim(home)
     config = configuration.load(home.config_file)
     target = target_of(config.nodes[text]) if text in config.nodes else Target.parse(text, port)
@@ -225,7 +227,8 @@ def _survey(member: Member, text: str, address: str) -> str:
 
 
 def refresh(home: Home, nodes: tuple[Member, ...]) -> dict[str, LlmhostError]:
-    """Read the facts of all nodes anew, for the next plan; which of them do not answer."""
+    """Read the facts of all nodes anew, for the next plan; which of them do not answer. Raises HomeError as `add`."""
+    require_account(home)
     text = configuration.read_text(home.config_file)
     addresses = find_addresses(home, configuration.parse(text, str(home.config_file)))
 
@@ -247,7 +250,7 @@ def _write(
     home: Home, own: str, address: str, nodes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]
 ) -> None:
     """What this machine keeps of it, llmhost.yaml last: as it is now, others may have added nodes meanwhile."""
-    with home_lock(home, "node add", by_root=True):
+    with home_lock(home, "node add"):
         edited = _edited(home, nodes)
         found = dict(facts)
         if not home.node_facts_file(own).exists():
@@ -281,8 +284,10 @@ def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostEr
 
     One that does not answer is taken out all the same; returns why it could not be asked. What signs for all nodes is
     taken over from it. Raises NodeError, and takes nothing out, for a node that there is not and for this one, where
-    others have newer files, and where `llmhost down` fails there; ConfigError while services name it.
+    others have newer files, and where `llmhost down` fails there; ConfigError while services name it; HomeError
+    as `add`.
     """
+    require_account(home)
     every = members(home)
     leaving = _leaving(every, name)
     edited = edit.without_node(configuration.read_text(home.config_file), name)
@@ -291,7 +296,7 @@ def remove(home: Home, name: str, progress: Progress) -> tuple[Synced, LlmhostEr
     require_newest(files.read_state(home), {n: state for n, state in found.items() if n != name})
     _keep_authority(home, leaving, found)
     trouble = _drain(leaving, progress)
-    with home_lock(home, "node remove", by_root=True):
+    with home_lock(home, "node remove"):
         _replace_config(home, edit.without_node(configuration.read_text(home.config_file), name))
         home.node_facts_file(name).unlink(missing_ok=True)
         node_identity.forget(home, name)

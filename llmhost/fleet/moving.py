@@ -198,7 +198,7 @@ def take_back(home: Home, made: Prepared) -> Mapping[str, LlmhostError]:
 
 def _write(home: Home, text: str, present: str, whole: Whole) -> Synced:
     def change() -> None:
-        with home_lock(home, "move", by_root=True):
+        with home_lock(home, "move"):
             if configuration.read_text(home.config_file) != present:
                 raise NodeError(f"{home.config_file} was edited meanwhile", "see what it says, and run this again")
             writer.replace_file(home.config_file, text, home.config_file.stat().st_mode & 0o777)

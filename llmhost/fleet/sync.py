@@ -13,6 +13,7 @@ from llmhost.fleet.everywhere import attempt
 from llmhost.fleet.files import NodeState
 from llmhost.fleet.members import Member
 from llmhost.paths import Home
+from llmhost.supervise.lock import require_account
 
 STATE_SECONDS = 30.0
 SEND_SECONDS = 120.0
@@ -39,8 +40,10 @@ def sync(
     """Bring the common files of this node to all others that answer and do not have them.
 
     Raises NodeError, and changes nothing, where a node was edited or got newer files since, unless ``force`` says that
-    these go. ``first`` may change files here, as soon as it is known that nothing stands against it.
+    these go. ``first`` may change files here, as soon as it is known that nothing stands against it. Raises HomeError
+    for one who must not write here.
     """
+    require_account(home)
     every = tuple(nodes)
     found, failed = states(every)
     for name, state in list(found.items()):
@@ -78,7 +81,8 @@ def _bring(
 
 
 def fetch(home: Home, node: Member) -> None:
-    """Take the common files of another node instead; raises SshError, NodeError."""
+    """Take the common files of another node instead; raises SshError, NodeError, HomeError."""
+    require_account(home)
     if node.link is None:
         raise NodeError(f"{node.name} is this node", "name another one")
     node.connect()

@@ -80,6 +80,6 @@ def _other_engines(what: str, engines: Mapping[str, str]) -> PlanError:
     lagging = [node for node, engine in engines.items() if engine not in ("", newest)]
     return PlanError(
         f"{what} with the same version of vLLM: {versions}",
-        f"write engine: {{vllm: {newest}}} in llmhost.yaml and run `llmhost node sync`;"
+        f"write engine.vllm: {newest} in llmhost.yaml (or one that all can run) and run `llmhost node sync`;"
         f" `llmhost setup` on {' and '.join(lagging)}; then `llmhost node sync --facts`",
     )

@@ -27,16 +27,14 @@ on_wait: ContextVar[Callable[[str], None]] = ContextVar("on_wait", default=lambd
 
 
 @contextmanager
-def home_lock(home: Home, command: str, wait: float | None = None, *, by_root: bool = False) -> Iterator[None]:
+def home_lock(home: Home, command: str, wait: float | None = None) -> Iterator[None]:
     """Hold the home while a command changes it; the kernel lets go when the process dies.
 
     Commands take turns in the order in which they come here, so that what was asked for last is what is there in the
     end. Raises BusyError, naming who holds the home, for one that waited for too long (`wait` or `WAIT_ENV`, in
-    seconds), and HomeError when the lock file cannot be made or the home is run for another user: root may, with
-    ``by_root``, where everything is written by `llmhost.writer`, which gives it to the owner.
+    seconds), and HomeError when the lock file cannot be made or the home is run for another user.
     """
-    if not (by_root and os.geteuid() == 0):
-        _require_account(home)
+    require_account(home)
     fd = _open(home)
     try:
         with _turn(home, fd, _wait_seconds() if wait is None else wait):
@@ -86,8 +84,11 @@ def _wait_seconds() -> float:
         return WAIT_SECONDS
 
 
-def _require_account(home: Home) -> None:
-    """Files of another user's, root's too, could not be read by the services of a unit."""
+def require_account(home: Home) -> None:
+    """Raise HomeError for one who is not whom a unit runs the home as: its services could not read what we write.
+
+    For root, too, who would besides follow whatever links that account has made there.
+    """
     unit = find_unit(home)
     if unit is None:
         return
@@ -103,10 +104,7 @@ def _open(home: Home) -> int:
     try:
         os.makedirs(home.run, mode=0o700, exist_ok=True)
         os.makedirs(home.run / "turns", mode=0o700, exist_ok=True)
-        fd = os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
-        if os.geteuid() == 0:
-            os.fchown(fd, (found := os.stat(home.root)).st_uid, found.st_gid)
-        return fd
+        return os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
         with contextlib.suppress(OSError):
             if e.errno in turns.UNWRITABLE:

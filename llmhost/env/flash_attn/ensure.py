@@ -19,7 +19,6 @@ from llmhost.env.flash_attn.plan import (
     bundled_note,
     plan_build,
     plan_wheel,
-    require_room_for_both,
     wanted_version,
     with_own_toolkit,
 )
@@ -111,34 +110,29 @@ def foresee_flash_attn(
     target: Target,
     machine: MachineFacts,
     *,
-    engine_bytes: int,
     own_compiler: bool = False,
 ) -> tuple[str, ...]:
     """How flash-attn would get into an engine that is not there yet, one fact a line; changes nothing.
 
-    ``target`` is what is expected of the engine, ``engine_bytes`` what it still takes of the disk; ``own_compiler``:
-    it brings nvcc. Raises EngineError where `ensure_flash_attn` would, as far as it shows before there is an engine.
+    ``target`` is what is expected of the engine; ``own_compiler``: it brings nvcc. Raises EngineError where
+    `ensure_flash_attn` would, as far as it shows before there is an engine.
     """
     require_possible(wanted, release.device, machine)
     spec = plan_wheel(wanted, target, machine.gpus)
-    if kept := _kept_for(home.wheels, spec, release):
+    if kept := _kept_for(home.wheels, spec):
         return (f"flash-attn {spec.version} is installed from the wheel in {kept.folder}",)
     there = machine_of(home, machine)
     if own_compiler and release.cuda:
         there = with_own_toolkit(there, release.cuda, "that of the engine")
     lines = plan_build(spec, there).lines()
-    require_room_for_both(there, engine_bytes)
     # What CUDA_HOME will be is not known while the engine that brings the toolkit has no place.
     return tuple(line for line in lines if not (own_compiler and line.startswith("environment: ")))
 
 
-def _kept_for(store: Path, spec: WheelSpec, release: Release) -> KeptWheel | None:
-    """A kept wheel that fits in everything that is known: the interpreter may not be, and torch of an untested vLLM."""
+def _kept_for(store: Path, spec: WheelSpec) -> KeptWheel | None:
+    """A kept wheel that fits in everything that is known: the interpreter may not be."""
     for wheel in kept_wheels(store):
-        target = replace(spec.target, python_tag=spec.target.python_tag or wheel.python_tag)
-        if not release.tested:
-            target = replace(target, torch=wheel.torch, cuda=wheel.cuda, cxx11_abi=wheel.cxx11_abi)
-        wanted = replace(spec, target=target)
+        wanted = replace(spec, target=replace(spec.target, python_tag=spec.target.python_tag or wheel.python_tag))
         if wheel.fits(wanted):
             return find_wheel(store, wanted, unverified=True)
     return None
@@ -227,10 +221,11 @@ def _install(
         _pip_install(["--target", str(trial)], python, wheel, uv)
         checked = verify(python, trial, machine.gpus, uv, devices)
     except BadWheelError as e:
-        raise _discard(wheel, e, uv) from e
+        raise _discard(wheel, e) from e
     except EngineError as e:
         if wheel.verified is None:
-            raise EngineError(e.message, f"{e.hint}; the wheel is kept, and the next setup checks it") from e
+            kept = f"the wheel is kept, and the next setup checks it (remove {wheel.folder} to have it compiled anew)"
+            raise EngineError(e.message, f"{e.hint}; {kept}") from e
         raise
     finally:
         shutil.rmtree(trial, ignore_errors=True)
@@ -252,15 +247,15 @@ def _verify_installed(python: Path, machine: MachineFacts, uv: Uv, devices: Sequ
         raise EngineError(e.message, f"it was in the engine already: {remove}, then run setup again; {e.hint}") from e
 
 
-def _discard(wheel: KeptWheel, found: BadWheelError, uv: Uv) -> EngineError:
+def _discard(wheel: KeptWheel, found: BadWheelError) -> EngineError:
     """Take a wheel that failed its check out of the store; what was found, with what to do then."""
     try:
         remove_wheel(wheel)
         done = f"it is not installed, and its wheel was removed from {wheel.folder}"
     except OSError as e:
         done = f"it is not installed; remove {wheel.folder}, which llmhost cannot ({e.strerror})"
-    again = "the next setup compiles it anew; if that fails, too, another version may do (engine.flash_attn: VERSION)"
-    return EngineError(found.message, f"{done}: {again}; the log is {uv.log.path}")
+    again = "the next setup compiles it anew (a bundle brings its own again: install it once more)"
+    return EngineError(found.message, f"{done}: {again}; {found.hint}")
 
 
 def _pip_install(options: list[str], python: Path, wheel: KeptWheel, uv: Uv) -> None:

@@ -138,17 +138,6 @@ def with_own_toolkit(machine: Machine, cuda: tuple[int, int], root: str) -> Mach
     return replace(machine, toolkits=(own, *machine.toolkits))
 
 
-def require_room_for_both(machine: Machine, engine_bytes: int) -> None:
-    """Raise EngineError when there is no room to build flash-attn once an engine of that size is there."""
-    needed = engine_bytes + DISK_BYTES
-    if machine.disk < needed:
-        raise EngineError(
-            f"not enough disk space for the engine and to build flash-attn: they take {needed / 1e9:.0f} GB,"
-            f" the home has {machine.disk / 1e9:.1f} GB free",
-            "free some, or put the home on another disk with --home or LLMHOST_HOME",
-        )
-
-
 def plan_wheel(wanted: bool | str, target: Target, gpus: tuple[Gpu, ...]) -> WheelSpec:
     """Which wheel is wanted (a version, or True for the tested one). Raises EngineError when there can be none."""
     version = wanted_version(wanted)

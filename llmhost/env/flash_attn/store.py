@@ -44,8 +44,8 @@ class KeptWheel:
     """That compiling it took."""
     folder: Path
     verified: Mapping[str, float] | None
-    """Relative errors that its check on a GPU measured, by case. None: it was compiled, and awaits its check. Empty: an
-    older llmhost kept it, which did not write down what it measured."""
+    """Relative errors that its check on a GPU measured, by case. None: it awaits its check, as one does that an
+    older llmhost kept: that came before the check. Empty: it was checked, and nobody wrote down how."""
 
     @property
     def path(self) -> Path:
@@ -148,7 +148,7 @@ def _read(record: Path) -> KeptWheel | None:
         data |= {
             "cuda": tuple(data["cuda"]),
             "archs": tuple(data["archs"]),
-            "verified": _errors(data.get("verified", {})),
+            "verified": _errors(data.get("verified")),
         }
         return KeptWheel(**data, folder=record.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

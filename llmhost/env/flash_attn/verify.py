@@ -24,6 +24,11 @@ SECONDS = 600
 GPU_UNUSABLE = 3
 """How SCRIPT ends where torch alone cannot compute on the GPU."""
 OUT_OF_MEMORY = r"OutOfMemoryError|out of memory|_ALLOC_FAILED"
+DOES_NOT_LOAD = (
+    r"undefined symbol|cannot open shared object|No module named 'flash_attn|no kernel image is available|"
+    r"ImportError(?!.*No module named)"
+)
+"""What only another wheel mends; anything else (a fault of the GPU, a crash) may be different the next time."""
 ENDED_FROM_OUTSIDE = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 
 
@@ -112,6 +117,5 @@ def _failure(lines: Sequence[str], status: int, uv: Uv) -> EngineError:
     remedy = f"{cause.remedy}; " if cause else ""
     ended = f" (signal {-status})" if status < 0 else ""
     message = f"flash-attn does not run in the engine{ended}: {told}"
-    if re.search(r"No module named '(?!flash_attn)", told):
-        return EngineError(message, f"{remedy}the log is {uv.log.path}")
-    return BadWheelError(message, f"{remedy}the log is {uv.log.path}")
+    blamed = BadWheelError if re.search(DOES_NOT_LOAD, "\n".join(lines)) else EngineError
+    return blamed(message, f"{remedy}the log is {uv.log.path}")

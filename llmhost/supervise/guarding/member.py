@@ -131,7 +131,8 @@ class Member(Alone):
             if self._heads.get("is") == "backoff":
                 begin = time.monotonic()
             if not refused or time.monotonic() - begin > SHOW_SECONDS:
-                why = f"{place.address} does not reach {place.at(place.way)} ({error}); a firewall?"
+                asked = " does Ray run there?" if refused and not place.master_port else ""
+                why = f"{place.address} does not reach {place.at(place.way)} ({error});{asked} a firewall?"
                 self._send({"reaches": why})
             again = time.monotonic() + (INTERVAL if refused else REACH_SECONDS)
             if lost := self._await(waiting, lambda until=again: time.monotonic() > until):  # type: ignore[misc]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from llmhost.fleet.acting import as_owner
 from tests.integration.nodes.homes import Homes
 from tests.netns import Host
 
@@ -50,33 +52,71 @@ def give(homes: Homes, host: Host) -> None:
 
 
 def of_root(homes: Homes, host: Host) -> list[str]:
-    """What lies in a home and belongs to root, but for the sockets of root's own ssh."""
-    home = homes.home(host)
-    every = (Path(folder) / name for folder, folders, files in os.walk(home.root) for name in (*folders, *files))
-    ours = (p for p in every if not p.is_relative_to(home.run_ssh))
-    return [str(p) for p in ours if p.lstat().st_uid != UID]
+    """What lies in a home and belongs to root."""
+    home = homes.home(host).root
+    every = (Path(folder) / name for folder, folders, files in os.walk(home) for name in (*folders, *files))
+    return [str(p) for p in every if p.lstat().st_uid != UID]
 
 
-def test_root_administers_homes_of_an_account(homes: Homes) -> None:
+def test_root_administers_a_home_of_an_account_from_another_node(homes: Homes) -> None:
     a, b = homes.add("a"), homes.add("b")
     homes.configure(a, 2)
     homes.run(a, "node", "add", "root@b")
-    for host in (a, b):
-        give(homes, host)
+    give(homes, b)
     config = homes.home(a).config_file
     config.write_text(config.read_text(encoding="utf-8").replace("# what we serve", "# what we serve now"), "utf-8")
     homes.run(a, "node", "sync")
     homes.run(a, "up", "--all-nodes")
     assert homes.chat_ready(a, "a", "b")
-    for host in (a, b):
-        assert of_root(homes, host) == []
-        pid = homes.home(host).supervisord_pid_file.read_text().strip()
-        assert host.run("stat", "-c", "%U", f"/proc/{pid}").stdout.strip() == ACCOUNT
+    pid = homes.home(b).supervisord_pid_file.read_text().strip()
+    assert b.run("stat", "-c", "%U", f"/proc/{pid}").stdout.strip() == ACCOUNT
     homes.run(a, "stop", "chat", "--all-nodes")
     homes.run(a, "node", "add", "b")
     homes.run(a, "node", "doctor")
     homes.run(a, "down", "--all-nodes")
     assert of_root(homes, b) == []
-    error, hint = homes.refused(b, "up")
-    assert "llmhost.service runs" in error
-    assert f"sudo -u {ACCOUNT}" in hint
+    again = a.run(*a.llmhost("enable", "--all-nodes"), ok=1)
+    assert f"b | error: {homes.home(b).root} belongs to {ACCOUNT} already" in again.stderr
+
+
+def test_root_writes_nothing_into_a_home_of_an_account_and_follows_no_link_in_it(homes: Homes) -> None:
+    a, _ = homes.add("a"), homes.add("b")
+    homes.configure(a, 2)
+    homes.run(a, "node", "add", "root@b")
+    give(homes, a)
+    trap = a.root / "trap"
+    trap.write_text("what only root may change")
+    sockets = homes.home(a).run_ssh
+    for lock in sockets.glob("*.lock"):
+        lock.unlink()
+        lock.symlink_to(trap)
+        os.lchown(lock, UID, UID)
+    for words in (
+        ("up", "--all-nodes"), ("node", "sync"), ("node", "sync", "--facts"), ("node", "sync", "--from", "b"),
+        ("node", "add", "b"), ("node", "remove", "b"), ("setup",), ("pull",),
+    ):  # fmt: skip
+        error, hint = homes.refused(a, *words)
+        assert "llmhost.service runs" in error, words
+        assert f"sudo -u {ACCOUNT}" in hint, words
+    homes.run(a, "status", "--all-nodes", ok=3)
+    assert of_root(homes, a) == []
+    assert trap.read_text() == "what only root may change"
+    shutil.copytree(a.root / ".ssh", homes.home(a).root / ".ssh")  # its own key, which the other nodes accept
+    a.run("chown", "-R", f"{UID}:{UID}", str(homes.home(a).root))
+    up = a.llmhost("--home", str(homes.home(a).root), "up", "--all-nodes")
+    for lock in sockets.glob("*.lock"):
+        lock.unlink()
+    a.run(*as_owner(homes.home(a).root, up, "up"))
+    assert set(homes.status(a)) == {"a", "b"}
+    assert of_root(homes, a) == []
+
+
+def test_nobody_acts_as_root_for_a_user_who_does_not_exist(homes: Homes) -> None:
+    a = homes.add("a")
+    home = homes.home(a).root
+    a.run("chown", "-R", "4712:4712", str(home))
+    link = a.root / "link"
+    link.symlink_to(home)
+    for path in (home, link):
+        done = a.run(*as_owner(path, ("id", "-u")), ok=1)
+        assert (done.stdout, "belongs to user id 4712" in done.stderr) == ("", True)

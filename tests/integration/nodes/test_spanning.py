@@ -124,7 +124,7 @@ def test_an_engine_that_was_changed_on_one_node_is_named_and_the_hint_leads_out(
     homes.run(a, "node", "sync", "--facts")
     error, hint = homes.refused(a, "plan")
     assert "a has 0.32.0, b has 0.31.0" in error
-    steps = ("engine: {vllm: 0.32.0}", "`llmhost node sync`", "`llmhost setup` on b", "`llmhost node sync --facts`")
+    steps = ("engine.vllm: 0.32.0", "`llmhost node sync`", "`llmhost setup` on b", "`llmhost node sync --facts`")
     places = [hint.index(step) for step in steps]
     assert places == sorted(places)
     with homes.home(a).config_file.open("a", encoding="utf-8") as file:

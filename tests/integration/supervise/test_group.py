@@ -194,7 +194,9 @@ def test_parts_that_ray_starts_try_to_reach_its_head(parts: Callable[[str], Part
     with_ray = [{**guard.spec["group"], "master_port": 0, "cluster_port": port} for guard in group.guards]
     for rank in (0, 1):
         group.start(rank, group=with_ray[rank])
-    group.says(0, f"waiting for node b: 127.0.0.2 does not reach 127.0.0.1:{port} (connection refused); a firewall?")
+    group.says(
+        0, f"waiting for node b: 127.0.0.2 does not reach 127.0.0.1:{port} (connection refused); does Ray run there?"
+    )
     with socket.create_server((NODES["a"], port)):
         group.all_ready(1)
 

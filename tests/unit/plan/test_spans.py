@@ -171,8 +171,8 @@ def test_all_parts_have_the_same_engine() -> None:
     with pytest.raises(PlanError, match=r"same version of vLLM: a has 0\.9\.2, b has 0\.32\.0") as e:
         whole_of("{chat: {model: m, gpus: 16, nodes: [a, b]}}", nodes, large())
     assert e.value.hint == (
-        "write engine: {vllm: 0.32.0} in llmhost.yaml and run `llmhost node sync`; `llmhost setup` on a;"
-        " then `llmhost node sync --facts`"
+        "write engine.vllm: 0.32.0 in llmhost.yaml (or one that all can run) and run `llmhost node sync`;"
+        " `llmhost setup` on a; then `llmhost node sync --facts`"
     )
     nodes["c"] = replace(nodes["c"], engine="")  # gets what llmhost.yaml says
     with pytest.raises(PlanError, match=r"c has none") as e:
