@@ -34,6 +34,7 @@ from llmhost.plan.types import EndpointPlan, ProgramPlan
 from llmhost.probe.endpoint import read_key
 from llmhost.probe.gateway import read_gateway
 from llmhost.render import EVENTS, NEXT_PLAN, PLAN, guard_spec_path, plan_file, render
+from llmhost.supervise.lock import require_account
 from llmhost.supervise.planfile import read_next_plan, read_plan
 from llmhost.writer import FileChange
 
@@ -267,6 +268,7 @@ def _route_versions(home: Home, known: Collection[str]) -> dict[str, str]:
 
 @contextmanager
 def _keys_lock(home: Home) -> Iterator[None]:
+    require_account(home)
     home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(home.keys_lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -26,7 +26,6 @@ from llmhost.machine import read_running
 from llmhost.paths import Home
 from llmhost.probe.machine import read_essentials, read_machine
 from llmhost.supervise import lifecycle
-from llmhost.supervise.lock import require_account
 from llmhost.supervise.planfile import read_plan
 
 
@@ -65,7 +64,6 @@ def setup(home: Home, progress: Progress, *, locked: bool = False, flash_attn: b
     counts instead of what llmhost.yaml says. Environments of foreign engines are built, too; without a service for
     vLLM only those. Raises EngineError, and HomeError for one who must not write here.
     """
-    require_account(home)
     claim(home)
     config = load_or_default(home)
     built = without_vllm(config) or _setup_vllm(home, config, progress, locked, flash_attn)

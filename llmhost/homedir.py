@@ -6,15 +6,17 @@ import os
 
 from llmhost.errors import HomeError
 from llmhost.paths import HOME_ENV, Home
+from llmhost.supervise.lock import require_account
 from llmhost.supervisor_format import quote_value
 
 
 def claim(home: Home) -> None:
     """Make sure that the home exists, belongs to llmhost and is private where it must be.
 
-    Raises HomeError when it is not writable, and what `require_claimable` raises.
+    Raises HomeError when it is not writable or run for another user, and what `require_claimable` raises.
     """
     require_claimable(home)
+    require_account(home)
     root = home.root
     try:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ from llmhost.hub.remote import Hub, Reference
 from llmhost.hub.store import StoredModel, Verified, list_models, remove, verify
 from llmhost.paths import Home
 from llmhost.probe.model import models_directory, read_model, resolve_model
-from llmhost.supervise.lock import require_account
 from llmhost.supervise.planfile import read_plan
 
 
@@ -41,7 +40,6 @@ def pull_models(
     Raises ConfigError for a name that is neither, HubError, ModelError, BusyError, and HomeError for one who must not
     write here.
     """
-    require_account(home)
     claim(home)
     config = configuration.load(home.config_file) if home.config_file.exists() else Config()
     pulled: list[tuple[str, Pulled | None]] = []

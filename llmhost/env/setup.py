@@ -25,7 +25,7 @@ from llmhost.env.build import (
 from llmhost.env.builds import clean_up, disk_errors, new_build, remove_unused, setup_lock
 from llmhost.env.current import engine_name
 from llmhost.env.existing import adopt, require_usable
-from llmhost.env.flash_attn.ensure import foresee_flash_attn
+from llmhost.env.flash_attn.ensure import foresee_flash_attn, require_possible
 from llmhost.env.flash_attn.plan import expected_target
 from llmhost.env.journal import Journal
 from llmhost.env.lock import Lock, publish_lock
@@ -187,7 +187,7 @@ def _foresee_in(
     """How flash-attn would get into an engine that is there, without the seconds that asking its torch takes."""
     known = (r for r in releases or read_releases() if (r.vllm, r.device) == (former.vllm_version, former.device))
     release = next(known, None)
-    if release is None:
+    if release is None or engine.system_site_packages:
         return ()
     target = expected_target(release, version_tuple(former.python_version), facts.machine)
     own = former.spec.cuda_compiler
@@ -213,7 +213,10 @@ def _require_buildable(
         ensure_room(directory, release)
         if release.device == "cuda" and python.version and not python.headers:
             raise no_headers(python.version)
-    if not engine.flash_attn or not torch_known:
+    if not engine.flash_attn:
+        return ()
+    require_possible(engine.flash_attn, release.device, facts)
+    if not torch_known:
         return ()
     target = expected_target(release, python.version, facts.machine, headers=python.headers)
     return foresee_flash_attn(home, engine.flash_attn, release, target, facts, own_compiler=engine.cuda_compiler)

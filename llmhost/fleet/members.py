@@ -40,6 +40,8 @@ class Member:
         """The whole command line there for ``llmhost WORDS``."""
         program = (sys.executable, "-P", "-m", "llmhost") if self.here else (str(self.root / PROGRAM),)
         command = (*program, "--home", str(self.root), *words)
+        if self.here and words[0] in acting.BY_ROOT:
+            return command
         return acting.as_owner(self.root, command, words[0])
 
     def connect(self) -> None:
@@ -81,11 +83,11 @@ def members(home: Home, config: Config | None = None) -> tuple[Member, ...]:
 def _member(home: Home, name: str, node: Node, own: str) -> Member:
     if name == own:
         return Member(name, node.address, home.root, None)
-    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), _sockets(home)))
+    return Member(name, node.address, Path(node.home or home.root), Link(target_of(node), sockets(home)))
 
 
-def _sockets(home: Home) -> Path:
-    """Root follows no links of an account that the home was given to."""
+def sockets(home: Home) -> Path:
+    """Where connections are kept. Root follows no links of an account that the home was given to."""
     return ROOTS_SOCKETS if os.geteuid() == 0 and owner(home) != "root" else home.run_ssh
 
 

@@ -23,10 +23,11 @@ from llmhost.config import Config
 from llmhost.env.progress import Progress
 from llmhost.errors import HomeError, LlmhostError, NodeError
 from llmhost.fleet import edit, files
+from llmhost.fleet.acting import OwnersLink
 from llmhost.fleet.addresses import find_addresses, require_addresses
 from llmhost.fleet.everywhere import Everywhere, in_parallel
 from llmhost.fleet.install import Found, install, look, plain_name
-from llmhost.fleet.members import PROGRAM, Member, members, target_of
+from llmhost.fleet.members import PROGRAM, Member, members, sockets, target_of
 from llmhost.fleet.sync import Synced, require_newest, states, sync
 from llmhost.homedir import claim
 from llmhost.machine import node_facts
@@ -68,11 +69,10 @@ def add(home: Home, text: str, port: int | None, wish: Wish, progress: Progress)
     Raises NodeError, SshError, ConfigError where llmhost.yaml would not be valid with it, and HomeError for one who may
     not write here.
     """
-    require_account(home)
     claim(home)
     config = configuration.load(home.config_file)
     target = target_of(config.nodes[text]) if text in config.nodes else Target.parse(text, port)
-    link = Link(target, home.run_ssh)
+    link = Link(target, sockets(home))
     link.connect()
     found = look(link, wish.home or _home_there(home, config, text))
     _require_other_directory(home, link, found.root)
@@ -119,7 +119,8 @@ def _require_other_directory(home: Home, link: Link, root: str) -> None:
 def _require_same_config(home: Home, link: Link, found: Found, text: str) -> None:
     """Raise NodeError where somebody has written another llmhost.yaml: nothing has been changed there yet."""
     file = f"{found.root}/{files.CONFIG}"
-    if link.run(["sh", "-c", SAME, "same", file], given=home.config_file, check=False).returncode:
+    owners = OwnersLink(link, found.root)
+    if owners.run(["sh", "-c", SAME, "same", file], given=home.config_file, check=False).returncode:
         raise NodeError(f"there is another llmhost.yaml at {link.target.host}: {file}", _force(text))
 
 
@@ -322,7 +323,7 @@ def _keep_authority(home: Home, leaving: Member, found: Mapping[str, files.NodeS
     if having != {leaving.name} or node_identity.ca_key_file(home).exists() or leaving.link is None:
         return
     theirs = node_identity.ca_key_file(Home(leaving.root))
-    node_identity.adopt_authority(home, leaving.link.run(["cat", str(theirs)]).stdout)
+    node_identity.adopt_authority(home, OwnersLink(leaving.link, leaving.root).run(["cat", str(theirs)]).stdout)
 
 
 def _drain(member: Member, progress: Progress) -> LlmhostError | None:

@@ -93,7 +93,8 @@ def test_root_writes_nothing_into_a_home_of_an_account_and_follows_no_link_in_it
         os.lchown(lock, UID, UID)
     for words in (
         ("up", "--all-nodes"), ("node", "sync"), ("node", "sync", "--facts"), ("node", "sync", "--from", "b"),
-        ("node", "add", "b"), ("node", "remove", "b"), ("setup",), ("pull",),
+        ("node", "add", "b"), ("node", "remove", "b"), ("setup",), ("pull",), ("up",), ("keys", "add", "x"),
+        ("engine", "use", "default"),
     ):  # fmt: skip
         error, hint = homes.refused(a, *words)
         assert "llmhost.service runs" in error, words
@@ -117,6 +118,9 @@ def test_nobody_acts_as_root_for_a_user_who_does_not_exist(homes: Homes) -> None
     a.run("chown", "-R", "4712:4712", str(home))
     link = a.root / "link"
     link.symlink_to(home)
-    for path in (home, link):
+    theirs = a.root / "theirs"
+    theirs.symlink_to("/tmp")
+    a.run("chown", "-h", "4712:4712", str(theirs))
+    for path in (home, link, theirs):
         done = a.run(*as_owner(path, ("id", "-u")), ok=1)
         assert (done.stdout, "belongs to user id 4712" in done.stderr) == ("", True)
