@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import shutil
 import sys
 import zipfile
@@ -44,6 +45,21 @@ def _claim(home: Path) -> None:
         )
     home.mkdir(parents=True, exist_ok=True)
     mark.touch()
+
+
+def _require_owner(home: Path, prefix: Path, here: Path) -> None:
+    """Root installs nothing into a home of somebody else, who could not read it, and may have made links there."""
+    if os.geteuid() != 0 or not home.exists() or (uid := home.stat().st_uid) == 0:
+        return
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    raise carried.BundleProblem(
+        f"{home} belongs to {name}, and you are root",
+        f"install llmhost alone: sh {here}/install.sh --only-llmhost --home NEW; then the rest as {name}:"
+        f" sudo -u {name} {prefix}/bin/llmhost --home {home} bundle install {here}",
+    )
 
 
 def _install_llmhost(contents: Path, manifest: dict[str, Any], prefix: Path) -> Path:
@@ -146,6 +162,7 @@ def main(argv: list[str]) -> int:
     manifest = carried.read_manifest(here)
     if options.verify:
         return _verify(here, manifest)
+    _require_owner(home, prefix, here)
     carried.require_machine(manifest)
     carried.require_python(manifest)
     contents = _bring_contents(here, manifest, home)

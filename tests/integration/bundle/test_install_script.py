@@ -176,3 +176,16 @@ def test_the_bootstrap_by_itself_names_an_altered_carried_py(bundle: Path) -> No
     assert done.returncode == 1
     assert done.stderr.startswith("error: carried.py is damaged (SyntaxError: ")
     assert done.stderr.splitlines()[-1] == "hint: copy it again: carried.py"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a home away")
+def test_root_installs_nothing_into_a_home_of_somebody_else(bundle: Path) -> None:
+    theirs = bundle.parent / "their home"
+    theirs.mkdir()
+    (theirs / ".llmhost").touch()
+    os.chown(theirs, 4711, 4711)
+    done = run(bundle)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {theirs} belongs to 4711, and you are root\nhint: install llmhost alone: ")
+    assert [path.name for path in theirs.iterdir()] == [".llmhost"]
+    assert not (bundle.parent / "their prefix").exists()
