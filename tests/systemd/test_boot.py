@@ -171,11 +171,12 @@ def test_up_and_down_by_hand_go_through_systemd(box: Served) -> None:
 
 def test_root_of_another_node_starts_the_unit_and_acts_as_its_account(box: Served) -> None:
     box.llmhost("down")
+    ours = box.run("find", HOME, "-user", "root").stdout  # of other tests
     words = (PYTHON, "-P", "-m", "llmhost", "--home", HOME, "up")
     box.run(*as_owner(HOME, words, "up"))
     assert box.show("ActiveState") == "active"
     box.await_states()
-    assert box.run("find", HOME, "-user", "root").stdout == ""
+    assert box.run("find", HOME, "-user", "root").stdout == ours
 
 
 def test_a_full_disk_stops_nothing_and_is_said(box: Served) -> None:
