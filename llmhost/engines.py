@@ -103,18 +103,18 @@ def explain_setup(home: Home, flash_attn: bool | str | None) -> tuple[tuple[str,
 
     ``flash_attn`` counts instead of what llmhost.yaml says. Raises LlmhostError where setup would refuse.
     """
-    config = load_or_default(home)
+    config, machine = load_or_default(home), read_machine(home)
     engine = _with_flash_attn(config.engine, flash_attn)
     not_asked = ("flash-attn is not asked for (engine.flash_attn, --flash-attn)",)
     there = find_engine(home, engine.model_copy(update={"flash_attn": False}))
     if there is not None:
         python, asked = Path(there.python), engine.flash_attn
-        lines = explain_flash_attn(home, python, asked, read_machine(home)) if asked else not_asked
-        return lines, remarks_on(home, there)
+        lines = explain_flash_attn(home, python, asked, machine) if asked else not_asked
+        return lines, _remarks(remark_on(there, config.engine, machine))
     if without_vllm(config) is not None:
         return ("no service here needs vLLM, so no engine is built",), ()
-    prospect = foresee_engine(home, engine, read_machine(home))
-    remarks = (prospect.remark,) if prospect.remark else ()
+    prospect = foresee_engine(home, engine, machine)
+    remarks = _remarks(prospect.remark)
     if not engine.flash_attn:
         return not_asked, remarks
     return (f"the engine is not built yet: {prospect.what} comes first", *prospect.flash_attn), remarks
@@ -122,7 +122,10 @@ def explain_setup(home: Home, flash_attn: bool | str | None) -> tuple[tuple[str,
 
 def remarks_on(home: Home, built: EngineFacts) -> tuple[str, ...]:
     """What there is to say about an engine that works."""
-    remark = remark_on(built, load_or_default(home).engine, read_machine(home))
+    return _remarks(remark_on(built, load_or_default(home).engine, read_machine(home)))
+
+
+def _remarks(remark: str) -> tuple[str, ...]:
     return (remark,) if remark else ()
 
 

@@ -215,8 +215,8 @@ def _require_buildable(
             raise no_headers(python.version)
     if not engine.flash_attn:
         return ()
-    require_possible(engine.flash_attn, release.device, facts)
     if not torch_known:
+        require_possible(engine.flash_attn, release.device, facts)
         return ()
     target = expected_target(release, python.version, facts.machine, headers=python.headers)
     return foresee_flash_attn(home, engine.flash_attn, release, target, facts, own_compiler=engine.cuda_compiler)
